@@ -1,0 +1,1 @@
+//! Builds Rust kernels to PTX.

@@ -1,0 +1,21 @@
+//! The contract between device kernels, host and CPU reference.
+//!
+//! Everything two of those parties must agree on is written here once: what each kernel parameter
+//! means ([`params`]), which elements share a scale ([`quant`]), how tiles and buffers are laid out
+//! ([`layout`], [`tiling`], [`launch`]), how long sums are associated ([`reduce`]), which sizes are legal
+//! ([`limits`]) and what the exported symbols are called ([`symbol`]). The crate depends on nothing.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod dims;
+pub mod launch;
+pub mod layout;
+pub mod limits;
+pub mod params;
+pub mod quant;
+pub mod reduce;
+pub mod symbol;
+pub mod tiling;
+
+pub use dims::Dims;
+pub use quant::{PvFormat, Precision, ScaleGranularity};

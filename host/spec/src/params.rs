@@ -1,0 +1,275 @@
+//! Kernel parameters, passed by value. Pointers are device addresses; `0` means "absent" where a
+//! field says nullable. All strides are `i64` and count elements. Shapes use B = batch, H = heads,
+//! M = seqlen_q, N = seqlen_kv, D = head_dim, Mp/Np/Dp = padded (see [`crate::Dims`]).
+
+/// A strided 4-D tensor `[B, H, tokens, D]` whose last stride is 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TensorArg {
+    /// Address of element `[0, 0, 0, 0]`.
+    pub ptr: u64,
+    /// Elements from one batch entry to the next.
+    pub stride_batch: i64,
+    /// Elements from one head to the next.
+    pub stride_head: i64,
+    /// Elements from one token to the next.
+    pub stride_token: i64,
+}
+
+/// `k_mean_partial_*`, `v_stats_partial_*`: one CTA per (batch, kv head, chunk of 256 tokens).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ReducePartialParams {
+    /// K or V, `[B, Hkv, N, D]`.
+    pub x: TensorArg,
+    /// Out: f32 `[B, Hkv, num_chunks, Dp]` sums of the chunk's tokens.
+    pub sum: u64,
+    /// Out, nullable (K passes 0): f32 `[B, Hkv, num_chunks, Dp]` channel maxima.
+    pub max: u64,
+    /// Out, nullable (K passes 0): f32 `[B, Hkv, num_chunks, Dp]` channel minima.
+    pub min: u64,
+    /// Hkv.
+    pub num_heads: u32,
+    /// N.
+    pub seqlen: u32,
+    /// D.
+    pub head_dim: u32,
+    /// ceil(N / 256).
+    pub num_chunks: u32,
+    /// 1 if the base address and all strides of `x` are multiples of 16 bytes and D of 8 elements.
+    pub vectorized: u32,
+}
+
+/// `k_mean_final_*`: one CTA per (batch, kv head).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KMeanFinalParams {
+    /// f32 `[B, Hkv, num_chunks, Dp]`.
+    pub sum: u64,
+    /// Out: f32 `[B, Hkv, Dp]`, zero beyond D.
+    pub mean: u64,
+    /// ceil(N / 256).
+    pub num_chunks: u32,
+    /// N, at least 1.
+    pub seqlen: u32,
+}
+
+/// `v_stats_final_*`: one CTA per (batch, kv head).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct VStatsFinalParams {
+    /// f32 `[B, Hkv, num_chunks, Dp]`.
+    pub sum: u64,
+    /// f32 `[B, Hkv, num_chunks, Dp]`.
+    pub max: u64,
+    /// f32 `[B, Hkv, num_chunks, Dp]`.
+    pub min: u64,
+    /// Out, nullable (V is not smoothed): f32 `[B, Hkv, Dp]`.
+    pub mean: u64,
+    /// Out: f32 `[B, Hkv, Dp]`, dequantization factors.
+    pub scale: u64,
+    /// ceil(N / 256).
+    pub num_chunks: u32,
+    /// N, at least 1.
+    pub seqlen: u32,
+    /// 0: FP8 scales ([`crate::quant::v_scale_fp8`]); 1: FP16 scales ([`crate::quant::v_scale_f16`]).
+    pub format: u32,
+}
+
+/// `quantize_q_*`: one CTA per (batch, query head, query block).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct QuantizeQParams {
+    /// Q, `[B, Hq, M, D]`.
+    pub q: TensorArg,
+    /// Out: codes `[B, Hq, Mp, Dp]` (INT4: two to a byte, even feature in the low nibble). Rows
+    /// beyond M and features beyond D are zero.
+    pub codes: u64,
+    /// Out: f32 `[B, Hq, Mp / 128 * q_scales_per_block]`.
+    pub scale: u64,
+    /// Out, nullable (Q is not smoothed): f32 `[B, Hq, Mp / 128, Dp]` query-block means.
+    pub mean: u64,
+    /// Nullable: f32 `[B, Hkv, Dp]` token mean of K.
+    pub k_mean: u64,
+    /// Out, nullable; needs `k_mean`: f32 `[B, Hq, Mp]`, `q · k_mean` of each unquantized row.
+    pub qk_mean: u64,
+    /// Hq.
+    pub num_heads_q: u32,
+    /// Hkv.
+    pub num_heads_kv: u32,
+    /// M.
+    pub seqlen_q: u32,
+    /// D.
+    pub head_dim: u32,
+    /// [`crate::ScaleGranularity::code`].
+    pub granularity: u32,
+    /// As in [`ReducePartialParams::vectorized`].
+    pub vectorized: u32,
+}
+
+/// `quantize_k_*`: one CTA per (batch, kv head, 128 keys).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct QuantizeKParams {
+    /// K, `[B, Hkv, N, D]`.
+    pub k: TensorArg,
+    /// Out: codes `[B, Hkv, Np, Dp]`, as for Q.
+    pub codes: u64,
+    /// Out: f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
+    pub scale: u64,
+    /// Nullable (K is not smoothed): f32 `[B, Hkv, Dp]`, subtracted before quantizing.
+    pub mean: u64,
+    /// Hkv.
+    pub num_heads_kv: u32,
+    /// N.
+    pub seqlen_kv: u32,
+    /// D.
+    pub head_dim: u32,
+    /// [`crate::ScaleGranularity::code`].
+    pub granularity: u32,
+    /// As in [`ReducePartialParams::vectorized`].
+    pub vectorized: u32,
+}
+
+/// `quantize_v_*`: one CTA per (batch, kv head, 128 tokens).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct QuantizeVParams {
+    /// V, `[B, Hkv, N, D]`.
+    pub v: TensorArg,
+    /// Out. FP8: e4m3 `[B, Hkv, Dp, Np]`, tokens in the order of [`crate::layout::v_slot`].
+    /// FP16: f16 `[B, Hkv, Np, Dp]`. Tokens beyond N and features beyond D are zero.
+    pub codes: u64,
+    /// f32 `[B, Hkv, Dp]`.
+    pub scale: u64,
+    /// Nullable (V is not smoothed): f32 `[B, Hkv, Dp]`.
+    pub mean: u64,
+    /// Hkv.
+    pub num_heads_kv: u32,
+    /// N.
+    pub seqlen_kv: u32,
+    /// D.
+    pub head_dim: u32,
+    /// As in [`ReducePartialParams::vectorized`].
+    pub vectorized: u32,
+}
+
+/// `delta_s_*`: one CTA per (query head of the chunk, 16 query blocks of the chunk, 64 keys).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DeltaSParams {
+    /// K, `[B, Hkv, N, D]`.
+    pub k: TensorArg,
+    /// Nullable: f32 `[B, Hkv, Dp]` token mean of K.
+    pub k_mean: u64,
+    /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
+    pub k_scale: u64,
+    /// f32 `[B, Hq, Mp / 128, Dp]` query-block means.
+    pub q_mean: u64,
+    /// Out: f32 `[head_count, block_count, Np]`: `q_mean · (k − k_mean) / k_scale`, keys in the order
+    /// of [`crate::layout::delta_s_slot`].
+    pub delta_s: u64,
+    /// Hq.
+    pub num_heads_q: u32,
+    /// Hkv.
+    pub num_heads_kv: u32,
+    /// N.
+    pub seqlen_kv: u32,
+    /// D.
+    pub head_dim: u32,
+    /// Mp / 128.
+    pub num_query_blocks: u32,
+    /// The part of the work this launch covers.
+    pub chunk: Chunk,
+    /// [`crate::ScaleGranularity::code`].
+    pub granularity: u32,
+    /// As in [`ReducePartialParams::vectorized`].
+    pub vectorized: u32,
+}
+
+/// A rectangle of query blocks: flattened (batch, query head) `head_begin .. head_begin + head_count`
+/// times query block `block_begin .. block_begin + block_count`. ΔS of one chunk is alive at a time,
+/// so its memory stays bounded whatever the sequence length.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// First `batch * Hq + head`.
+    pub head_begin: u32,
+    /// Number of (batch, head) pairs.
+    pub head_count: u32,
+    /// First query block.
+    pub block_begin: u32,
+    /// Number of query blocks.
+    pub block_count: u32,
+}
+
+/// `<stem>_d<64|128>`: one CTA of 128 threads per query block of the chunk.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AttentionParams {
+    /// Codes of Q, `[B, Hq, Mp, Dp]`.
+    pub q_codes: u64,
+    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`.
+    pub q_scale: u64,
+    /// Codes of K, `[B, Hkv, Np, Dp]`.
+    pub k_codes: u64,
+    /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
+    pub k_scale: u64,
+    /// V as [`QuantizeVParams::codes`].
+    pub v_codes: u64,
+    /// f32 `[B, Hkv, Dp]`.
+    pub v_scale: u64,
+    /// Nullable: f32 `[B, Hkv, Dp]`, added to every row that sees a key.
+    pub v_mean: u64,
+    /// Nullable (Q is not smoothed): f32 `[head_count, block_count, Np]`, see [`DeltaSParams`].
+    pub delta_s: u64,
+    /// Nullable: f32 `[B, Hq, Mp]`; times `sm_scale` it is added to the LSE.
+    pub qk_mean: u64,
+    /// Out, nullable: f32 `[B, Hq, M]` natural-log LSE; −inf for a row that sees no key.
+    pub lse: u64,
+    /// Out: `[B, Hq, M, D]`.
+    pub out: TensorArg,
+    /// Hq.
+    pub num_heads_q: u32,
+    /// Hkv.
+    pub num_heads_kv: u32,
+    /// M.
+    pub seqlen_q: u32,
+    /// N.
+    pub seqlen_kv: u32,
+    /// D.
+    pub head_dim: u32,
+    /// The part of the work this launch covers.
+    pub chunk: Chunk,
+    /// [`crate::ScaleGranularity::code`].
+    pub granularity: u32,
+    /// 1: row i sees keys up to `i + N − M` (bottom-right aligned); 0: every key.
+    pub causal: u32,
+    /// Type of `out`: 0 f16, 1 bf16, 2 f32.
+    pub out_dtype: u32,
+    /// `sm_scale · log2(e)`.
+    pub sm_scale_log2: f32,
+    /// `sm_scale`.
+    pub sm_scale: f32,
+}
+
+/// `<stem>_scores_d<64|128>`: the raw integer scores of the same QK code path, for tests. One CTA per
+/// query block; no masks, no scales, no ΔS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoresParams {
+    /// Codes of Q, `[B, Hq, Mp, Dp]`.
+    pub q_codes: u64,
+    /// Codes of K, `[B, Hkv, Np, Dp]`.
+    pub k_codes: u64,
+    /// Out: i32 `[B, Hq, Mp, Np]`.
+    pub scores: u64,
+    /// Hq.
+    pub num_heads_q: u32,
+    /// Hkv.
+    pub num_heads_kv: u32,
+    /// M.
+    pub seqlen_q: u32,
+    /// N.
+    pub seqlen_kv: u32,
+}

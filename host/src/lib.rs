@@ -1,0 +1,3 @@
+//! SageAttention2 in pure Rust.
+pub mod metrics;
+pub mod reference;

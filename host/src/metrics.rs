@@ -1,0 +1,1 @@
+//! Error metrics between an output and its reference.
