@@ -7,7 +7,7 @@ use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
 use super::softmax::{RowState, exact_row};
-use super::tile::{UNROLL, accumulate_pv, multiply_qk, transpose};
+use super::tile::{accumulate_pv, multiply_qk, transpose};
 use super::{HostTensor, Output, OutputF64};
 
 /// The definition of attention, `softmax(Q Kᵀ · sm_scale) V`, in f64.
@@ -89,7 +89,7 @@ pub fn attention_f32(
 
 /// Buffers of one worker.
 struct Scratch {
-    /// `head_dim` rounded up to [`UNROLL`] and not 0; the rest stays zero.
+    /// `head_dim_padded`; features beyond `head_dim` stay zero.
     depth: usize,
     /// `[BLOCK_Q, depth]`.
     q: Vec<f32>,
@@ -105,7 +105,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(dims: &Dims) -> Self {
-        let depth = dims.head_dim.max(1).next_multiple_of(UNROLL);
+        let depth = dims.head_dim_padded();
         let zeros = |rows: usize, columns: usize| vec![0.0; rows * columns];
         Scratch {
             depth,

@@ -2,32 +2,42 @@
 
 use half::f16;
 use sage_spec::layout::v_token;
-use sage_spec::limits::MAX_HEAD_DIM;
 use sage_spec::tiling::BLOCK_KV;
 use sage_spec::{Precision, PvFormat};
 
 use super::convert::{E4M3, unpack_int4};
 
-/// Terms of a sum that are added in one pass over it; inner dimensions must be multiples of it.
-pub const UNROLL: usize = 8;
+/// Terms of a sum that are added in one pass over it; inner dimensions are multiples of it.
+const UNROLL: usize = 8;
 
-/// Adds `left · right` to `acc`: `left` is `[inner]`, `right` is `[inner, width]`, `acc` is `[width]`;
-/// fused multiply-adds in the order of the inner dimension.
+/// `left · right`: `left` is `[inner]` and `right` is `[inner, WIDTH]`; fused multiply-adds in the order
+/// of the inner dimension.
 ///
-/// The loop is over the width, so that it vectorizes without reordering any sum.
+/// The innermost loop is over the width, so that it vectorizes without reordering any sum.
 #[inline(always)]
-fn add_product(acc: &mut [f32], left: &[f32], right: &[f32]) {
-    let width = acc.len();
-    let (left, _) = left.as_chunks::<UNROLL>();
-    for (left, right) in left.iter().zip(right.chunks_exact(UNROLL * width)) {
-        let right: [&[f32]; UNROLL] = std::array::from_fn(|i| &right[i * width..(i + 1) * width]);
-        let [r0, r1, r2, r3, r4, r5, r6, r7] = right;
-        let [l0, l1, l2, l3, l4, l5, l6, l7] = *left;
-        for i in 0..width {
+fn product<const WIDTH: usize>(left: &[f32], right: &[f32]) -> [f32; WIDTH] {
+    let mut acc = [0.0; WIDTH];
+    let terms = left.as_chunks::<UNROLL>().0.iter();
+    let rows = right.as_chunks::<WIDTH>().0.as_chunks::<UNROLL>().0.iter();
+    for ([l0, l1, l2, l3, l4, l5, l6, l7], [r0, r1, r2, r3, r4, r5, r6, r7]) in terms.zip(rows) {
+        for i in 0..WIDTH {
             let x = l1.mul_add(r1[i], l0.mul_add(r0[i], acc[i]));
             let x = l3.mul_add(r3[i], l2.mul_add(r2[i], x));
             let x = l5.mul_add(r5[i], l4.mul_add(r4[i], x));
             acc[i] = l7.mul_add(r7[i], l6.mul_add(r6[i], x));
+        }
+    }
+    acc
+}
+
+/// [`accumulate_pv`] for `WIDTH` = depth.
+#[inline(always)]
+fn accumulate<const WIDTH: usize>(p: &[f32], v: &[f32], alpha: &[f32], out: &mut [f32]) {
+    let rows = p.chunks_exact(BLOCK_KV).zip(out.chunks_exact_mut(WIDTH)).zip(alpha);
+    for ((p, out), alpha) in rows {
+        let product = product::<WIDTH>(p, v);
+        for (out, x) in out.iter_mut().zip(product) {
+            *out = *out * alpha + x;
         }
     }
 }
@@ -37,22 +47,17 @@ vectorized! {
     /// `[rows, BLOCK_KV]`. Exact on integer codes: every partial sum is an integer below 2²⁴.
     pub fn multiply_qk(q: &[f32], k: &[f32], depth: usize, scores: &mut [f32]) {
         for (q, scores) in q.chunks_exact(depth).zip(scores.chunks_exact_mut(BLOCK_KV)) {
-            scores.fill(0.0);
-            add_product(scores, q, k);
+            scores.copy_from_slice(&product::<BLOCK_KV>(q, k));
         }
     }
 
     /// `out = out · alpha + p · v`, the product summed from zero: `p` is `[rows, BLOCK_KV]`, `v` is
-    /// `[BLOCK_KV, depth]`, `out` is `[rows, depth]`, `alpha` is `[rows]`.
+    /// `[BLOCK_KV, depth]`, `out` is `[rows, depth]`, `alpha` is `[rows]`; depth is 64 or 128.
     pub fn accumulate_pv(p: &[f32], v: &[f32], depth: usize, alpha: &[f32], out: &mut [f32]) {
-        let mut row = [0.0; MAX_HEAD_DIM];
-        let row = &mut row[..depth];
-        for ((p, out), alpha) in p.chunks_exact(BLOCK_KV).zip(out.chunks_exact_mut(depth)).zip(alpha) {
-            row.fill(0.0);
-            add_product(row, p, v);
-            for (out, x) in out.iter_mut().zip(&*row) {
-                *out = *out * alpha + x;
-            }
+        match depth {
+            64 => accumulate::<64>(p, v, alpha, out),
+            128 => accumulate::<128>(p, v, alpha, out),
+            _ => unreachable!("head_dim_padded is 64 or 128"),
         }
     }
 
