@@ -220,17 +220,18 @@ proptest! {
         }
     }
 
-    /// FP8 scales with V exactly. FP16 does as long as its scale is 1 and nothing is subnormal.
+    /// FP8 scales with V exactly. FP16 does as long as its scale stays 1 and nothing becomes subnormal.
     #[test]
     fn scaling_v_by_a_power_of_two_scales_the_output(problem in problems(), exponent in -6..6) {
-        let t = problem.tensors();
+        let mut problem = problem;
+        let mut t = problem.tensors();
+        if problem.options.pv == PvFormat::F16 {
+            problem.options.smooth_v = false;
+            t.v.iter_mut().filter(|v| v.abs() < 2f32.powi(-7)).for_each(|v| *v = 0.0);
+        }
         let factor = 2f32.powi(exponent);
         let mut scaled = t.clone();
         scaled.v.iter_mut().for_each(|v| *v *= factor);
-        if problem.options.pv == PvFormat::F16 {
-            let tiny = |v: &f32| v.abs() * factor.min(1.0) < 2f32.powi(-13);
-            prop_assume!(!t.v.iter().any(tiny) && !problem.options.smooth_v);
-        }
         let mut expected = problem.attend(&t);
         expected.out.iter_mut().for_each(|x| *x *= factor);
         prop_assert_eq!(bits(&problem.attend(&scaled)), bits(&expected));
