@@ -267,7 +267,7 @@ impl Item {
     }
 
     /// Rewrites each identifier of the item.
-    fn rename(&mut self, new_name: &dyn Fn(&str) -> Option<String>) {
+    fn rename(&mut self, new_name: &mut dyn FnMut(&str) -> Option<String>) {
         let body = self.body.iter_mut().map(|line| &mut line.text);
         for text in std::iter::once(&mut self.head).chain(body) {
             *text = replace_identifiers(text, new_name);
@@ -307,7 +307,7 @@ impl Item {
     /// Numbers labels, depots and parameter blocks within the item: LLVM numbers them across all
     /// functions of the module, dead ones included.
     fn renumber(&mut self) {
-        self.rename(&|symbol| {
+        self.rename(&mut |symbol| {
             if let Some(rest) = symbol.strip_prefix("$L__BB") {
                 let (_, block) = rest.split_once('_')?;
                 return Some(format!("$L_{block}"));
@@ -333,7 +333,7 @@ pub fn finish(ptx: &str) -> Result<String, PtxError> {
     }
     let names = stable_names(&module);
     for item in &mut module.items {
-        item.rename(&|symbol| names.get(symbol).cloned());
+        item.rename(&mut |symbol| names.get(symbol).cloned());
         item.renumber();
     }
     Ok(module.print())
@@ -451,7 +451,10 @@ pub(crate) fn identifiers(text: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
-fn replace_identifiers(text: &str, new_name: &dyn Fn(&str) -> Option<String>) -> String {
+pub(crate) fn replace_identifiers(
+    text: &str,
+    new_name: &mut dyn FnMut(&str) -> Option<String>,
+) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(is_identifier_char) {
