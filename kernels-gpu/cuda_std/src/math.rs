@@ -72,3 +72,13 @@ pub unsafe fn div_u32(a: u32, b: u32) -> u32 {
     // SAFETY: the caller vouches for b.
     unsafe { core::intrinsics::unchecked_div(a, b) }
 }
+
+/// `1 / x` for normal `x`: `rcp.approx.ftz.f32` [rcp] and one Newton step. Unlike `1.0 / x` it needs no
+/// slow path, whose call would cost a kernel full of live registers its spills.
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    let estimate: f32;
+    // SAFETY: register arithmetic.
+    unsafe { asm!("rcp.approx.ftz.f32 {}, {};", out(reg32) estimate, in(reg32) x, options(pure, nomem, nostack)) };
+    fma(estimate, fma(-x, estimate, 1.0), estimate)
+}

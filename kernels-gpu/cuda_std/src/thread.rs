@@ -16,6 +16,13 @@ pub fn block_idx_x() -> u32 {
     unsafe { nvptx::_block_idx_x() as u32 }
 }
 
+/// `%ctaid.y` [Special Registers].
+#[inline(always)]
+pub fn block_idx_y() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_block_idx_y() as u32 }
+}
+
 /// `%ntid.x` [Special Registers].
 #[inline(always)]
 pub fn block_dim_x() -> u32 {
@@ -62,5 +69,14 @@ pub fn reread_block_idx_x() -> u32 {
     let index: u32;
     // SAFETY: reads a special register.
     unsafe { asm!("mov.u32 {}, %ctaid.x;", out(reg32) index, options(nomem, nostack)) };
+    index
+}
+
+/// `%ctaid.y`, read again; see [`reread_thread_idx_x`].
+#[inline(always)]
+pub fn reread_block_idx_y() -> u32 {
+    let index: u32;
+    // SAFETY: reads a special register.
+    unsafe { asm!("mov.u32 {}, %ctaid.y;", out(reg32) index, options(nomem, nostack)) };
     index
 }

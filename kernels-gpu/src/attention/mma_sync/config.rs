@@ -4,11 +4,11 @@ use sage_spec::launch::ATTENTION_STAGES;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 use sage_spec::{Precision, PvFormat};
 
-/// Scores of one warp and tile: element `e` of `scores[m * 8 + b]` is row `16m + g + 8(e/2)`, column
-/// `8b + 2t + e%2` of the warp's 32 x 64.
-pub type Scores = [[u32; 4]; 16];
+/// Scores of 16 of a warp's 32 rows and a tile: element `e` of `scores[b]` is row `g + 8(e/2)`, column
+/// `8b + 2t + e%2`.
+pub type Scores = [[u32; 4]; 8];
 /// The same elements as probabilities.
-pub type Probabilities = [[f32; 4]; 16];
+pub type Probabilities = [[f32; 4]; 8];
 /// Output of one warp: element `e` of `output[m * 16 + c]` is row `16m + g + 8(e/2)`, channel
 /// `8c + 2t + e%2`. Half of it is unused, and never allocated, when the head dimension is 64.
 pub type OutputTile = [[f32; 4]; 32];
@@ -23,7 +23,7 @@ pub trait Config {
     const QK: Precision;
     /// Type of P and V.
     const PV: PvFormat;
-    /// P as A operands.
+    /// P of 16 rows as A operands.
     type P: Copy;
 
     /// Bytes of a row of Q or K.
@@ -73,5 +73,5 @@ pub trait Config {
     ///
     /// # Safety
     /// The whole warp calls it; the tile is complete.
-    unsafe fn multiply_v(p: &Self::P, v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows);
+    unsafe fn multiply_v(p: &[Self::P; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows);
 }

@@ -43,13 +43,13 @@ unsafe fn store_pair(address: u64, values: [f32; 2], dtype: u32, paired: bool, s
 /// `p` describes valid device buffers; `output` and `state` are complete.
 #[inline(always)]
 pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: &RowState) {
-    // Read and computed again: cheaper than six registers through the main loop.
-    let work = Work::of(p, thread::reread_block_idx_x());
-    let (head_q, head_kv, query_block) = (work.head_q as u64, work.head_kv as u64, work.query_block);
+    // Read and computed again: cheaper than registers through the main loop.
+    let work = Work::of_cta(p, thread::reread_block_idx_x(), thread::reread_block_idx_y());
+    let (batch, head_kv) = work.batch_and_head_kv(p);
+    let (batch, head_q, head_kv) = (batch as u64, work.head_q as u64, head_kv as u64);
+    let query_block = work.query_block;
     let thread = thread::reread_thread_idx_x();
     let (warp, g, t) = (thread / 32, thread % 32 / 4, thread % 4);
-    // SAFETY: num_heads_q of a launched problem is not zero.
-    let batch = unsafe { math::div_u32(head_q as u32, p.num_heads_q) } as u64;
     let head = head_q - batch * p.num_heads_q as u64;
     let element_bytes: i64 = if p.out_dtype == 2 { 4 } else { 2 };
     let base = p.out.ptr.wrapping_add(((batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head) * element_bytes) as u64);
@@ -63,7 +63,7 @@ pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: 
         let index = first_row + 8 * row as u32;
         let sum = state.row_sum[row];
         // NaN is not zero: it stays NaN in the output.
-        inverse_sum[row] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+        inverse_sum[row] = if sum == 0.0 { 0.0 } else { math::reciprocal(sum) };
         rows[row] = base.wrapping_add((index as i64 * p.out.stride_token * element_bytes) as u64);
         if p.lse != 0 && t == 0 && index < p.seqlen_q {
             let rows_padded = p.seqlen_q.div_ceil(BLOCK_Q as u32) as u64 * BLOCK_Q as u64;

@@ -45,14 +45,15 @@ unsafe fn multiply<C: Config>(a: [u32; 4], b: [u32; 2], c: [u32; 4]) -> [u32; 4]
     }
 }
 
-/// Scores of the tile at shared address `stage`, as bits of `SCORE_BIAS + score`. With `DELTA_S` the
-/// stage's ΔS row (in units of k_scale) times `inverse_q_scale` is part of the bias.
+/// Scores of both halves of the warp's rows and the tile at shared address `stage`, as bits of
+/// `SCORE_BIAS + score`. With `DELTA_S` the stage's ΔS row (in units of k_scale) times
+/// `inverse_q_scale` is part of the bias.
 ///
 /// # Safety
 /// The whole warp calls it; Q's tile and the stage are complete.
 #[inline(always)]
-pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, inverse_q_scale: f32) -> Scores {
-    let mut d: Scores = [[SCORE_BIAS_BITS; 4]; 16];
+pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, inverse_q_scale: f32) -> [Scores; 2] {
+    let mut d: [Scores; 2] = [[[SCORE_BIAS_BITS; 4]; 8]; 2];
     // One step is 32 bytes of K: the depth of one product. Outermost, so that few operands are alive.
     let mut step = 0;
     while step < C::ROW_BYTES / 32 {
@@ -66,19 +67,20 @@ pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, 
                 // SAFETY: inside the stage's ΔS row. Order of the values: sage_spec::layout::delta_s_slot.
                 let steps = unsafe { shared::load_u32x4(stage + lane.delta_s + pair as u32 * 64) };
                 let bias = steps.map(|x| math::fma(f32::from_bits(x), inverse_q_scale, SCORE_BIAS).to_bits());
-                // The rows of a lane share a column's ΔS: one quad serves both 16-row blocks.
-                d[2 * pair] = [bias[0], bias[1], bias[0], bias[1]];
-                d[2 * pair + 1] = [bias[2], bias[3], bias[2], bias[3]];
-                d[8 + 2 * pair] = d[2 * pair];
-                d[8 + 2 * pair + 1] = d[2 * pair + 1];
+                let mut m = 0;
+                while m < 2 {
+                    // ΔS belongs to the column: all rows of the lane share it.
+                    d[m][2 * pair] = [bias[0], bias[1], bias[0], bias[1]];
+                    d[m][2 * pair + 1] = [bias[2], bias[3], bias[2], bias[3]];
+                    m += 1;
+                }
             }
             let mut m = 0;
             while m < 2 {
-                let block = m * 8 + 2 * pair;
                 // SAFETY: forwarded contract.
                 unsafe {
-                    d[block] = multiply::<C>(q[m], [k[0], k[1]], d[block]);
-                    d[block + 1] = multiply::<C>(q[m], [k[2], k[3]], d[block + 1]);
+                    d[m][2 * pair] = multiply::<C>(q[m], [k[0], k[1]], d[m][2 * pair]);
+                    d[m][2 * pair + 1] = multiply::<C>(q[m], [k[2], k[3]], d[m][2 * pair + 1]);
                 }
                 m += 1;
             }

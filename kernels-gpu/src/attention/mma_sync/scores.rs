@@ -50,7 +50,7 @@ pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &ScoresParams) {
                 while e < 4 {
                     let row = q_block as u64 * BLOCK_Q as u64 + (warp * 32 + (i as u32 / 8) * 16 + accumulator_row(lane, e as u32)) as u64;
                     let key = (kv_block * BLOCK_KV as u32 + (i as u32 % 8) * 8 + accumulator_column(lane, e as u32)) as u64;
-                    global::store_u32(p.scores + (row * seqlen_kv_padded as u64 + key) * 4, scores[i][e].wrapping_sub(SCORE_BIAS_BITS));
+                    global::store_u32(p.scores + (row * seqlen_kv_padded as u64 + key) * 4, scores[i / 8][i % 8][e].wrapping_sub(SCORE_BIAS_BITS));
                     e += 1;
                 }
                 i += 1;

@@ -53,33 +53,34 @@ impl Limits {
     }
 }
 
-/// Probabilities of a tile relative to the new row maxima, and the factors `alpha` that bring older
-/// sums to them. `f` is the size of a score step in log2 units, one per lane.
+/// Probabilities of rows `16m..16m + 16` of a tile relative to the new row maxima; sets the factors
+/// `alpha` that bring older sums of these rows to them. `f` is the size of a score step in log2 units.
 ///
 /// # Safety
 /// The whole warp calls it.
 #[inline(always)]
 pub unsafe fn probabilities<const MASKED: bool>(
     scores: &Scores,
+    m: usize,
     limits: &Limits,
     f: f32,
     p_max_log2: f32,
     row_max: &mut Rows,
-) -> (Probabilities, Rows) {
-    let mut p: Probabilities = [[0.0; 4]; 16];
-    let mut alpha: Rows = [0.0; 4];
+    alpha: &mut Rows,
+) -> Probabilities {
+    let mut p: Probabilities = [[0.0; 4]; 8];
     // Rounding this offset, and c below, moves P by up to one score step each; two steps of headroom
     // keep it within its format's range.
     let max_offset = math::fma(2.0 - SCORE_BIAS, f, -p_max_log2);
-    let mut row = 0;
-    while row < 4 {
-        let (m, half) = (row / 2, row % 2);
+    let mut half = 0;
+    while half < 2 {
+        let row = m * 2 + half;
         let limit = if MASKED { limits.of_row(row) } else { 0 };
         // A masked score is −inf: it loses every maximum, and since f > 0 its exponential is 0.
         let mut biased = [0.0f32; 16];
         let mut i = 0;
         while i < 16 {
-            let d = f32::from_bits(scores[m * 8 + i / 2][half * 2 + i % 2]);
+            let d = f32::from_bits(scores[i / 2][half * 2 + i % 2]);
             biased[i] = if MASKED && (8 * (i / 2) + i % 2) as i32 >= limit { f32::NEG_INFINITY } else { d };
             i += 1;
         }
@@ -103,10 +104,10 @@ pub unsafe fn probabilities<const MASKED: bool>(
         let c = math::fma(-SCORE_BIAS, f, -new_max);
         let mut i = 0;
         while i < 16 {
-            p[m * 8 + i / 2][half * 2 + i % 2] = math::exp2(math::fma(biased[i], f, c));
+            p[i / 2][half * 2 + i % 2] = math::exp2(math::fma(biased[i], f, c));
             i += 1;
         }
-        row += 1;
+        half += 1;
     }
-    (p, alpha)
+    p
 }

@@ -21,7 +21,7 @@ macro_rules! config {
             const HEAD_DIM: u32 = $head_dim;
             const QK: Precision = $qk;
             const PV: PvFormat = PvFormat::F16;
-            type P = [[u32; 4]; 8];
+            type P = [[u32; 4]; 4];
 
             type VCopy = TileCopy<{ BLOCK_KV as u32 }, { $head_dim * 2 }>;
 
@@ -49,7 +49,7 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v(p: &Self::P, v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
                 unsafe { multiply_v::<$head_dim>(p, v, alpha, output, row_sum) }
             }
@@ -74,13 +74,13 @@ config!(
     Int8D128, Precision::Int8, 128
 );
 
-/// `rounded[m * 4 + step]` is the A operand of rows `16m..` and tokens `16 · step..`.
+/// `rounded[step]` is the A operand of tokens `16 · step..`.
 #[inline(always)]
-fn round_p(p: &Probabilities) -> [[u32; 4]; 8] {
-    let mut rounded = [[0u32; 4]; 8];
+fn round_p(p: &Probabilities) -> [[u32; 4]; 4] {
+    let mut rounded = [[0u32; 4]; 4];
     let mut i = 0;
-    while i < 8 {
-        let block = (i / 4) * 8 + (i % 4) * 2;
+    while i < 4 {
+        let block = i * 2;
         let mut register = 0;
         while register < 4 {
             // Registers 0 and 1: rows g and g + 8 of the first 8 tokens; 2 and 3: of the next 8.
@@ -94,7 +94,7 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 8] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[u32; 4]; 8], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 4]; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
     let row_bytes = HEAD_DIM as u32 * 2;
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
@@ -103,7 +103,7 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[u32; 4]; 8], v: u32, alpha: &R
             let mut sum = [0.0f32; 4];
             let mut step = 0;
             while step < 4 {
-                sum = mma::m16n8k16_f16(p[m * 4 + step], [ONES; 2], sum);
+                sum = mma::m16n8k16_f16(p[m][step], [ONES; 2], sum);
                 step += 1;
             }
             // Every column of the product with ones is the row sum: elements 0 and 2 suffice.
@@ -129,9 +129,9 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[u32; 4]; 8], v: u32, alpha: &R
                 let mut m = 0;
                 while m < 2 {
                     let o = &mut output[m * 16 + pair * 2];
-                    *o = mma::m16n8k16_f16(p[m * 4 + step], [b[0], b[1]], *o);
+                    *o = mma::m16n8k16_f16(p[m][step], [b[0], b[1]], *o);
                     let o = &mut output[m * 16 + pair * 2 + 1];
-                    *o = mma::m16n8k16_f16(p[m * 4 + step], [b[2], b[3]], *o);
+                    *o = mma::m16n8k16_f16(p[m][step], [b[2], b[3]], *o);
                     m += 1;
                 }
                 step += 1;

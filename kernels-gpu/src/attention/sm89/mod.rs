@@ -22,7 +22,7 @@ macro_rules! config {
             const HEAD_DIM: u32 = $head_dim;
             const QK: Precision = $qk;
             const PV: PvFormat = PvFormat::Fp8;
-            type P = [[u32; 4]; 4];
+            type P = [[u32; 4]; 2];
 
             type VCopy = TileCopy<$head_dim, { BLOCK_KV as u32 }>;
 
@@ -50,7 +50,7 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v(p: &Self::P, v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
                 unsafe { multiply_v::<$head_dim>(p, v, alpha, output, row_sum) }
             }
@@ -75,13 +75,13 @@ config!(
     Int8D128, Precision::Int8, 128
 );
 
-/// `rounded[m * 2 + step]` is the A operand of rows `16m..` and tokens `32 · step..`.
+/// `rounded[step]` is the A operand of tokens `32 · step..`.
 #[inline(always)]
-fn round_p(p: &Probabilities) -> [[u32; 4]; 4] {
-    let mut rounded = [[0u32; 4]; 4];
+fn round_p(p: &Probabilities) -> [[u32; 4]; 2] {
+    let mut rounded = [[0u32; 4]; 2];
     let mut i = 0;
-    while i < 4 {
-        let block = (i / 2) * 8 + (i % 2) * 4;
+    while i < 2 {
+        let block = i * 4;
         let mut register = 0;
         while register < 4 {
             // Registers 0 and 1: rows g and g + 8 of the first 16 tokens; 2 and 3: of the next 16.
@@ -95,13 +95,13 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 4] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[u32; 4]; 4], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 2]; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
         let mut m = 0;
         while m < 2 {
-            let sum = mma::m16n8k32_e4m3(p[m * 2], [ONES; 2], [0.0; 4]);
-            let sum = mma::m16n8k32_e4m3(p[m * 2 + 1], [ONES; 2], sum);
+            let sum = mma::m16n8k32_e4m3(p[m][0], [ONES; 2], [0.0; 4]);
+            let sum = mma::m16n8k32_e4m3(p[m][1], [ONES; 2], sum);
             // Every column of the product with ones is the row sum: elements 0 and 2 suffice.
             row_sum[m * 2] = math::fma(row_sum[m * 2], alpha[m * 2], sum[0]);
             row_sum[m * 2 + 1] = math::fma(row_sum[m * 2 + 1], alpha[m * 2 + 1], sum[2]);
@@ -112,8 +112,8 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[u32; 4]; 4], v: u32, alpha: &R
             let b = ldmatrix::x4(v + c as u32 * 8 * BLOCK_KV as u32);
             let mut m = 0;
             while m < 2 {
-                let tile = mma::m16n8k32_e4m3(p[m * 2], [b[0], b[1]], [0.0; 4]);
-                let tile = mma::m16n8k32_e4m3(p[m * 2 + 1], [b[2], b[3]], tile);
+                let tile = mma::m16n8k32_e4m3(p[m][0], [b[0], b[1]], [0.0; 4]);
+                let tile = mma::m16n8k32_e4m3(p[m][1], [b[2], b[3]], tile);
                 let mut e = 0;
                 while e < 4 {
                     let o = &mut output[m * 16 + c][e];
