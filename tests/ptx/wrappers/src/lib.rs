@@ -1,7 +1,7 @@
 //! One kernel per function of `cuda_std`, named `<module>_<function>`: what each becomes in PTX is
 //! compared with `tests/ptx/golden`. A function without a kernel here fails `tests/ptx/golden.rs`.
 #![no_std]
-#![feature(abi_ptx)]
+#![feature(abi_ptx, asm_experimental_arch)]
 
 use cuda_std::kernel;
 use cuda_std::{convert, cp_async, global, ldmatrix, math, mma, shared, thread, warp};
@@ -63,7 +63,7 @@ golden! {
     global_store_u32(address: u64, value: u32) = global::store_u32(address, value);
     global_store_f32(address: u64, value: f32) = global::store_f32(address, value);
     global_store_u32x2(address: u64, a: u32, b: u32) = global::store_u32x2(address, [a, b]);
-    global_store_u32x4(address: u64, a: u32, b: u32) = global::store_u32x4(address, [a, b, a, b]);
+    global_store_u32x4(address: u64, a: u32, b: u32, c: u32, d: u32) = global::store_u32x4(address, [a, b, c, d]);
 
     ldmatrix_x4(address: u32) -> [u32; 4] = ldmatrix::x4(address);
     ldmatrix_x4_trans(address: u32) -> [u32; 4] = ldmatrix::x4_trans(address);
@@ -76,10 +76,17 @@ golden! {
     math_exp2(x: f32) -> f32 = math::exp2(x);
     math_log2(x: f32) -> f32 = math::log2(x);
     math_div_u32(a: u32, b: u32) -> u32 = math::div_u32(a, b);
+    math_reciprocal(x: f32) -> f32 = math::reciprocal(x);
 
-    mma_m16n8k64_s4(a: u32, b: u32, c: u32) -> [u32; 4] = mma::m16n8k64_s4([a; 4], [b; 2], [c; 4]);
-    mma_m16n8k32_s8(a: u32, b: u32, c: u32) -> [u32; 4] = mma::m16n8k32_s8([a; 4], [b; 2], [c; 4]);
-    mma_m16n8k16_f16(a: u32, b: u32, c: f32) -> [f32; 4] = mma::m16n8k16_f16([a; 4], [b; 2], [c; 4]);
+    mma_m16n8k64_s4(
+        a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: u32, c1: u32, c2: u32, c3: u32
+    ) -> [u32; 4] = mma::m16n8k64_s4([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]);
+    mma_m16n8k32_s8(
+        a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: u32, c1: u32, c2: u32, c3: u32
+    ) -> [u32; 4] = mma::m16n8k32_s8([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]);
+    mma_m16n8k16_f16(
+        a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: f32, c1: f32, c2: f32, c3: f32
+    ) -> [f32; 4] = mma::m16n8k16_f16([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]);
 
     shared_dynamic_shared_mem() -> u32 = shared::dynamic_shared_mem();
     shared_load_u32(address: u32) -> u32 = shared::load_u32(address);
@@ -87,16 +94,18 @@ golden! {
     shared_load_u32x4(address: u32) -> [u32; 4] = shared::load_u32x4(address);
     shared_store_u32(address: u32, value: u32) = shared::store_u32(address, value);
     shared_store_f32(address: u32, value: f32) = shared::store_f32(address, value);
-    shared_store_u32x4(address: u32, a: u32, b: u32) = shared::store_u32x4(address, [a, b, a, b]);
+    shared_store_u32x4(address: u32, a: u32, b: u32, c: u32, d: u32) = shared::store_u32x4(address, [a, b, c, d]);
 
     thread_thread_idx_x() -> u32 = thread::thread_idx_x();
     thread_block_idx_x() -> u32 = thread::block_idx_x();
+    thread_block_idx_y() -> u32 = thread::block_idx_y();
     thread_block_dim_x() -> u32 = thread::block_dim_x();
     thread_grid_dim_x() -> u32 = thread::grid_dim_x();
     thread_index_1d() -> u32 = thread::index_1d();
     thread_sync_threads() = thread::sync_threads();
     thread_reread_thread_idx_x() -> u32 = thread::reread_thread_idx_x();
     thread_reread_block_idx_x() -> u32 = thread::reread_block_idx_x();
+    thread_reread_block_idx_y() -> u32 = thread::reread_block_idx_y();
 
     warp_lane_id() -> u32 = warp::lane_id();
     warp_shuffle_xor(value: u32, mask: u32) -> u32 = warp::shuffle_xor(value, mask);
@@ -108,5 +117,7 @@ golden! {
 #[cfg(feature = "sm_89")]
 golden! {
     convert_f32_to_e4m3x4(a: f32, b: f32, c: f32, d: f32) -> u32 = convert::f32_to_e4m3x4([a, b, c, d]);
-    mma_m16n8k32_e4m3(a: u32, b: u32, c: f32) -> [f32; 4] = mma::m16n8k32_e4m3([a; 4], [b; 2], [c; 4]);
+    mma_m16n8k32_e4m3(
+        a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: f32, c1: f32, c2: f32, c3: f32
+    ) -> [f32; 4] = mma::m16n8k32_e4m3([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]);
 }
