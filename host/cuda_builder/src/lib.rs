@@ -18,6 +18,7 @@
 
 pub mod arch;
 pub mod builder;
+mod cargo;
 pub mod inspect;
 pub mod manifest;
 pub mod ptx;
