@@ -43,6 +43,8 @@ pub enum Operand {
     Lse,
     /// Scratch memory of a plan.
     Workspace,
+    /// A tensor whose role is not known yet.
+    Tensor,
 }
 
 impl fmt::Display for Operand {
@@ -54,6 +56,7 @@ impl fmt::Display for Operand {
             Operand::Out => "out",
             Operand::Lse => "lse",
             Operand::Workspace => "workspace",
+            Operand::Tensor => "the tensor",
         })
     }
 }
@@ -250,11 +253,9 @@ pub enum Invalid {
         /// Strides `[B, H, tokens, D]` in elements.
         strides: [i64; 4],
     },
-    /// The tensor reaches beyond its buffer.
-    #[error("{tensor} spans {needed} elements, but its buffer has {len}")]
+    /// A tensor reaches beyond its buffer.
+    #[error("the tensor spans {needed} elements, but its buffer has {len}")]
     SpanBeyondBuffer {
-        /// Offending tensor.
-        tensor: Operand,
         /// Elements from the first to the last, inclusive.
         needed: usize,
         /// Elements of the buffer.
@@ -476,6 +477,16 @@ pub enum DeviceError {
     /// libcuda is not installed.
     #[error("no NVIDIA driver: the library libcuda (nvcuda on Windows) is not installed")]
     NoDriver,
+    /// The driver is installed but does not start.
+    #[error("the NVIDIA driver does not start: {name} ({code}): {message}")]
+    DriverInit {
+        /// `CUresult` as a number.
+        code: u32,
+        /// `CUresult` by name.
+        name: String,
+        /// The driver's own description.
+        message: String,
+    },
     /// The device index does not exist.
     #[error("there is no device cuda:{ordinal}; the driver reports {count} device(s)")]
     NoDevice {
@@ -506,6 +517,12 @@ pub enum DeviceError {
         /// Bytes of the device.
         total: usize,
     },
+    /// The host has too little memory for the output.
+    #[error("out of memory: {bytes} bytes are needed for the output")]
+    HostMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// This build holds no PTX for a target.
     #[error("this build has no kernels for {target}; it has [{}]", .available.join(", "))]
     ModuleMissing {
@@ -533,10 +550,12 @@ pub enum DeviceError {
     ModuleRejected {
         /// PTX target.
         target: &'static str,
-        /// CUDA version the driver supports, e.g. `12.4`.
+        /// CUDA version the driver supports, e.g. `12.4`; an old one may not know the PTX version.
         driver: String,
         /// `CUresult` by name.
         name: String,
+        /// What the driver's compiler said.
+        log: String,
     },
     /// The module holds no such kernel.
     #[error("the module for {target} has no kernel {symbol}")]

@@ -8,7 +8,7 @@ mod kernel;
 mod tensor;
 mod validate;
 
-pub use tensor::{DType, Layout, TensorSpec};
+pub use tensor::{DType, Element, Layout, TensorSpec};
 
 use sage_spec::symbol::Stem;
 use sage_spec::{Dims, PvFormat, ScaleGranularity};

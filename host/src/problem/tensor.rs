@@ -49,6 +49,31 @@ impl fmt::Display for DType {
     }
 }
 
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for f32 {}
+}
+
+/// An element type: [`half::f16`], [`half::bf16`] or `f32`. The trait is sealed.
+pub trait Element: bytemuck::Pod + sealed::Sealed {
+    /// The type as a value.
+    const DTYPE: DType;
+}
+
+impl Element for half::f16 {
+    const DTYPE: DType = DType::F16;
+}
+
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::BF16;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
 /// How the axes of a tensor lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
@@ -141,7 +166,7 @@ impl TensorSpec {
 
     /// Checks extents and strides by themselves. `written` adds the rule that no two entries share
     /// memory.
-    pub(super) fn check(&self, tensor: Operand, written: bool) -> Result<(), Invalid> {
+    pub(crate) fn check(&self, tensor: Operand, written: bool) -> Result<(), Invalid> {
         let elems = self.shape.iter().try_fold(1i64, |n, &extent| {
             n.checked_mul(i64::try_from(extent).ok()?)
         });
