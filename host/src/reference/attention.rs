@@ -3,14 +3,14 @@
 use rayon::prelude::*;
 use sage_spec::layout::delta_s_slot;
 use sage_spec::limits::MAX_HEAD_DIM;
-use sage_spec::quant::{LOG2_E, SCORE_BIAS};
+use sage_spec::quant::LOG2_E;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 use sage_spec::{Dims, Precision};
 
 use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
 use super::exact::softmax;
-use super::softmax::{ROW_MAX_START, RowState, TileRow, quantized_row};
-use super::tile::{ROWS, accumulate_pv, multiply_qk, transpose, unpack_int, unpack_v};
+use super::softmax::{Dequantize, ROW_MAX_START, RowState, TileRow, quantized_row};
+use super::tile::{accumulate_pv, multiply_qk, transpose, unpack_int, unpack_v};
 use super::{HostTensor, Options, Output, OutputF64, Quantized};
 
 /// Attention on quantized operands, tile by tile with the kernels' numerics.
@@ -116,11 +116,11 @@ impl Problem<'_> {
         &self.quantized.q_scale[flat_block * count..][..count]
     }
 
-    /// Scales of K of the tile that starts at key `first`, by `key % 8 / 2`.
-    fn k_scales(&self, flat_kv: usize, first: usize) -> [f32; 4] {
+    /// Scale of each key of the tile that starts at key `first`.
+    fn k_scales(&self, flat_kv: usize, first: usize) -> TileRow {
         let granularity = self.options.granularity;
         let head = flat_kv * self.dims.num_kv_blocks_padded() * granularity.k_scales_per_block();
-        std::array::from_fn(|t| self.quantized.k_scale[head + granularity.k_group(first + 2 * t)])
+        std::array::from_fn(|key| self.quantized.k_scale[head + granularity.k_group(first + key)])
     }
 
     fn q_mean(&self, flat_block: usize) -> Option<&[f32]> {
@@ -171,7 +171,9 @@ impl Problem<'_> {
         for (tile, v) in v.chunks_exact_mut(BLOCK_KV * depth).enumerate() {
             unpack_v(v_codes, options.pv, depth, tile * BLOCK_KV, v);
         }
-        let scale = |key: usize| f64::from(self.k_scales(flat_kv, key / BLOCK_KV * BLOCK_KV)[key % 8 / 2]);
+        let k_scales: Vec<TileRow> =
+            (0..tokens).step_by(BLOCK_KV).map(|first| self.k_scales(flat_kv, first)).collect();
+        let k_scales = k_scales.as_flattened();
         // q_mean · (k − k_mean) of every key the block sees: the scores that smoothing Q takes away.
         let mut key_row = [0.0; MAX_HEAD_DIM];
         let delta: Vec<f64> = (0..seen)
@@ -188,7 +190,7 @@ impl Problem<'_> {
             let visible = visible(dims, options.causal, block.first_row() + row);
             let mut p: Vec<f64> = (0..visible)
                 .map(|key| {
-                    let score = dot(q, &k[key * depth..]) * q_scale * scale(key) + delta[key];
+                    let score = dot(q, &k[key * depth..]) * q_scale * f64::from(k_scales[key]) + delta[key];
                     score * f64::from(options.sm_scale)
                 })
                 .collect();
@@ -252,9 +254,9 @@ impl DeltaS {
         }
         transpose(&self.rows, depth, &mut self.columns);
         let mut tile = dot_columns(q_mean, &self.columns);
-        let k_scales = problem.k_scales(batch * dims.num_heads_kv + head_kv, first);
-        for (key, x) in tile.iter_mut().enumerate() {
-            *x = if key < real { *x / k_scales[key % 8 / 2] } else { 0.0 };
+        let k_scale = problem.k_scales(batch * dims.num_heads_kv + head_kv, first);
+        for (x, k_scale) in tile[..real].iter_mut().zip(k_scale) {
+            *x /= k_scale;
         }
         tile
     }
@@ -271,11 +273,6 @@ vectorized! {
             }
         }
         acc
-    }
-
-    /// What the score accumulators of a row start from: ΔS in whole score steps on top of the bias.
-    fn score_start(delta_s: &TileRow, inverse_q_scale: f32) -> TileRow {
-        delta_s.map(|x| x.mul_add(inverse_q_scale, SCORE_BIAS))
     }
 }
 
@@ -313,7 +310,7 @@ impl Scratch {
         let Problem { dims, quantized, options, .. } = *problem;
         let (depth, tokens) = (dims.head_dim_padded(), dims.seqlen_kv_padded());
         let row_bytes = options.precision.bytes(depth);
-        let rows = block.rows().next_multiple_of(ROWS);
+        let rows = block.rows();
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
         let first_row = block.first_row();
@@ -327,7 +324,6 @@ impl Scratch {
         unpack_int(&quantized.q_codes[flat_block * BLOCK_Q * row_bytes..], options.precision, q);
         out.fill(0.0);
         let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
-        let unsmoothed_start = [SCORE_BIAS; BLOCK_KV];
 
         for first in (0..visible(block.rows() - 1)).step_by(BLOCK_KV) {
             unpack_int(&k_codes[first * row_bytes..], options.precision, kv);
@@ -335,20 +331,18 @@ impl Scratch {
             unpack_v(v_codes, options.pv, depth, first, kv);
             multiply_qk(&q[..rows * depth], k, depth, p);
 
-            let delta_s = quantized.q_mean.is_some().then(|| {
-                delta_s.tile(problem, block.batch, block.head_q, block.block, first)
-            });
-            let k_scales = problem.k_scales(flat_kv, first);
+            let delta_s = delta_s.tile(problem, block.batch, block.head_q, block.block, first);
+            let k_scale = problem.k_scales(flat_kv, first);
             let mut alpha = [1.0; BLOCK_Q];
-            for (row, p) in p.as_chunks_mut().0[..rows].iter_mut().enumerate() {
+            for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
                 let visible = visible(row).saturating_sub(first).min(BLOCK_KV);
-                let q_scale = q_scales[options.granularity.q_group(row)];
-                let start = match &delta_s {
-                    Some(delta_s) => score_start(delta_s, 1.0 / q_scale),
-                    None => unsmoothed_start,
+                let dequantize = Dequantize {
+                    q_scale: q_scales[options.granularity.q_group(row)],
+                    k_scale: &k_scale,
+                    delta_s: &delta_s,
+                    sm_scale_log2,
                 };
-                let factor = k_scales.map(|k_scale| (q_scale * k_scale) * sm_scale_log2);
-                quantized_row(p, &start, visible, factor, options.pv, &mut states[row]);
+                quantized_row(p, visible, &dequantize, options.pv, &mut states[row]);
                 alpha[row] = states[row].alpha;
             }
             accumulate_pv(&p[..rows * BLOCK_KV], kv, depth, &alpha, out);

@@ -7,7 +7,7 @@ use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
 use super::softmax::{RowState, exact_row};
-use super::tile::{COLUMNS, ROWS, accumulate_pv, multiply_qk, transpose};
+use super::tile::{accumulate_pv, multiply_qk, transpose};
 use super::{HostTensor, Output, OutputF64};
 
 /// The definition of attention, `softmax(Q Kᵀ · sm_scale) V`, in f64.
@@ -89,7 +89,7 @@ pub fn attention_f32(
 
 /// Buffers of one worker.
 struct Scratch {
-    /// `head_dim` rounded up to [`COLUMNS`]; the rest stays zero.
+    /// `head_dim_padded`; features beyond `head_dim` stay zero.
     depth: usize,
     /// `[BLOCK_Q, depth]`.
     q: Vec<f32>,
@@ -105,7 +105,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(dims: &Dims) -> Self {
-        let depth = dims.head_dim.next_multiple_of(COLUMNS);
+        let depth = dims.head_dim_padded();
         let zeros = |rows: usize, columns: usize| vec![0.0; rows * columns];
         Scratch {
             depth,
@@ -127,7 +127,7 @@ impl Scratch {
     ) {
         let Scratch { depth, q: q_rows, kv, k: k_columns, p, out } = self;
         let (depth, head_dim) = (*depth, dims.head_dim);
-        let rows = block.rows().next_multiple_of(ROWS);
+        let rows = block.rows();
         let first_row = block.first_row();
         let visible = |row: usize| visible(dims, causal, first_row + row);
         load(q, block.batch, block.head_q, block.first_row(), dims.seqlen_q, head_dim, depth, q_rows);
@@ -140,7 +140,7 @@ impl Scratch {
             load(v, block.batch, block.head_kv, first, dims.seqlen_kv, head_dim, depth, kv);
             multiply_qk(&q_rows[..rows * depth], k_columns, depth, p);
             let mut alpha = [1.0; BLOCK_Q];
-            for (row, p) in p.as_chunks_mut().0[..rows].iter_mut().enumerate() {
+            for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
                 let visible = visible(row).saturating_sub(first).min(BLOCK_KV);
                 exact_row(p, visible, sm_scale * LOG2_E, &mut states[row]);
                 alpha[row] = states[row].alpha;
@@ -172,9 +172,6 @@ fn load(
     depth: usize,
     out: &mut [f32],
 ) {
-    if depth == 0 {
-        return;
-    }
     for (row, out) in out.chunks_exact_mut(depth).enumerate() {
         let out = &mut out[..head_dim];
         if first + row < end {

@@ -28,26 +28,35 @@ pub fn exp2_fast(x: f32) -> f32 {
     if x <= -126.0 { 0.0 } else { y * power }
 }
 
-/// The new running maximum of a row: what `D·f` is lowered by, less `p_max_log2`.
+/// Coarsest spacing, in log2 units, that [`row_bias`] rounds a maximum to.
+const MAX_SPACING: f32 = 1.0;
+
+/// The new running maximum of a row, in log2 units and less `p_max_log2`, so that P is at most about
+/// 2^`p_max_log2`.
 ///
 /// `biased_max[t]` is the largest visible `SCORE_BIAS + score` among the keys of lane group `t` of this
 /// tile (−inf if none) and `factor[t]` turns that group's score steps into log2 units. A kernel folds
-/// the bias and the maximum into one constant per lane, `-(SCORE_BIAS · f + row_max)`, so it rounds the
-/// maximum to a spacing at which this sum is exact for all four lanes of a row; one more score step
-/// makes room for that. NaN groups are left out: their P is NaN whatever the maximum.
+/// the bias and the maximum into one constant per lane, `-(SCORE_BIAS · f + row_max)`, which is as
+/// coarse as a score step; the maximum is therefore rounded to a spacing common to the four lanes of a
+/// row, and one more score step makes room for that. Where steps are so large that this would spoil
+/// P's range, the maximum is exact instead. NaN factors are left out: their P is NaN anyway.
 #[inline(always)]
 pub fn row_bias(row_max: f32, biased_max: [f32; 4], factor: [f32; 4], p_max_log2: f32) -> f32 {
-    let mut raw = row_max;
     let mut spacing = 0.0f32;
-    for (biased, factor) in biased_max.into_iter().zip(factor) {
-        raw = raw.max((biased - (SCORE_BIAS - 1.0)).mul_add(factor, -p_max_log2));
+    for factor in factor {
         let power = f32::from_bits((SCORE_BIAS * factor).to_bits() & 0x7f80_0000);
         if power.is_finite() {
             spacing = spacing.max(power * (1.0 / 4_194_304.0)); // 2⁻²²
         }
     }
+    let rounds = spacing <= MAX_SPACING;
+    let base = if rounds { SCORE_BIAS - 1.0 } else { SCORE_BIAS };
+    let mut raw = row_max;
+    for (biased, factor) in biased_max.into_iter().zip(factor) {
+        raw = raw.max((biased - base).mul_add(factor, -p_max_log2));
+    }
     let shift = spacing * SCORE_BIAS;
-    (raw + shift) - shift
+    if rounds { (raw + shift) - shift } else { raw }
 }
 
 /// State of a row between tiles.
@@ -68,96 +77,109 @@ impl RowState {
     }
 }
 
-/// Scores of one row in one tile; afterwards P.
+/// One value for each key of a tile.
 pub type TileRow = [f32; BLOCK_KV];
 
-/// Sums in eight lanes and then pairwise.
+/// Combines `x[i]` with `x[i + half]`, halving until `until` values are left at the front of `x`.
 #[inline(always)]
-fn sum(p: &TileRow) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    for chunk in p.chunks_exact(8) {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += x;
-        }
+fn halve(x: &mut [f32], until: usize, combine: impl Fn(f32, f32) -> f32) {
+    let mut half = x.len() / 2;
+    while half >= until {
+        let (low, high) = x.split_at_mut(half);
+        low.iter_mut().zip(&high[..half]).for_each(|(low, high)| *low = combine(*low, *high));
+        half /= 2;
     }
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
-/// Maxima of columns ≡ 0..8 (mod 8) among the first `visible` ones; NaN is dropped.
+/// Turns the first `visible` scores into P and the others into 0, and updates the row's state.
 #[inline(always)]
-fn column_max(scores: &TileRow, visible: usize) -> [f32; 8] {
-    let mut max = [f32::NEG_INFINITY; 8];
-    for (block, chunk) in scores.chunks_exact(8).enumerate() {
-        for (column, (max, &x)) in max.iter_mut().zip(chunk).enumerate() {
-            let x = if block * 8 + column < visible { x } else { f32::NEG_INFINITY };
-            *max = if x > *max { x } else { *max };
-        }
-    }
-    max
-}
-
-/// P of a tile whose scores times `factor` (by column mod 8) are in log2 units; masked ones are 0.
-#[inline(always)]
-fn probabilities(
-    scores: &mut TileRow,
+fn finish_row(
+    scores: &mut [f32],
+    factor: &TileRow,
     visible: usize,
-    factor: [f32; 8],
     row_max: f32,
+    state: &mut RowState,
     round: impl Fn(f32) -> f32,
 ) {
-    for (block, chunk) in scores.chunks_exact_mut(8).enumerate() {
-        for (column, (x, factor)) in chunk.iter_mut().zip(factor).enumerate() {
-            let p = round(exp2_fast(x.mul_add(factor, -row_max)));
-            *x = if block * 8 + column < visible { p } else { 0.0 };
-        }
+    for (x, factor) in scores[..visible].iter_mut().zip(factor) {
+        *x = round(exp2_fast(x.mul_add(*factor, -row_max)));
     }
+    scores[visible..].fill(0.0);
+    let mut sum = [0.0; BLOCK_KV];
+    sum.copy_from_slice(scores);
+    halve(&mut sum, 1, |a, b| a + b);
+    state.alpha = exp2_fast(state.max - row_max);
+    state.sum = state.sum * state.alpha + sum[0];
+    state.max = row_max;
+}
+
+/// The first `visible` scores, −inf elsewhere.
+#[inline(always)]
+fn masked(scores: &[f32], visible: usize) -> TileRow {
+    let mut masked = [f32::NEG_INFINITY; BLOCK_KV];
+    masked[..visible].copy_from_slice(&scores[..visible]);
+    masked
+}
+
+/// What turns integer scores of one row and tile into log2 units.
+pub struct Dequantize<'a> {
+    /// Scale of the row.
+    pub q_scale: f32,
+    /// Scale of each key.
+    pub k_scale: &'a TileRow,
+    /// ΔS of each key over its scale; 0 if Q is not smoothed.
+    pub delta_s: &'a TileRow,
+    /// `sm_scale · log2(e)`.
+    pub sm_scale_log2: f32,
 }
 
 vectorized! {
-    /// One row of an exact tile: `scores` becomes P relative to the new maximum; the first `visible`
-    /// columns count.
-    pub fn exact_row(scores: &mut TileRow, visible: usize, sm_scale_log2: f32, state: &mut RowState) {
-        let mut row_max = state.max;
-        for &x in &scores[..visible] {
-            row_max = row_max.max(x * sm_scale_log2);
-        }
-        probabilities(scores, visible, [sm_scale_log2; 8], row_max, |p| p);
-        state.alpha = exp2_fast(state.max - row_max);
-        state.sum = state.sum * state.alpha + sum(scores);
-        state.max = row_max;
+    /// One row of an exact tile: `scores` `[BLOCK_KV]` becomes P relative to the new maximum; the first
+    /// `visible` keys count.
+    pub fn exact_row(scores: &mut [f32], visible: usize, sm_scale_log2: f32, state: &mut RowState) {
+        scores.iter_mut().for_each(|x| *x *= sm_scale_log2);
+        let mut max = masked(scores, visible);
+        halve(&mut max, 1, f32::max);
+        let row_max = state.max.max(max[0]);
+        finish_row(scores, &[1.0; BLOCK_KV], visible, row_max, state, |p| p);
     }
 
-    /// One row of a quantized tile: integer `scores` become rounded P.
+    /// One row of a quantized tile: integer `scores` `[BLOCK_KV]` become rounded P; the first `visible`
+    /// keys count.
     ///
-    /// `start` is what the score accumulator starts from, `SCORE_BIAS` plus ΔS in whole score steps;
-    /// `factor[t]` belongs to the columns with `column % 8 / 2 == t`. `score · f - row_max` is rounded
-    /// once, which is the value the kernels have too.
+    /// The accumulator of a score starts from ΔS in whole score steps (the kernels add the score to
+    /// its bits), and `score · f - row_max` is rounded once.
     pub fn quantized_row(
-        scores: &mut TileRow,
-        start: &TileRow,
+        scores: &mut [f32],
         visible: usize,
-        factor: [f32; 4],
+        dequantize: &Dequantize,
         pv: PvFormat,
         state: &mut RowState,
     ) {
-        for (x, start) in scores.iter_mut().zip(start) {
-            *x += start;
+        let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2 } = dequantize;
+        let inverse_q_scale = 1.0 / q_scale;
+        for (x, delta_s) in scores.iter_mut().zip(delta_s) {
+            *x += delta_s.mul_add(inverse_q_scale, SCORE_BIAS);
         }
-        let column_max = column_max(scores, visible);
-        let biased_max = std::array::from_fn(|t| column_max[2 * t].max(column_max[2 * t + 1]));
-        let row_max = row_bias(state.max, biased_max, factor, pv.p_max_log2());
+        let mut max = masked(scores, visible);
+        halve(&mut max, 8, f32::max);
+        let mut factor = *k_scale;
+        for factor in &mut factor {
+            *factor = (q_scale * *factor) * sm_scale_log2;
+        }
+        let row_max = row_bias(
+            state.max,
+            std::array::from_fn(|t| max[2 * t].max(max[2 * t + 1])),
+            std::array::from_fn(|t| factor[2 * t]),
+            pv.p_max_log2(),
+        );
         for x in scores.iter_mut() {
             *x -= SCORE_BIAS;
         }
-        let factor = std::array::from_fn(|column| factor[column / 2]);
         match pv {
-            PvFormat::Fp8 => probabilities(scores, visible, factor, row_max, round_e4m3),
-            PvFormat::F16 => probabilities(scores, visible, factor, row_max, round_f16),
+            PvFormat::Fp8 => finish_row(scores, &factor, visible, row_max, state, round_e4m3),
+            PvFormat::F16 => finish_row(scores, &factor, visible, row_max, state, round_f16),
         }
-        state.alpha = exp2_fast(state.max - row_max);
-        state.sum = state.sum * state.alpha + sum(scores);
-        state.max = row_max;
     }
 }
 
@@ -189,21 +211,24 @@ mod tests {
     }
 
     #[test]
-    fn row_bias_makes_the_folded_constant_exact() {
-        let factor = [0.011, 0.0123, 0.0079, 0.0101];
-        let biased_max = [100.0, 220.0, -50.0, f32::NEG_INFINITY].map(|x| SCORE_BIAS + x);
-        let row_max = row_bias(ROW_MAX_START, biased_max, factor, 8.807);
-        assert!((row_max - (221.0 * 0.0123 - 8.807)).abs() <= 1.5 * 0.0123);
-        for f in factor {
-            let folded = SCORE_BIAS.mul_add(-f, -row_max);
-            let x = (SCORE_BIAS + 220.0).mul_add(f, folded);
-            let product = f64::from(SCORE_BIAS) * f64::from(f);
-            let rounded = product + f64::from(row_max) + f64::from(folded);
-            println!("{f}: {x} residue {rounded:e}");
+    fn row_bias_is_near_the_maximum_whatever_the_step() {
+        for step in [1e-6, 0.003, 0.1, 0.3, 1.0, 30.0, 1e6] {
+            let factor = [1.0, 1.1, 0.7, 0.9].map(|x| x * step);
+            let biased_max = [100.0, 220.0, -50.0, f32::NEG_INFINITY].map(|x| SCORE_BIAS + x);
+            let row_max = row_bias(ROW_MAX_START, biased_max, factor, 8.807);
+            let exact = 220.0 * factor[1] - 8.807;
+            let slack = (2.7 * factor[1]).min(MAX_SPACING) + exact.abs() * 1e-6;
+            assert!((row_max - exact).abs() <= slack, "{step}: {row_max} {exact}");
         }
-        // Nothing visible, nothing changes; NaN factors are left out.
-        assert_eq!(row_bias(ROW_MAX_START, [f32::NEG_INFINITY; 4], factor, 8.807), ROW_MAX_START);
+    }
+
+    #[test]
+    fn row_bias_ignores_what_no_key_can_tell() {
+        let factor = [0.1; 4];
+        let nothing = [f32::NEG_INFINITY; 4];
+        assert_eq!(row_bias(ROW_MAX_START, nothing, factor, 8.807), ROW_MAX_START);
         assert!(row_bias(0.0, [SCORE_BIAS; 4], [f32::NAN, 0.1, 0.1, 0.1], 8.807).is_finite());
+        assert_eq!(row_bias(ROW_MAX_START, [SCORE_BIAS; 4], [0.0; 4], 8.807), -8.807);
     }
 
     #[test]
@@ -226,8 +251,13 @@ mod tests {
             let mut scores = [1.0; BLOCK_KV];
             scores[5] = f32::NAN;
             let mut state = RowState::new(ROW_MAX_START);
-            let start = [SCORE_BIAS; BLOCK_KV];
-            quantized_row(&mut scores, &start, visible, [0.01; 4], PvFormat::Fp8, &mut state);
+            let dequantize = Dequantize {
+                q_scale: 0.1,
+                k_scale: &[0.1; BLOCK_KV],
+                delta_s: &[0.0; BLOCK_KV],
+                sm_scale_log2: 1.0,
+            };
+            quantized_row(&mut scores, visible, &dequantize, PvFormat::Fp8, &mut state);
             assert_eq!(state.sum.is_nan(), is_nan);
         }
     }

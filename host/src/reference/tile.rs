@@ -7,60 +7,57 @@ use sage_spec::{Precision, PvFormat};
 
 use super::convert::{E4M3, unpack_int4};
 
-/// Rows that the products handle together; row counts must be multiples of it.
-pub const ROWS: usize = 4;
-/// Columns that the products handle together: two AVX2 registers. Depths must be multiples of it.
-pub const COLUMNS: usize = 16;
+/// Terms of a sum that are added in one pass over it; inner dimensions are multiples of it.
+const UNROLL: usize = 8;
 
-/// Adds to `acc[r][c]` the product of `left[r][i]` and `right[i][first + c]` for every `i` in order.
+/// `left · right`: `left` is `[inner]` and `right` is `[inner, WIDTH]`; fused multiply-adds in the order
+/// of the inner dimension.
+///
+/// The innermost loop is over the width, so that it vectorizes without reordering any sum.
 #[inline(always)]
-fn product(left: [&[f32]; ROWS], right: &[f32], width: usize, first: usize) -> [[f32; COLUMNS]; ROWS] {
-    let mut acc = [[0.0f32; COLUMNS]; ROWS];
-    for (i, right) in right.chunks_exact(width).take(left[0].len()).enumerate() {
-        let right: &[f32; COLUMNS] = right[first..first + COLUMNS].try_into().unwrap();
-        for (acc, left) in acc.iter_mut().zip(left) {
-            for (acc, right) in acc.iter_mut().zip(right) {
-                *acc = left[i].mul_add(*right, *acc);
-            }
+fn product<const WIDTH: usize>(left: &[f32], right: &[f32]) -> [f32; WIDTH] {
+    let mut acc = [0.0; WIDTH];
+    let terms = left.as_chunks::<UNROLL>().0.iter();
+    let rows = right.as_chunks::<WIDTH>().0.as_chunks::<UNROLL>().0.iter();
+    for ([l0, l1, l2, l3, l4, l5, l6, l7], [r0, r1, r2, r3, r4, r5, r6, r7]) in terms.zip(rows) {
+        for i in 0..WIDTH {
+            let x = l1.mul_add(r1[i], l0.mul_add(r0[i], acc[i]));
+            let x = l3.mul_add(r3[i], l2.mul_add(r2[i], x));
+            let x = l5.mul_add(r5[i], l4.mul_add(r4[i], x));
+            acc[i] = l7.mul_add(r7[i], l6.mul_add(r6[i], x));
         }
     }
     acc
 }
 
-/// The `ROWS` rows of `x`, which is `[ROWS, width]`.
+/// [`accumulate_pv`] for `WIDTH` = depth.
 #[inline(always)]
-fn rows(x: &[f32], width: usize) -> [&[f32]; ROWS] {
-    std::array::from_fn(|r| &x[r * width..(r + 1) * width])
+fn accumulate<const WIDTH: usize>(p: &[f32], v: &[f32], alpha: &[f32], out: &mut [f32]) {
+    let rows = p.chunks_exact(BLOCK_KV).zip(out.chunks_exact_mut(WIDTH)).zip(alpha);
+    for ((p, out), alpha) in rows {
+        let product = product::<WIDTH>(p, v);
+        for (out, x) in out.iter_mut().zip(product) {
+            *out = *out * alpha + x;
+        }
+    }
 }
 
 vectorized! {
     /// `scores = q · k`: `q` is `[rows, depth]`, `k` is `[depth, BLOCK_KV]`, `scores` is
     /// `[rows, BLOCK_KV]`. Exact on integer codes: every partial sum is an integer below 2²⁴.
     pub fn multiply_qk(q: &[f32], k: &[f32], depth: usize, scores: &mut [f32]) {
-        let groups = q.chunks_exact(ROWS * depth).zip(scores.chunks_exact_mut(ROWS * BLOCK_KV));
-        for (q, scores) in groups {
-            for first in (0..BLOCK_KV).step_by(COLUMNS) {
-                let acc = product(rows(q, depth), k, BLOCK_KV, first);
-                for (scores, acc) in scores.chunks_exact_mut(BLOCK_KV).zip(acc) {
-                    scores[first..first + COLUMNS].copy_from_slice(&acc);
-                }
-            }
+        for (q, scores) in q.chunks_exact(depth).zip(scores.chunks_exact_mut(BLOCK_KV)) {
+            scores.copy_from_slice(&product::<BLOCK_KV>(q, k));
         }
     }
 
     /// `out = out · alpha + p · v`, the product summed from zero: `p` is `[rows, BLOCK_KV]`, `v` is
-    /// `[BLOCK_KV, depth]`, `out` is `[rows, depth]`, `alpha` is `[rows]`.
+    /// `[BLOCK_KV, depth]`, `out` is `[rows, depth]`, `alpha` is `[rows]`; depth is 64 or 128.
     pub fn accumulate_pv(p: &[f32], v: &[f32], depth: usize, alpha: &[f32], out: &mut [f32]) {
-        let groups = p.chunks_exact(ROWS * BLOCK_KV).zip(out.chunks_exact_mut(ROWS * depth));
-        for ((p, out), alpha) in groups.zip(alpha.chunks_exact(ROWS)) {
-            for first in (0..depth).step_by(COLUMNS) {
-                let acc = product(rows(p, BLOCK_KV), v, depth, first);
-                for ((out, acc), alpha) in out.chunks_exact_mut(depth).zip(acc).zip(alpha) {
-                    for (out, acc) in out[first..first + COLUMNS].iter_mut().zip(acc) {
-                        *out = *out * alpha + acc;
-                    }
-                }
-            }
+        match depth {
+            64 => accumulate::<64>(p, v, alpha, out),
+            128 => accumulate::<128>(p, v, alpha, out),
+            _ => unreachable!("head_dim_padded is 64 or 128"),
         }
     }
 
@@ -124,7 +121,7 @@ mod tests {
 
     #[test]
     fn products_are_exact_on_integers() {
-        let (row_count, depth) = (8, 128);
+        let (row_count, depth) = (5, 128);
         let (q, k) = (pattern(row_count * depth, 1), pattern(BLOCK_KV * depth, 2));
         let mut transposed = vec![0.0; k.len()];
         transpose(&k, depth, &mut transposed);
