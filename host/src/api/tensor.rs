@@ -237,12 +237,12 @@ impl Tensor {
         }
     }
 
-    /// The elements as bytes, in the order of the machine.
-    pub fn bytes(&self) -> &[u8] {
+    /// The elements as little-endian bytes, as files have them.
+    pub fn to_le_bytes(&self) -> Vec<u8> {
         match &self.data {
-            Elements::F16(elements) => bytemuck::cast_slice(elements),
-            Elements::BF16(elements) => bytemuck::cast_slice(elements),
-            Elements::F32(elements) => bytemuck::cast_slice(elements),
+            Elements::F16(elements) => elements.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::BF16(elements) => elements.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::F32(elements) => elements.iter().flat_map(|x| x.to_le_bytes()).collect(),
         }
     }
 
