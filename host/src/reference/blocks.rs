@@ -58,7 +58,14 @@ pub fn query_blocks<'a, T>(
                 let (block_lse, rest_lse) = lse.split_at_mut(rows);
                 (out, lse) = (rest_out, rest_lse);
                 let head_kv = dims.head_kv(head_q);
-                blocks.push(QueryBlock { batch, head_q, head_kv, block, out: block_out, lse: block_lse });
+                blocks.push(QueryBlock {
+                    batch,
+                    head_q,
+                    head_kv,
+                    block,
+                    out: block_out,
+                    lse: block_lse,
+                });
             }
         }
     }
@@ -73,5 +80,9 @@ pub fn output_lens(dims: &Dims) -> (usize, usize) {
 
 /// Keys `0..visible` that row `row` sees.
 pub fn visible(dims: &Dims, causal: bool, row: usize) -> usize {
-    if causal { dims.causal_visible(row).min(dims.seqlen_kv) } else { dims.seqlen_kv }
+    if causal {
+        dims.causal_visible(row).min(dims.seqlen_kv)
+    } else {
+        dims.seqlen_kv
+    }
 }

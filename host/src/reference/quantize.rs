@@ -1,15 +1,15 @@
 //! Quantizing Q, K and V into the buffers the kernels read (arXiv 2411.10958, sections 3.1 to 3.4).
 
 use rayon::prelude::*;
-use sage_spec::layout::v_slot;
 use sage_spec::limits::MAX_HEAD_DIM;
-use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_scale_f16, v_scale_fp8};
+use sage_spec::quant::{qk_scale, smooth_q_scale_floor};
 use sage_spec::reduce::{CHUNK_LANES, TOKEN_LANES};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD, REDUCE_CHUNK};
 use sage_spec::{Dims, Precision, PvFormat};
 
-use super::convert::{e4m3_from_f32, f16_from_f32, int_code, pack_int4};
-use super::reduce::{LaneSum, Row, feature_sum, max_or_nan, min_or_nan};
+use super::convert::{int_code, pack_int4};
+use super::quantize_v::{quantize_v_f16, quantize_v_fp8, v_scales};
+use super::reduce::{LaneSum, Row, feature_sum, max_or_nan};
 use super::{HostTensor, Options};
 
 /// Quantized operands, byte for byte as the kernels lay them out (see [`sage_spec::params`]).
@@ -31,7 +31,7 @@ pub struct Quantized {
     pub k_mean: Option<Vec<f32>>,
     /// `[B, Hq, Mp]`: `q · k_mean` of the unquantized rows, if K is smoothed.
     pub qk_mean: Option<Vec<f32>>,
-    /// FP8: `[B, Hkv, Dp, Np]` with tokens in the order of [`v_slot`]. FP16: `[B, Hkv, Np, Dp]`,
+    /// FP8: `[B, Hkv, Dp, Np]` with tokens in the order of [`sage_spec::layout::v_slot`]. FP16: `[B, Hkv, Np, Dp]`,
     /// little-endian. Padding is zero.
     pub v_codes: Vec<u8>,
     /// `[B, Hkv, Dp]`.
@@ -48,9 +48,30 @@ pub fn quantize(
     v: &HostTensor,
     options: &Options,
 ) -> Quantized {
-    let q = Tokens::new(dims, q, dims.num_heads_q, dims.seqlen_q, BLOCK_Q, dims.seqlen_q_padded());
-    let k = Tokens::new(dims, k, dims.num_heads_kv, dims.seqlen_kv, BLOCK_KV, dims.seqlen_kv_padded());
-    let v = Tokens::new(dims, v, dims.num_heads_kv, dims.seqlen_kv, KV_PAD, dims.seqlen_kv_padded());
+    let q = Tokens::new(
+        dims,
+        q,
+        dims.num_heads_q,
+        dims.seqlen_q,
+        BLOCK_Q,
+        dims.seqlen_q_padded(),
+    );
+    let k = Tokens::new(
+        dims,
+        k,
+        dims.num_heads_kv,
+        dims.seqlen_kv,
+        BLOCK_KV,
+        dims.seqlen_kv_padded(),
+    );
+    let v = Tokens::new(
+        dims,
+        v,
+        dims.num_heads_kv,
+        dims.seqlen_kv,
+        KV_PAD,
+        dims.seqlen_kv_padded(),
+    );
     let (precision, granularity) = (options.precision, options.granularity);
 
     let q_mean = options.smooth_q.then(|| block_means(&q));
@@ -67,7 +88,9 @@ pub fn quantize(
     );
 
     let k_mean = options.smooth_k.then(|| token_means(&k));
-    let qk_mean = k_mean.as_ref().map(|k_mean| dot_with_k_mean(dims, &q, k_mean));
+    let qk_mean = k_mean
+        .as_ref()
+        .map(|k_mean| dot_with_k_mean(dims, &q, k_mean));
     let (k_codes, k_scale) = quantize_int(
         &k,
         precision,
@@ -86,23 +109,34 @@ pub fn quantize(
         PvFormat::F16 => quantize_v_f16(&v, v_mean.as_deref(), &v_scale),
     };
 
-    Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean }
+    Quantized {
+        q_codes,
+        q_scale,
+        q_mean,
+        k_codes,
+        k_scale,
+        k_mean,
+        qk_mean,
+        v_codes,
+        v_scale,
+        v_mean,
+    }
 }
 
 /// A tensor seen as flattened heads, each a whole number of padded blocks of tokens.
-struct Tokens<'a> {
-    tensor: &'a HostTensor<'a>,
+pub(super) struct Tokens<'a> {
+    pub tensor: &'a HostTensor<'a>,
     /// Heads per batch entry.
-    num_heads: usize,
+    pub num_heads: usize,
     /// `batch * num_heads`.
-    heads: usize,
-    seqlen: usize,
+    pub heads: usize,
+    pub seqlen: usize,
     /// Tokens per block.
-    block: usize,
-    seqlen_padded: usize,
-    head_dim: usize,
+    pub block: usize,
+    pub seqlen_padded: usize,
+    pub head_dim: usize,
     /// `head_dim_padded`.
-    depth: usize,
+    pub depth: usize,
 }
 
 impl<'a> Tokens<'a> {
@@ -116,7 +150,16 @@ impl<'a> Tokens<'a> {
     ) -> Self {
         let heads = dims.batch * num_heads;
         let (head_dim, depth) = (dims.head_dim, dims.head_dim_padded());
-        Tokens { tensor, num_heads, heads, seqlen, block, seqlen_padded, head_dim, depth }
+        Tokens {
+            tensor,
+            num_heads,
+            heads,
+            seqlen,
+            block,
+            seqlen_padded,
+            head_dim,
+            depth,
+        }
     }
 
     fn blocks_per_head(&self) -> usize {
@@ -124,17 +167,18 @@ impl<'a> Tokens<'a> {
     }
 
     /// Real tokens of flattened block `block`, as (head, range of tokens).
-    fn block_tokens(&self, block: usize) -> (usize, std::ops::Range<usize>) {
+    pub fn block_tokens(&self, block: usize) -> (usize, std::ops::Range<usize>) {
         let first = block % self.blocks_per_head() * self.block;
         let end = self.seqlen.min(first + self.block);
         (block / self.blocks_per_head(), first.min(end)..end)
     }
 
     /// Token `token` of flattened head `head`, zero beyond the head dimension.
-    fn row(&self, head: usize, token: usize) -> Row {
+    pub fn row(&self, head: usize, token: usize) -> Row {
         let mut row = [0.0; MAX_HEAD_DIM];
         let out = &mut row[..self.head_dim];
-        self.tensor.row(head / self.num_heads, head % self.num_heads, token, out);
+        self.tensor
+            .row(head / self.num_heads, head % self.num_heads, token, out);
         row
     }
 }
@@ -142,13 +186,20 @@ impl<'a> Tokens<'a> {
 /// `[heads, blocks, depth]`: means of the real rows of each query block.
 fn block_means(q: &Tokens) -> Vec<f32> {
     let mut means = vec![0.0; q.heads * q.blocks_per_head() * q.depth];
-    means.par_chunks_mut(q.depth).enumerate().for_each(|(block, mean)| {
-        let (head, tokens) = q.block_tokens(block);
-        let count = tokens.len() as f32;
-        let mut sum = LaneSum::<TOKEN_LANES>::new();
-        tokens.enumerate().for_each(|(index, token)| sum.add(index, &q.row(head, token)));
-        mean.iter_mut().zip(sum.finish()).for_each(|(mean, sum)| *mean = sum / count);
-    });
+    means
+        .par_chunks_mut(q.depth)
+        .enumerate()
+        .for_each(|(block, mean)| {
+            let (head, tokens) = q.block_tokens(block);
+            let count = tokens.len() as f32;
+            let mut sum = LaneSum::<TOKEN_LANES>::new();
+            tokens
+                .enumerate()
+                .for_each(|(index, token)| sum.add(index, &q.row(head, token)));
+            mean.iter_mut()
+                .zip(sum.finish())
+                .for_each(|(mean, sum)| *mean = sum / count);
+        });
     means
 }
 
@@ -170,10 +221,18 @@ fn token_means(x: &Tokens) -> Vec<f32> {
             sum.finish()
         })
         .collect();
-    for (mean, chunk_sums) in means.chunks_exact_mut(x.depth).zip(chunk_sums.chunks_exact(chunks)) {
+    for (mean, chunk_sums) in means
+        .chunks_exact_mut(x.depth)
+        .zip(chunk_sums.chunks_exact(chunks))
+    {
         let mut sum = LaneSum::<CHUNK_LANES>::new();
-        chunk_sums.iter().enumerate().for_each(|(index, chunk)| sum.add(index, chunk));
-        mean.iter_mut().zip(sum.finish()).for_each(|(mean, sum)| *mean = sum / x.seqlen as f32);
+        chunk_sums
+            .iter()
+            .enumerate()
+            .for_each(|(index, chunk)| sum.add(index, chunk));
+        mean.iter_mut()
+            .zip(sum.finish())
+            .for_each(|(mean, sum)| *mean = sum / x.seqlen as f32);
     }
     means
 }
@@ -184,16 +243,18 @@ fn dot_with_k_mean(dims: &Dims, q: &Tokens, k_mean: &[f32]) -> Vec<f32> {
     if dims.num_heads_kv == 0 {
         return dots;
     }
-    dots.par_chunks_mut(BLOCK_Q).enumerate().for_each(|(block, dots)| {
-        let (head, tokens) = q.block_tokens(block);
-        let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
-        let head_kv = batch * dims.num_heads_kv + dims.head_kv(head_q);
-        let mean = &k_mean[head_kv * q.depth..(head_kv + 1) * q.depth];
-        for (dot, token) in dots.iter_mut().zip(tokens) {
-            let row = q.row(head, token);
-            *dot = feature_sum(q.depth, |d| row[d] * mean[d]);
-        }
-    });
+    dots.par_chunks_mut(BLOCK_Q)
+        .enumerate()
+        .for_each(|(block, dots)| {
+            let (head, tokens) = q.block_tokens(block);
+            let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
+            let head_kv = batch * dims.num_heads_kv + dims.head_kv(head_q);
+            let mean = &k_mean[head_kv * q.depth..(head_kv + 1) * q.depth];
+            for (dot, token) in dots.iter_mut().zip(tokens) {
+                let row = q.row(head, token);
+                *dot = feature_sum(q.depth, |d| row[d] * mean[d]);
+            }
+        });
     dots
 }
 
@@ -211,29 +272,37 @@ fn quantize_int<'m>(
     let row_bytes = precision.bytes(x.depth);
     let mut codes = vec![0; x.heads * x.seqlen_padded * row_bytes];
     let mut scales = vec![0.0; x.heads * x.blocks_per_head() * scales_per_block];
-    let blocks = codes.par_chunks_mut(x.block * row_bytes).zip(scales.par_chunks_mut(scales_per_block));
-    blocks.enumerate().for_each_init(Vec::new, |rows: &mut Vec<Row>, (block, (codes, scales))| {
-        let (head, tokens) = x.block_tokens(block);
-        let smoothing = smoothing(block);
-        rows.clear();
-        rows.extend(tokens.map(|token| x.row(head, token)));
-        if let Some((mean, _)) = smoothing {
-            for row in rows.iter_mut() {
-                row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
+    let blocks = codes
+        .par_chunks_mut(x.block * row_bytes)
+        .zip(scales.par_chunks_mut(scales_per_block));
+    blocks
+        .enumerate()
+        .for_each_init(Vec::new, |rows: &mut Vec<Row>, (block, (codes, scales))| {
+            let (head, tokens) = x.block_tokens(block);
+            let smoothing = smoothing(block);
+            rows.clear();
+            rows.extend(tokens.map(|token| x.row(head, token)));
+            if let Some((mean, _)) = smoothing {
+                for row in rows.iter_mut() {
+                    row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
+                }
             }
-        }
-        for (index, row) in rows.iter().enumerate() {
-            let amax = &mut scales[group(index)];
-            *amax = max_or_nan(*amax, row_amax(row));
-        }
-        let floor = smoothing.map_or(0.0, |(_, floor)| floor);
-        for scale in scales.iter_mut() {
-            *scale = max_or_nan(qk_scale(*scale, precision), floor);
-        }
-        for (index, (row, codes)) in rows.iter().zip(codes.chunks_exact_mut(row_bytes)).enumerate() {
-            encode_row(row, 1.0 / scales[group(index)], precision, codes);
-        }
-    });
+            for (index, row) in rows.iter().enumerate() {
+                let amax = &mut scales[group(index)];
+                *amax = max_or_nan(*amax, row_amax(row));
+            }
+            let floor = smoothing.map_or(0.0, |(_, floor)| floor);
+            for scale in scales.iter_mut() {
+                *scale = max_or_nan(qk_scale(*scale, precision), floor);
+            }
+            for (index, (row, codes)) in rows
+                .iter()
+                .zip(codes.chunks_exact_mut(row_bytes))
+                .enumerate()
+            {
+                encode_row(row, 1.0 / scales[group(index)], precision, codes);
+            }
+        });
     (codes, scales)
 }
 
@@ -262,98 +331,4 @@ vectorized! {
             }
         }
     }
-}
-
-/// `[heads, depth]`: scales of the channels of V.
-fn v_scales(v: &Tokens, v_mean: Option<&[f32]>, pv: PvFormat) -> Vec<f32> {
-    let mut scales = vec![0.0; v.heads * v.depth];
-    let (max_start, min_start) = match v.seqlen {
-        0 => (0.0, 0.0),
-        _ => (f32::NEG_INFINITY, f32::INFINITY),
-    };
-    let start = || ([max_start; MAX_HEAD_DIM], [min_start; MAX_HEAD_DIM]);
-    scales.par_chunks_mut(v.depth).enumerate().for_each(|(head, scales)| {
-        let extrema = (0..v.seqlen).into_par_iter().with_min_len(REDUCE_CHUNK);
-        let (max, min) = extrema
-            .fold(start, |extrema, token| {
-                let row = v.row(head, token);
-                widen(extrema, &(row, row))
-            })
-            .reduce(start, |a, b| widen(a, &b));
-        for (channel, scale) in scales.iter_mut().enumerate() {
-            let mean = v_mean.map_or(0.0, |mean| mean[head * v.depth + channel]);
-            let amax = max_or_nan(max[channel] - mean, mean - min[channel]);
-            *scale = match pv {
-                PvFormat::Fp8 => v_scale_fp8(amax),
-                PvFormat::F16 => v_scale_f16(amax),
-            };
-        }
-    });
-    scales
-}
-
-/// Channelwise (maxima, minima) of two such pairs.
-fn widen((mut max, mut min): (Row, Row), (other_max, other_min): &(Row, Row)) -> (Row, Row) {
-    max.iter_mut().zip(other_max).for_each(|(a, &b)| *a = max_or_nan(*a, b));
-    min.iter_mut().zip(other_min).for_each(|(a, &b)| *a = min_or_nan(*a, b));
-    (max, min)
-}
-
-/// V of one head, centred and divided by its scales.
-struct Normalize<'a> {
-    mean: Option<&'a [f32]>,
-    inverse_scale: Vec<f32>,
-}
-
-impl<'a> Normalize<'a> {
-    fn new(v: &Tokens, head: usize, mean: Option<&'a [f32]>, scale: &[f32]) -> Self {
-        let range = head * v.depth..(head + 1) * v.depth;
-        let inverse_scale = scale[range.clone()].iter().map(|scale| 1.0 / scale).collect();
-        Normalize { mean: mean.map(|mean| &mean[range]), inverse_scale }
-    }
-
-    fn apply(&self, channel: usize, x: f32) -> f32 {
-        let centred = self.mean.map_or(x, |mean| x - mean[channel]);
-        centred * self.inverse_scale[channel]
-    }
-}
-
-/// `[heads, depth, seqlen_padded]` in E4M3, tokens in the order of [`v_slot`].
-fn quantize_v_fp8(v: &Tokens, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Vec<u8> {
-    /// Channels one task transposes together.
-    const CHANNELS: usize = 16;
-    let mut codes = vec![0; v.heads * v.depth * v.seqlen_padded];
-    let groups_per_head = v.depth / CHANNELS;
-    let groups = codes.par_chunks_mut((CHANNELS * v.seqlen_padded).max(1));
-    groups.enumerate().for_each(|(group, codes)| {
-        let (head, first) = (group / groups_per_head, group % groups_per_head * CHANNELS);
-        let normalize = Normalize::new(v, head, v_mean, v_scale);
-        let mut row = [0.0; CHANNELS];
-        let row = &mut row[..v.head_dim.saturating_sub(first).min(CHANNELS)];
-        for token in 0..v.seqlen {
-            v.tensor.row_from(head / v.num_heads, head % v.num_heads, token, first, row);
-            for (channel, &x) in row.iter().enumerate() {
-                let code = e4m3_from_f32(normalize.apply(first + channel, x));
-                codes[channel * v.seqlen_padded + v_slot(token)] = code;
-            }
-        }
-    });
-    codes
-}
-
-/// `[heads, seqlen_padded, depth]` in FP16, little-endian.
-fn quantize_v_f16(v: &Tokens, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Vec<u8> {
-    let mut codes = vec![0; v.heads * v.seqlen_padded * v.depth * 2];
-    codes.par_chunks_mut(KV_PAD * v.depth * 2).enumerate().for_each(|(block, codes)| {
-        let (head, tokens) = v.block_tokens(block);
-        let normalize = Normalize::new(v, head, v_mean, v_scale);
-        for (codes, token) in codes.chunks_exact_mut(v.depth * 2).zip(tokens) {
-            let row = v.row(head, token);
-            for (channel, code) in codes.chunks_exact_mut(2).enumerate() {
-                let x = normalize.apply(channel, row[channel]);
-                code.copy_from_slice(&f16_from_f32(x).to_le_bytes());
-            }
-        }
-    });
-    codes
 }

@@ -20,7 +20,14 @@ pub fn exp2_fast(x: f32) -> f32 {
     let shifted = clamped + ROUND;
     let rest = clamped - (shifted - ROUND);
     let mut y = 1.535_336_2e-4_f32;
-    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_4e-2, 0.240_226_48, 0.693_147_2, 1.0] {
+    for c in [
+        1.339_887_4e-3,
+        9.618_437e-3,
+        5.550_332_4e-2,
+        0.240_226_48,
+        std::f32::consts::LN_2,
+        1.0,
+    ] {
         y = y.mul_add(rest, c);
     }
     // The low bits of `shifted` are the integer; shifted into the exponent they scale by 2^integer.
@@ -73,7 +80,11 @@ pub struct RowState {
 impl RowState {
     /// A row that has seen nothing.
     pub const fn new(max: f32) -> Self {
-        RowState { max, sum: 0.0, alpha: 1.0 }
+        RowState {
+            max,
+            sum: 0.0,
+            alpha: 1.0,
+        }
     }
 }
 
@@ -86,7 +97,9 @@ fn halve(x: &mut [f32], until: usize, combine: impl Fn(f32, f32) -> f32) {
     let mut half = x.len() / 2;
     while half >= until {
         let (low, high) = x.split_at_mut(half);
-        low.iter_mut().zip(&high[..half]).for_each(|(low, high)| *low = combine(*low, *high));
+        low.iter_mut()
+            .zip(&high[..half])
+            .for_each(|(low, high)| *low = combine(*low, *high));
         half /= 2;
     }
 }
@@ -218,7 +231,10 @@ mod tests {
             let row_max = row_bias(ROW_MAX_START, biased_max, factor, 8.807);
             let exact = 220.0 * factor[1] - 8.807;
             let slack = (2.7 * factor[1]).min(MAX_SPACING) + exact.abs() * 1e-6;
-            assert!((row_max - exact).abs() <= slack, "{step}: {row_max} {exact}");
+            assert!(
+                (row_max - exact).abs() <= slack,
+                "{step}: {row_max} {exact}"
+            );
         }
     }
 
@@ -226,14 +242,24 @@ mod tests {
     fn row_bias_ignores_what_no_key_can_tell() {
         let factor = [0.1; 4];
         let nothing = [f32::NEG_INFINITY; 4];
-        assert_eq!(row_bias(ROW_MAX_START, nothing, factor, 8.807), ROW_MAX_START);
+        assert_eq!(
+            row_bias(ROW_MAX_START, nothing, factor, 8.807),
+            ROW_MAX_START
+        );
         assert!(row_bias(0.0, [SCORE_BIAS; 4], [f32::NAN, 0.1, 0.1, 0.1], 8.807).is_finite());
-        assert_eq!(row_bias(ROW_MAX_START, [SCORE_BIAS; 4], [0.0; 4], 8.807), -8.807);
+        assert_eq!(
+            row_bias(ROW_MAX_START, [SCORE_BIAS; 4], [0.0; 4], 8.807),
+            -8.807
+        );
     }
 
     #[test]
     fn a_masked_tile_changes_nothing() {
-        let mut state = RowState { max: 3.0, sum: 2.0, alpha: 0.5 };
+        let mut state = RowState {
+            max: 3.0,
+            sum: 2.0,
+            alpha: 0.5,
+        };
         let mut scores = [7.0; BLOCK_KV];
         exact_row(&mut scores, 0, 1.0, &mut state);
         assert_eq!((state.max, state.sum, state.alpha), (3.0, 2.0, 1.0));

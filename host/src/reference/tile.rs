@@ -33,7 +33,10 @@ fn product<const WIDTH: usize>(left: &[f32], right: &[f32]) -> [f32; WIDTH] {
 /// [`accumulate_pv`] for `WIDTH` = depth.
 #[inline(always)]
 fn accumulate<const WIDTH: usize>(p: &[f32], v: &[f32], alpha: &[f32], out: &mut [f32]) {
-    let rows = p.chunks_exact(BLOCK_KV).zip(out.chunks_exact_mut(WIDTH)).zip(alpha);
+    let rows = p
+        .chunks_exact(BLOCK_KV)
+        .zip(out.chunks_exact_mut(WIDTH))
+        .zip(alpha);
     for ((p, out), alpha) in rows {
         let product = product::<WIDTH>(p, v);
         for (out, x) in out.iter_mut().zip(product) {
@@ -116,7 +119,9 @@ mod tests {
     use super::*;
 
     fn pattern(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 37 + seed * 11) % 255) as f32 - 127.0).collect()
+        (0..len)
+            .map(|i| ((i * 37 + seed * 11) % 255) as f32 - 127.0)
+            .collect()
     }
 
     #[test]
