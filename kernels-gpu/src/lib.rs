@@ -1,2 +1,33 @@
-#![no_std]
-//! Device kernels.
+//! sage-attn's device kernels.
+//!
+//! Read in this order: [`tile`] (where an element lives), `quant` (smoothing and quantization),
+//! `attention` (the forward kernels), `entry` (the exported symbols). Layers only point down:
+//! `cuda_std` ← `tile` ← `attention`, `cuda_std` ← `tile` ← `quant`; `attention` and `quant` never
+//! see each other and meet only in `sage_spec::params`.
+//!
+//! Exactly one feature `sm_80`, `sm_89` or `sm_90a` selects the module to build for nvptx64. On other
+//! targets only the pure layers are compiled, so that their algebra is tested on the CPU.
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch)
+)]
+
+#[cfg(target_arch = "nvptx64")]
+cuda_std::declare_dynamic_shared_memory!();
+
+pub mod tile;
+
+#[cfg(target_arch = "nvptx64")]
+mod attention;
+#[cfg(target_arch = "nvptx64")]
+mod entry;
+#[cfg(target_arch = "nvptx64")]
+mod quant;
+
+/// Nothing in a kernel may panic: a call to this function in the PTX fails the lint.
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

@@ -233,16 +233,22 @@ pub struct AttentionParams {
     pub num_heads_q: u32,
     /// Hkv.
     pub num_heads_kv: u32,
+    /// Hq / Hkv: derived values come ready, so that they stay in the constant bank instead of registers.
+    pub gqa_group: u32,
     /// M.
     pub seqlen_q: u32,
     /// N.
     pub seqlen_kv: u32,
+    /// Np.
+    pub seqlen_kv_padded: u32,
     /// D.
     pub head_dim: u32,
     /// The part of the work this launch covers.
     pub chunk: Chunk,
-    /// [`crate::ScaleGranularity::code`].
-    pub granularity: u32,
+    /// [`crate::ScaleGranularity::q_scales_per_block`].
+    pub q_scales_per_block: u32,
+    /// [`crate::ScaleGranularity::k_scales_per_block`].
+    pub k_scales_per_block: u32,
     /// 1: row i sees keys up to `i + N − M` (bottom-right aligned); 0: every key.
     pub causal: u32,
     /// Type of `out`: 0 f16, 1 bf16, 2 f32.

@@ -1,0 +1,30 @@
+//! Ampere's asynchronous copies from global to shared memory (sm_80). Only the 16-byte form exists
+//! here, and only over padded buffers: the form that leaves a tail unfilled has caused NaN in peers.
+
+use core::arch::asm;
+
+/// `cp.async.cg.shared.global [dst], [src], 16` [cp.async]: starts one 16-byte copy past L1.
+///
+/// # Safety
+/// Both addresses are 16-byte aligned and valid; `dst` is not accessed before a later
+/// [`wait_group`] of this thread and, for other threads, a barrier after it.
+#[inline(always)]
+pub unsafe fn copy16(dst_shared: u32, src_global: u64) {
+    // SAFETY: the caller vouches for both addresses.
+    unsafe { asm!("cp.async.cg.shared.global [{}], [{}], 16;", in(reg32) dst_shared, in(reg64) src_global, options(nostack)) };
+}
+
+/// `cp.async.commit_group` [cp.async.commit_group]: closes the group of copies started so far.
+#[inline(always)]
+pub fn commit_group() {
+    // SAFETY: bookkeeping only.
+    unsafe { asm!("cp.async.commit_group;", options(nostack)) };
+}
+
+/// `cp.async.wait_group N` [cp.async.wait_group]: waits until at most the `N` newest groups of this
+/// thread are in flight.
+#[inline(always)]
+pub fn wait_group<const N: u32>() {
+    // SAFETY: waits; the memory clobber keeps later reads behind it.
+    unsafe { asm!("cp.async.wait_group {};", const N, options(nostack)) };
+}

@@ -1,0 +1,84 @@
+//! Arithmetic that plain Rust operators do not reach. rustc never contracts `a * b + c`.
+
+use core::arch::asm;
+
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.fmax.nan.f"]
+    fn fmax_nan(a: f32, b: f32) -> f32;
+    #[link_name = "llvm.nvvm.fmin.nan.f"]
+    fn fmin_nan(a: f32, b: f32) -> f32;
+}
+
+/// `fma.rn.f32` [fma]: `a · b + c`, rounded once.
+#[inline(always)]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    core::intrinsics::fmaf32(a, b, c)
+}
+
+/// `max.f32` [max]: the number if one operand is NaN.
+#[inline(always)]
+pub fn max(a: f32, b: f32) -> f32 {
+    let value: f32;
+    // SAFETY: register arithmetic.
+    unsafe { asm!("max.f32 {}, {}, {};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack)) };
+    value
+}
+
+/// `max.NaN.f32` [max] (sm_80): NaN if either operand is NaN.
+#[inline(always)]
+pub fn max_propagate_nan(a: f32, b: f32) -> f32 {
+    // SAFETY: register arithmetic.
+    unsafe { fmax_nan(a, b) }
+}
+
+/// `min.NaN.f32` [min] (sm_80): NaN if either operand is NaN.
+#[inline(always)]
+pub fn min_propagate_nan(a: f32, b: f32) -> f32 {
+    // SAFETY: register arithmetic.
+    unsafe { fmin_nan(a, b) }
+}
+
+/// Magnitude.
+#[inline(always)]
+pub fn abs(a: f32) -> f32 {
+    f32::from_bits(a.to_bits() & 0x7fff_ffff)
+}
+
+/// `ex2.approx.ftz.f32` [ex2]: 2^x to 2 ulp; 0 for −inf.
+#[inline(always)]
+pub fn exp2(x: f32) -> f32 {
+    let value: f32;
+    // SAFETY: register arithmetic.
+    unsafe { asm!("ex2.approx.ftz.f32 {}, {};", out(reg32) value, in(reg32) x, options(pure, nomem, nostack)) };
+    value
+}
+
+/// `lg2.approx.f32` [lg2].
+#[inline(always)]
+pub fn log2(x: f32) -> f32 {
+    let value: f32;
+    // SAFETY: register arithmetic.
+    unsafe { asm!("lg2.approx.f32 {}, {};", out(reg32) value, in(reg32) x, options(pure, nomem, nostack)) };
+    value
+}
+
+/// Quotient of two `u32` whose divisor the caller knows to be non-zero (a checked division would
+/// leave a call to a panic function in the PTX).
+///
+/// # Safety
+/// `b` is not zero.
+#[inline(always)]
+pub unsafe fn div_u32(a: u32, b: u32) -> u32 {
+    // SAFETY: the caller vouches for b.
+    unsafe { core::intrinsics::unchecked_div(a, b) }
+}
+
+/// `1 / x` for normal `x`: `rcp.approx.ftz.f32` [rcp] and one Newton step. Unlike `1.0 / x` it needs no
+/// slow path, whose call would cost a kernel full of live registers its spills.
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    let estimate: f32;
+    // SAFETY: register arithmetic.
+    unsafe { asm!("rcp.approx.ftz.f32 {}, {};", out(reg32) estimate, in(reg32) x, options(pure, nomem, nostack)) };
+    fma(estimate, fma(-x, estimate, 1.0), estimate)
+}

@@ -1,0 +1,77 @@
+//! What varies between the kernels, and the shared-memory plan derived from it.
+
+use sage_spec::launch::ATTENTION_STAGES;
+use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
+use sage_spec::{Precision, PvFormat};
+
+/// Scores of 16 of a warp's 32 rows and a tile: element `e` of `scores[b]` is row `g + 8(e/2)`, column
+/// `8b + 2t + e%2`.
+pub type Scores = [[u32; 4]; 8];
+/// The same elements as probabilities.
+pub type Probabilities = [[f32; 4]; 8];
+/// Output of one warp: element `e` of `output[m * 16 + c]` is row `16m + g + 8(e/2)`, channel
+/// `8c + 2t + e%2`. Half of it is unused, and never allocated, when the head dimension is 64.
+pub type OutputTile = [[f32; 4]; 32];
+/// One value for each of the four rows a lane holds: `rows[m * 2 + e / 2]`.
+pub type Rows = [f32; 4];
+
+/// A kernel: its types, its sizes and its product with V.
+pub trait Config {
+    /// Padded head dimension, 64 or 128.
+    const HEAD_DIM: u32;
+    /// Type of the codes of Q and K.
+    const QK: Precision;
+    /// Type of P and V.
+    const PV: PvFormat;
+    /// P of 16 rows as A operands.
+    type P: Copy;
+
+    /// Bytes of a row of Q or K.
+    const ROW_BYTES: u32 = Self::QK.bytes(Self::HEAD_DIM as usize) as u32;
+    /// Bytes of a tile of K.
+    const K_BYTES: u32 = BLOCK_KV as u32 * Self::ROW_BYTES;
+    /// Bytes of a tile of V.
+    const V_BYTES: u32 = BLOCK_KV as u32 * Self::HEAD_DIM * Self::PV.bytes() as u32;
+    /// Shared memory: Q first.
+    const Q_OFFSET: u32 = 0;
+    /// Then the ring; each stage holds K, V and a row of ΔS.
+    const RING_OFFSET: u32 = BLOCK_Q as u32 * Self::ROW_BYTES;
+    /// V within a stage.
+    const V_OFFSET: u32 = Self::K_BYTES;
+    /// ΔS within a stage.
+    const DELTA_S_OFFSET: u32 = Self::K_BYTES + Self::V_BYTES;
+    /// Bytes of a stage.
+    const STAGE_BYTES: u32 = Self::DELTA_S_OFFSET + BLOCK_KV as u32 * 4;
+    /// All of it; the host allocates `sage_spec::launch::attention` bytes.
+    const SMEM_BYTES: u32 = {
+        let bytes = Self::RING_OFFSET + ATTENTION_STAGES as u32 * Self::STAGE_BYTES;
+        let host = sage_spec::launch::attention(Self::HEAD_DIM as usize, Self::QK, Self::PV).smem_bytes;
+        assert!(bytes as usize == host, "host and kernel disagree on shared memory");
+        bytes
+    };
+
+    /// Copies V's tiles: rows are channels (FP8) or tokens (FP16).
+    type VCopy: Copy;
+
+    /// Copies the tile at global address `src`, and those that follow.
+    fn v_copy(src: u64, seqlen_kv_padded: u32) -> Self::VCopy;
+
+    /// Starts the copies of a tile to shared address `dst` and moves on to the next tile.
+    ///
+    /// # Safety
+    /// As for [`super::load::TileCopy::start`].
+    unsafe fn start_v(copy: &mut Self::VCopy, dst: u32, seqlen_kv_padded: u32);
+
+    /// Rounds P to its 8- or 16-bit format, as A operands.
+    fn round_p(p: &Probabilities) -> Self::P;
+
+    /// Offset in V's tile of the 16 bytes whose address lane `lane` gives to the first `ldmatrix`.
+    fn v_lane_offset(lane: u32) -> u32;
+
+    /// `output = output · alpha + P V`, `row_sum = row_sum · alpha + P 1`; `v` is the shared address of
+    /// V's tile plus [`Config::v_lane_offset`].
+    ///
+    /// # Safety
+    /// The whole warp calls it; the tile is complete.
+    unsafe fn multiply_v(p: &[Self::P; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows);
+}

@@ -1,0 +1,127 @@
+//! Normalises, scales and stores one warp's output and LSE.
+
+use cuda_std::{convert, global, math, thread};
+use sage_spec::params::AttentionParams;
+use sage_spec::tiling::BLOCK_Q;
+
+use super::config::{Config, OutputTile};
+use super::mainloop::Work;
+use super::softmax::RowState;
+
+/// Two neighbouring channels of the output, from `address` on; `second` says whether the second one
+/// exists, `paired` whether one access may store both.
+#[inline(always)]
+unsafe fn store_pair(address: u64, values: [f32; 2], dtype: u32, paired: bool, second: bool) {
+    // SAFETY: the caller vouches for both elements.
+    unsafe {
+        if dtype == 2 {
+            global::store_f32(address, values[0]);
+            if second {
+                global::store_f32(address + 4, values[1]);
+            }
+            return;
+        }
+        let bits = if dtype == 0 {
+            convert::f32_to_f16x2(values[0], values[1])
+        } else {
+            convert::f32_to_bf16x2(values[0], values[1])
+        };
+        if paired && second {
+            global::store_u32(address, bits);
+        } else {
+            global::store_u16(address, bits & 0xffff);
+            if second {
+                global::store_u16(address + 2, bits >> 16);
+            }
+        }
+    }
+}
+
+/// Stores the warp's rows that exist. A row that saw no key becomes zeros, with an LSE of −inf.
+///
+/// # Safety
+/// `p` describes valid device buffers; `output` and `state` are complete.
+#[inline(always)]
+pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: &RowState) {
+    // Read and computed again: cheaper than registers through the main loop.
+    let work = Work::of_cta(p, thread::reread_block_idx_x(), thread::reread_block_idx_y());
+    let (batch, head_kv) = work.batch_and_head_kv(p);
+    let (batch, head_q, head_kv) = (batch as u64, work.head_q as u64, head_kv as u64);
+    let query_block = work.query_block;
+    let thread = thread::reread_thread_idx_x();
+    let (warp, g, t) = (thread / 32, thread % 32 / 4, thread % 4);
+    let head = head_q - batch * p.num_heads_q as u64;
+    let element_bytes: i64 = if p.out_dtype == 2 { 4 } else { 2 };
+    let base = p.out.ptr.wrapping_add(((batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head) * element_bytes) as u64);
+    let paired = (p.out.ptr & 3 == 0) && ((p.out.stride_batch | p.out.stride_head | p.out.stride_token) & 1 == 0);
+
+    let first_row = query_block * BLOCK_Q as u32 + warp * 32 + g;
+    let mut inverse_sum = [0.0f32; 4];
+    let mut rows = [0u64; 4];
+    let mut row = 0;
+    while row < 4 {
+        let index = first_row + 8 * row as u32;
+        let sum = state.row_sum[row];
+        // NaN is not zero: it stays NaN in the output.
+        inverse_sum[row] = if sum == 0.0 { 0.0 } else { math::reciprocal(sum) };
+        rows[row] = base.wrapping_add((index as i64 * p.out.stride_token * element_bytes) as u64);
+        if p.lse != 0 && t == 0 && index < p.seqlen_q {
+            let rows_padded = p.seqlen_q.div_ceil(BLOCK_Q as u32) as u64 * BLOCK_Q as u64;
+            let mut lse = (state.row_max[row] + math::log2(sum)) * core::f32::consts::LN_2;
+            // SAFETY: f32 [B, Hq, Mp] and [B, Hq, M].
+            unsafe {
+                if p.qk_mean != 0 {
+                    lse = math::fma(global::load_f32(p.qk_mean + (head_q * rows_padded + index as u64) * 4), p.sm_scale, lse);
+                }
+                if sum == 0.0 {
+                    lse = f32::NEG_INFINITY;
+                }
+                global::store_f32(p.lse + (head_q * p.seqlen_q as u64 + index as u64) * 4, lse);
+            }
+        }
+        row += 1;
+    }
+
+    let channels = head_kv * C::HEAD_DIM as u64;
+    let mut c = 0;
+    while c < C::HEAD_DIM as usize / 8 {
+        let channel = 8 * c as u32 + 2 * t;
+        if channel < p.head_dim {
+            let (mut scale, mut mean) = ([1.0f32; 2], [0.0f32; 2]);
+            let mut i = 0;
+            while i < 2 {
+                // Without keys V was never quantized; its buffers are not read.
+                if p.seqlen_kv > 0 {
+                    // SAFETY: f32 [B, Hkv, Dp].
+                    unsafe {
+                        scale[i] = global::load_f32(p.v_scale + (channels + channel as u64 + i as u64) * 4);
+                        if p.v_mean != 0 {
+                            mean[i] = global::load_f32(p.v_mean + (channels + channel as u64 + i as u64) * 4);
+                        }
+                    }
+                }
+                i += 1;
+            }
+            let mut row = 0;
+            while row < 4 {
+                if first_row + 8 * (row as u32) < p.seqlen_q {
+                    let (m, half) = (row / 2, row % 2);
+                    let mut values = [0.0f32; 2];
+                    let mut i = 0;
+                    while i < 2 {
+                        let normalised = output[m * 16 + c][half * 2 + i] * inverse_sum[row] * scale[i];
+                        values[i] = if state.row_sum[row] == 0.0 { 0.0 } else { normalised + mean[i] };
+                        i += 1;
+                    }
+                    // SAFETY: the row and the first channel exist; the second is checked.
+                    unsafe {
+                        let address = rows[row].wrapping_add((channel as i64 * element_bytes) as u64);
+                        store_pair(address, values, p.out_dtype, paired, channel + 1 < p.head_dim);
+                    }
+                }
+                row += 1;
+            }
+        }
+        c += 1;
+    }
+}
