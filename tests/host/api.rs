@@ -329,7 +329,8 @@ fn a_huge_output_of_overlapping_inputs_is_an_error_and_not_an_abort() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// INT8 stays within its bounds for any shape and any choice of scales and smoothing.
+    /// INT8 stays close for any shape and any choice of scales and smoothing. The output may be small
+    /// where values cancel, so errors are measured against the attention of |V|, which cannot.
     #[test]
     fn int8_is_close_for_every_shape(
         (batch, heads_kv, group) in (1usize..3, 1usize..3, 1usize..4),
@@ -337,7 +338,7 @@ proptest! {
         (causal, smooth, granularity) in (any::<bool>(), any::<[bool; 3]>(), 0usize..3),
         (pv, seed) in (any::<bool>(), any::<u64>()),
     ) {
-        let inputs = Inputs::new(dims(batch, [heads_kv * group, heads_kv], [m, n], d), seed);
+        let mut inputs = Inputs::new(dims(batch, [heads_kv * group, heads_kv], [m, n], d), seed);
         let granularities =
             [ScaleGranularity::PerBlock, ScaleGranularity::PerWarp, ScaleGranularity::PerThread];
         let [q, k, v] = smooth;
@@ -346,8 +347,14 @@ proptest! {
             .granularity(granularities[granularity])
             .smoothing(Smoothing { q, k, v })
             .pv(if pv { PvFormat::Fp8 } else { PvFormat::F16 });
-        let output = inputs.run(&attention);
-        let bounds = Bounds { element: 0.4, row_l1: 0.15 };
-        compare_rows(&output.out.to_f32(), &inputs.exact(causal).0, d, bounds).unwrap();
+        let actual = inputs.run(&attention).out.to_f32();
+        let exact = inputs.exact(causal).0;
+        inputs.v.iter_mut().for_each(|x| *x = x.abs());
+        let magnitude = inputs.exact(causal).0;
+        // E4M3 rounds P and V by at most 2⁻⁴ each; the rest is for the scores.
+        for ((actual, exact), magnitude) in actual.iter().zip(&exact).zip(&magnitude) {
+            let error = (f64::from(*actual) - exact).abs();
+            prop_assert!(error <= 0.25 * magnitude, "{actual} for {exact}, magnitude {magnitude}");
+        }
     }
 }
