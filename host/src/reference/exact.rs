@@ -147,41 +147,23 @@ impl Scratch {
         let rows = block.rows();
         let first_row = block.first_row();
         let visible = |row: usize| visible(dims, causal, first_row + row);
-        load(
-            q,
-            block.batch,
-            block.head_q,
-            block.first_row(),
-            dims.seqlen_q,
-            head_dim,
-            depth,
-            q_rows,
-        );
+        let q_tokens = block.first_row()..dims.seqlen_q;
+        q.rows(block.batch, block.head_q, q_tokens, head_dim, depth, q_rows);
         out.fill(0.0);
         let mut states = [RowState::new(f32::MIN); BLOCK_Q];
 
         for first in (0..visible(block.rows() - 1)).step_by(BLOCK_KV) {
-            load(
-                k,
+            let kv_tokens = first..dims.seqlen_kv;
+            k.rows(
                 block.batch,
                 block.head_kv,
-                first,
-                dims.seqlen_kv,
+                kv_tokens.clone(),
                 head_dim,
                 depth,
                 kv,
             );
             transpose(kv, depth, k_columns);
-            load(
-                v,
-                block.batch,
-                block.head_kv,
-                first,
-                dims.seqlen_kv,
-                head_dim,
-                depth,
-                kv,
-            );
+            v.rows(block.batch, block.head_kv, kv_tokens, head_dim, depth, kv);
             multiply_qk(&q_rows[..rows * depth], k_columns, depth, p);
             let mut alpha = [1.0; BLOCK_Q];
             for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
@@ -202,28 +184,6 @@ impl Scratch {
                 .zip(&out[row * depth..])
                 .for_each(|(to, &x)| *to = x / state.sum);
             block.lse[row] = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
-        }
-    }
-}
-
-/// Copies tokens `first..end` of a head to `[rows, depth]`, as many as fit; the other rows become zero.
-#[allow(clippy::too_many_arguments)]
-fn load(
-    x: &HostTensor,
-    batch: usize,
-    head: usize,
-    first: usize,
-    end: usize,
-    head_dim: usize,
-    depth: usize,
-    out: &mut [f32],
-) {
-    for (row, out) in out.chunks_exact_mut(depth).enumerate() {
-        let out = &mut out[..head_dim];
-        if first + row < end {
-            x.row(batch, head, first + row, out);
-        } else {
-            out.fill(0.0);
         }
     }
 }

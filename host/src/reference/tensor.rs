@@ -1,5 +1,7 @@
 //! Strided tensors in host memory.
 
+use std::ops::Range;
+
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 /// Elements of a [`HostTensor`].
@@ -43,6 +45,26 @@ impl<'a> HostTensor<'a> {
     /// Copies the first `out.len()` features of token `token` to `out`, widened exactly to f32.
     pub fn row(&self, batch: usize, head: usize, token: usize, out: &mut [f32]) {
         self.row_from(batch, head, token, 0, out);
+    }
+
+    /// Copies `tokens` of a head to rows of `depth` in `out`, as many as fit; further rows become zero.
+    ///
+    /// Only the first `head_dim` features of a row are written.
+    pub(super) fn rows(
+        &self,
+        batch: usize,
+        head: usize,
+        mut tokens: Range<usize>,
+        head_dim: usize,
+        depth: usize,
+        out: &mut [f32],
+    ) {
+        for row in out.chunks_exact_mut(depth) {
+            match tokens.next() {
+                Some(token) => self.row(batch, head, token, &mut row[..head_dim]),
+                None => row.fill(0.0),
+            }
+        }
     }
 
     /// [`HostTensor::row`] starting at feature `first`.
