@@ -1,1 +1,4 @@
-//! Shared test support.
+//! Shared test support: a comparator that lets nothing through, and problems to compare on.
+
+pub mod compare;
+pub mod generate;

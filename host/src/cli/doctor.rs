@@ -1,7 +1,7 @@
 //! `doctor`: what there is, what would be used, and why.
 
 use clap::Args;
-use sage_attn::device::{Gpu, MODULES, device_count, driver_version};
+use sage_attn::device::{Gpu, MODULES, SOURCE_SHA256, device_count, driver_version};
 use sage_attn::error::Operand;
 use sage_attn::plan::plan;
 use sage_attn::problem::TensorSpec;
@@ -26,6 +26,8 @@ struct Findings {
     driver: Option<String>,
     devices: Vec<Device>,
     kernels: Vec<Module>,
+    /// SHA-256 of the source the kernels were built from.
+    kernel_source_sha256: &'static str,
     cpu: Cpu,
     /// What [`sage_attn::Device::Auto`] would use.
     uses: String,
@@ -51,7 +53,7 @@ struct Device {
 struct Module {
     target: &'static str,
     sha256: &'static str,
-    source_sha256: &'static str,
+    entries: usize,
 }
 
 #[derive(Serialize)]
@@ -104,9 +106,10 @@ fn find() -> Findings {
             .map(|module| Module {
                 target: module.target,
                 sha256: module.sha256,
-                source_sha256: module.source_sha256,
+                entries: module.entries.len(),
             })
             .collect(),
+        kernel_source_sha256: SOURCE_SHA256,
         cpu: Cpu {
             architecture: std::env::consts::ARCH,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -171,8 +174,8 @@ fn show(findings: &Findings) -> Result<(), Failure> {
     }
     for module in &findings.kernels {
         print(format_args!(
-            "kernels    {} (PTX {:.12}, sources {:.12})",
-            module.target, module.sha256, module.source_sha256
+            "kernels    {}: {} kernels, PTX {:.12} from source {:.12}",
+            module.target, module.entries, module.sha256, findings.kernel_source_sha256
         ))?;
     }
     let cpu = &findings.cpu;

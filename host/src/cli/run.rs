@@ -102,16 +102,16 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
             written.extend(tensors(&prefix, output));
         }
     }
+    if let Some(path) = &options.out {
+        write(path, &written)?;
+    }
     if !options.json {
         print(&table)?;
     }
     if let Some(reason) = cpu_reason {
         note(format_args!("computed on the CPU: {reason}"));
     }
-    match &options.out {
-        Some(path) => write(path, &written),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn row(prefix: &str, output: &Output, metrics: Option<&Metrics>) -> Vec<String> {

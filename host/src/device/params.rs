@@ -157,6 +157,7 @@ impl ParamsBuilder<'_> {
 
     pub(super) fn attention(&self, chunk: Chunk) -> AttentionParams {
         let (dims, problem) = (self.dims(), self.plan.problem());
+        let granularity = problem.granularity();
         AttentionParams {
             q_codes: self.at(Slot::QCodes),
             q_scale: self.at(Slot::QScale),
@@ -171,11 +172,14 @@ impl ParamsBuilder<'_> {
             out: self.args.out.arg(),
             num_heads_q: dims.num_heads_q as u32,
             num_heads_kv: dims.num_heads_kv as u32,
+            gqa_group: dims.gqa_group() as u32,
             seqlen_q: dims.seqlen_q as u32,
             seqlen_kv: dims.seqlen_kv as u32,
+            seqlen_kv_padded: dims.seqlen_kv_padded() as u32,
             head_dim: dims.head_dim as u32,
             chunk,
-            granularity: self.granularity(),
+            q_scales_per_block: granularity.q_scales_per_block() as u32,
+            k_scales_per_block: granularity.k_scales_per_block() as u32,
             causal: u32::from(problem.causal()),
             out_dtype: problem.out().dtype.code(),
             sm_scale_log2: problem.sm_scale() * LOG2_E,

@@ -248,11 +248,20 @@ impl TensorSpec {
     }
 }
 
-/// Strides of a contiguous tensor; `None` if they do not fit `i64`.
+/// Strides of a contiguous tensor; `None` if its elements do not fit `i64`. An empty tensor has no
+/// elements, so its strides only need to be numbers.
 fn dense(shape: [usize; 4]) -> Option<[i64; 4]> {
+    let empty = shape.contains(&0);
     let mut strides = [1i64; 4];
-    for i in (0..3).rev() {
-        strides[i] = strides[i + 1].checked_mul(i64::try_from(shape[i + 1].max(1)).ok()?)?;
+    let mut elems = 1i64;
+    for i in (0..4).rev() {
+        strides[i] = elems;
+        let extent = i64::try_from(shape[i].max(1)).ok();
+        elems = match extent.and_then(|extent| elems.checked_mul(extent)) {
+            Some(elems) => elems,
+            None if empty => i64::MAX,
+            None => return None,
+        };
     }
     Some(strides)
 }
