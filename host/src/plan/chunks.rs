@@ -4,6 +4,7 @@
 //! M · N; so the work is cut into rectangles of heads × query blocks whose ΔS fits a fixed budget,
 //! and each rectangle's ΔS overwrites the last one's.
 
+use sage_spec::limits::MAX_GRID_Y;
 use sage_spec::params::Chunk;
 use sage_spec::tiling::DELTA_S_BLOCKS;
 
@@ -44,11 +45,13 @@ impl Chunks {
         }
         let heads = (dims.batch * dims.num_heads_q) as u32;
         let blocks = dims.num_query_blocks() as u32;
+        // The attention grid's y extent is the chunk's heads.
+        let max_heads = heads.min(MAX_GRID_Y as u32);
         if !problem.smoothing().q || dims.seqlen_kv == 0 {
             return Chunks {
                 heads,
                 blocks,
-                heads_per_chunk: heads,
+                heads_per_chunk: max_heads,
                 blocks_per_chunk: blocks,
             };
         }
@@ -56,7 +59,7 @@ impl Chunks {
         let budget = BUDGET_MIN_BYTES.max(input_bytes(problem) / BUDGET_FRACTION);
         let fit = u32::try_from(budget / block_bytes).unwrap_or(u32::MAX);
         if fit >= blocks {
-            let heads_per_chunk = (fit / blocks).min(heads);
+            let heads_per_chunk = (fit / blocks).min(max_heads);
             return Chunks {
                 heads,
                 blocks,

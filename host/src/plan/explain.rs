@@ -69,7 +69,7 @@ impl Plan {
                 "launch     {:<32} {} x {} CTAs of {} threads, {} bytes of shared memory",
                 step.entry.symbol,
                 times,
-                step.grid,
+                u64::from(step.grid[0]) * u64::from(step.grid[1]),
                 step.entry.cta.threads,
                 step.entry.cta.smem_bytes
             )?;

@@ -80,8 +80,8 @@ pub struct Step<'a> {
     pub index: usize,
     /// What is launched.
     pub entry: &'a Entry,
-    /// CTAs, at least 1.
-    pub grid: u32,
+    /// CTAs along x and y, each at least 1.
+    pub grid: [u32; 2],
     /// The part of the work it covers; everything for kernels that run once.
     pub chunk: Chunk,
 }
@@ -294,24 +294,25 @@ impl Plan {
         Step {
             index,
             entry,
-            grid: self.grid(entry.kernel, chunk) as u32,
+            grid: self.grid(entry.kernel, chunk).map(|extent| extent as u32),
             chunk,
         }
     }
 
     /// CTAs of one launch of `kernel` on `chunk`. Products fit: workspace planning has bounded the
     /// padded element counts, which are larger.
-    fn grid(&self, kernel: Kernel, chunk: Chunk) -> usize {
+    fn grid(&self, kernel: Kernel, chunk: Chunk) -> [usize; 2] {
         let dims = self.problem.dims();
         let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
-        match kernel {
+        let ctas = match kernel {
+            Kernel::Attention => return launch::attention_grid(heads, blocks),
             Kernel::KMeanPartial | Kernel::VStatsPartial => launch::reduce_partial_grid(dims),
             Kernel::KMeanFinal | Kernel::VStatsFinal => launch::reduce_final_grid(dims),
             Kernel::QuantizeQ => launch::quantize_q_grid(dims),
             Kernel::QuantizeK | Kernel::QuantizeV => launch::quantize_kv_grid(dims),
             Kernel::DeltaS => launch::delta_s_grid(dims, heads, blocks),
-            Kernel::Attention => launch::attention_grid(heads, blocks),
-        }
+        };
+        [ctas, 1]
     }
 
     /// Fails if a grid is too large. The first chunk is the largest.
@@ -320,7 +321,7 @@ impl Plan {
             return Ok(());
         };
         for entry in &self.entries {
-            let ctas = self.grid(entry.kernel, first);
+            let [ctas, _] = self.grid(entry.kernel, first);
             if ctas > MAX_GRID {
                 let symbol = entry.symbol.clone();
                 return Err(PlanError::GridTooLarge {
