@@ -1,1 +1,44 @@
-//! CPU reference.
+//! Attention on the CPU: the truth the kernels are judged by, and the back end that runs without a GPU.
+//!
+//! Three levels, each checked against the one above:
+//!
+//! 1. [`attention_f64`]: the definition, `softmax(Q Kᵀ · sm_scale) V`, in f64. [`attention_f32`] is the
+//!    same in f32 with an online softmax.
+//! 2. [`attention_unrounded_p`]: the definition on quantized Q, K and V, with P not rounded: what an
+//!    ideal kernel would make of the same codes and scales.
+//! 3. [`quantize()`] and [`attention_quantized`]: SageAttention2 (arXiv 2411.10958, Algorithm 1) step
+//!    for step as the kernels do it. The quantizer and the integer scores are bit-exact; after them
+//!    only `exp2` and the order of sums differ.
+//!
+//! A float operation rounds once, to nearest even, and is fused only where `mul_add` says so; the same
+//! input therefore gives the same output bits on every machine and for every number of threads.
+//!
+//! The functions take extents and strides as given: `num_heads_q` must be a multiple of
+//! `num_heads_kv`, `head_dim` at most 128 (the quantized functions), strides non-negative, and slices
+//! long enough. Any extent may be zero.
+
+#[macro_use]
+mod simd;
+
+mod attention;
+mod blocks;
+pub mod convert;
+mod exact;
+mod options;
+mod problem;
+mod quantize;
+mod quantize_v;
+mod reduce;
+mod scores;
+mod softmax;
+mod tensor;
+mod tile;
+mod unrounded;
+
+pub use attention::attention_quantized;
+pub use exact::{attention_f32, attention_f64};
+pub use options::{Options, Output, OutputF64};
+pub use quantize::{Quantized, quantize};
+pub use scores::{delta_s, scores};
+pub use tensor::{Data, HostTensor};
+pub use unrounded::attention_unrounded_p;

@@ -29,6 +29,8 @@ pub mod cp_async;
 #[cfg(target_arch = "nvptx64")]
 pub mod global;
 #[cfg(target_arch = "nvptx64")]
+pub mod hint;
+#[cfg(target_arch = "nvptx64")]
 pub mod ldmatrix;
 #[cfg(target_arch = "nvptx64")]
 pub mod math;

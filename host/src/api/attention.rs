@@ -1,0 +1,292 @@
+//! The options of an attention call.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sage_spec::{PvFormat, ScaleGranularity};
+
+use super::report::Report;
+use super::tensor::{Tensor, TensorView, TensorViewMut};
+use super::{cpu, gpu};
+use crate::device::Gpu;
+use crate::error::{DeviceError, Error, Invalid, PlanError, Unsupported};
+use crate::plan::{Plan, plan};
+use crate::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// The first GPU if there is a driver, a device of capability 8.0 or later and kernels for it;
+    /// otherwise the CPU. [`Report::note`] says why it was the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this index, or an error.
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// Reads `auto`, `cpu` or `cuda:N`.
+    fn from_str(name: &str) -> Result<Device, Error> {
+        let ordinal = name
+            .strip_prefix("cuda:")
+            .and_then(|ordinal| ordinal.parse().ok());
+        match (name, ordinal) {
+            ("auto", _) => Ok(Device::Auto),
+            ("cpu", _) => Ok(Device::Cpu),
+            (_, Some(ordinal)) => Ok(Device::Cuda(ordinal)),
+            _ => Err(Invalid::DeviceName {
+                name: name.to_owned(),
+            }
+            .into()),
+        }
+    }
+}
+
+/// Options of `softmax(Q Kᵀ · sm_scale) V`.
+///
+/// The defaults are what keeps the result closest at full speed: INT8 Q and K with a scale per
+/// thread's elements, K smoothed, P and V in the best format of the device. See the crate's example.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Attention {
+    causal: bool,
+    sm_scale: Option<f32>,
+    precision: Precision,
+    granularity: Option<ScaleGranularity>,
+    smoothing: Option<Smoothing>,
+    pv: Option<PvFormat>,
+    kernel: Option<String>,
+    out_dtype: Option<DType>,
+    return_lse: bool,
+    device: Device,
+}
+
+/// Output of [`Attention::forward`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// `[B, Hq, M, D]`, contiguous. Rows that see no key are 0.
+    pub out: Tensor,
+    /// `[B, Hq, M]` natural-log log-sum-exp, if asked for; −inf for rows that see no key.
+    pub lse: Option<Vec<f32>>,
+    /// What was run, and how long it took.
+    pub report: Report,
+}
+
+/// What [`Attention::forward_into`] returns besides the output it writes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// `[B, Hq, M]` natural-log log-sum-exp, if asked for; −inf for rows that see no key.
+    pub lse: Option<Vec<f32>>,
+    /// What was run, and how long it took.
+    pub report: Report,
+}
+
+impl Attention {
+    /// Every option at its default.
+    pub fn new() -> Attention {
+        Attention::default()
+    }
+
+    /// Whether row `i` sees only keys up to `i + N − M` (bottom-right aligned). Default: every key.
+    pub fn causal(mut self, causal: bool) -> Attention {
+        self.causal = causal;
+        self
+    }
+
+    /// Factor of Q Kᵀ, finite and not negative. Default: `1 / sqrt(head_dim)`.
+    pub fn sm_scale(mut self, sm_scale: f32) -> Attention {
+        self.sm_scale = Some(sm_scale);
+        self
+    }
+
+    /// Number format of Q Kᵀ. Default: [`Precision::Auto`], INT8.
+    pub fn precision(mut self, precision: Precision) -> Attention {
+        self.precision = precision;
+        self
+    }
+
+    /// Which elements of Q and of K share a scale. Default: [`ScaleGranularity::PerThread`].
+    pub fn granularity(mut self, granularity: ScaleGranularity) -> Attention {
+        self.granularity = Some(granularity);
+        self
+    }
+
+    /// Which means are subtracted before quantizing. Default: K; also Q for INT4.
+    pub fn smoothing(mut self, smoothing: Smoothing) -> Attention {
+        self.smoothing = Some(smoothing);
+        self
+    }
+
+    /// Number format of P V. Default: FP8, or FP16 on GPUs before compute capability 8.9.
+    pub fn pv(mut self, pv: PvFormat) -> Attention {
+        self.pv = Some(pv);
+        self
+    }
+
+    /// The attention kernel to use, e.g. `sm80_int8_f16_fwd`. Default: the planner chooses.
+    pub fn kernel(mut self, stem: impl Into<String>) -> Attention {
+        self.kernel = Some(stem.into());
+        self
+    }
+
+    /// Element type of the output of [`Attention::forward`]. Default: that of q.
+    pub fn out_dtype(mut self, dtype: DType) -> Attention {
+        self.out_dtype = Some(dtype);
+        self
+    }
+
+    /// Whether to return the log-sum-exp of every row. Default: no.
+    pub fn return_lse(mut self, return_lse: bool) -> Attention {
+        self.return_lse = return_lse;
+        self
+    }
+
+    /// Where to compute. Default: [`Device::Auto`].
+    pub fn device(mut self, device: Device) -> Attention {
+        self.device = device;
+        self
+    }
+
+    /// The validated problem of these options and tensors; what [`crate::plan::plan`] takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] or [`Unsupported`].
+    pub fn problem(
+        &self,
+        q: TensorSpec,
+        k: TensorSpec,
+        v: TensorSpec,
+        out: TensorSpec,
+    ) -> Result<Problem, Error> {
+        Problem::new(Request {
+            causal: self.causal,
+            sm_scale: self.sm_scale,
+            precision: self.precision,
+            granularity: self.granularity.unwrap_or(ScaleGranularity::PerThread),
+            smoothing: self.smoothing,
+            pv: self.pv,
+            kernel: self.kernel.clone(),
+            return_lse: self.return_lse,
+            ..Request::new(q, k, v, out)
+        })
+    }
+
+    /// Computes attention of `q` `[B, Hq, M, D]` over `k` and `v` `[B, Hkv, N, D]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] and [`Unsupported`] for bad input; [`PlanError`] and [`DeviceError`] if a GPU was
+    /// asked for and cannot do it.
+    pub fn forward(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+    ) -> Result<Output, Error> {
+        let mut out = Tensor::zeros(self.out_dtype.unwrap_or(q.spec().dtype), q.spec().shape)?;
+        let Summary { lse, report } = self.forward_into(q, k, v, &mut out.view_mut()?)?;
+        Ok(Output { out, lse, report })
+    }
+
+    /// [`Attention::forward`] into memory of the caller, `[B, Hq, M, D]` of any element type.
+    ///
+    /// # Errors
+    ///
+    /// As [`Attention::forward`]; also [`Invalid::OutDTypeMismatch`] if [`Attention::out_dtype`] was
+    /// set to another type than that of `out`.
+    pub fn forward_into(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: &mut TensorViewMut<'_>,
+    ) -> Result<Summary, Error> {
+        let dtype = out.spec().dtype;
+        if let Some(expected) = self.out_dtype.filter(|&expected| expected != dtype) {
+            return Err(Invalid::OutDTypeMismatch { dtype, expected }.into());
+        }
+        // Results arrive contiguous and are copied to where `out` wants them.
+        let dense = TensorSpec::new(
+            crate::error::Operand::Out,
+            dtype,
+            &out.spec().shape,
+            Layout::Hnd,
+        )?;
+        let problem = self.problem(*q.spec(), *k.spec(), *v.spec(), dense)?;
+        match self.choose(&problem)? {
+            Choice::Gpu(gpu, plan) => {
+                let (lse, report) = gpu::run(&gpu, &plan, q, k, v, out)?;
+                Ok(Summary { lse, report })
+            }
+            Choice::Cpu(note) => {
+                let (lse, report) = cpu::run(&problem, q, k, v, out);
+                Ok(Summary {
+                    lse: self.return_lse.then_some(lse),
+                    report: Report { note, ..report },
+                })
+            }
+        }
+    }
+
+    /// Picks the device for `problem`.
+    fn choose(&self, problem: &Problem) -> Result<Choice, Error> {
+        let on_gpu = |ordinal| -> Result<Choice, Error> {
+            let gpu = Gpu::shared(ordinal)?;
+            let plan = plan(problem, gpu.capability())?;
+            gpu.prepare(&plan)?;
+            Ok(Choice::Gpu(gpu, Box::new(plan)))
+        };
+        match (self.device, problem.codes(), &self.kernel) {
+            (Device::Cpu, _, Some(kernel)) => Err(Unsupported::KernelOnCpu {
+                kernel: kernel.clone(),
+            }
+            .into()),
+            (Device::Cpu, _, None) => Ok(Choice::Cpu(None)),
+            (Device::Cuda(_), None, _) => Err(Unsupported::ExactOnGpu {
+                device: self.device.to_string(),
+            }
+            .into()),
+            (Device::Cuda(ordinal), Some(_), _) => on_gpu(ordinal),
+            (Device::Auto, None, _) => Ok(Choice::Cpu(Some(
+                "exact arithmetic runs on the CPU only".into(),
+            ))),
+            (Device::Auto, Some(_), Some(_)) => on_gpu(0),
+            (Device::Auto, Some(_), None) => on_gpu(0).or_else(|error| match error {
+                // There is no GPU to use. Anything else is a fault that must not pass in silence.
+                Error::Device(
+                    DeviceError::NoDriver
+                    | DeviceError::DriverInit { .. }
+                    | DeviceError::NoDevice { .. }
+                    | DeviceError::ModuleMissing { .. },
+                )
+                | Error::Plan(PlanError::CapabilityTooLow { .. }) => {
+                    Ok(Choice::Cpu(Some(error.to_string())))
+                }
+                error => Err(error),
+            }),
+        }
+    }
+}
+
+/// Where a problem is computed.
+enum Choice {
+    /// On the CPU; why, if a GPU would have been welcome.
+    Cpu(Option<String>),
+    /// On a GPU.
+    Gpu(Arc<Gpu>, Box<Plan>),
+}

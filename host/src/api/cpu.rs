@@ -1,0 +1,59 @@
+//! Attention on the CPU.
+
+use std::time::Instant;
+
+use sage_spec::PvFormat;
+
+use super::report::Report;
+use super::tensor::{TensorView, TensorViewMut};
+use crate::problem::Problem;
+use crate::reference::{self, Options};
+
+/// Computes `problem` into `out`; returns the log-sum-exp of every row and the report.
+pub fn run(
+    problem: &Problem,
+    q: &TensorView<'_>,
+    k: &TensorView<'_>,
+    v: &TensorView<'_>,
+    out: &mut TensorViewMut<'_>,
+) -> (Vec<f32>, Report) {
+    let (dims, q, k, v) = (problem.dims(), q.host(), k.host(), v.host());
+    let start = Instant::now();
+    let (attended, result, mut report) = match problem.codes() {
+        None => {
+            let result =
+                reference::attention_f32(dims, &q, &k, &v, problem.causal(), problem.sm_scale());
+            (
+                start,
+                result,
+                Report::new(problem, "cpu_exact_fwd".into(), "cpu".into(), None),
+            )
+        }
+        Some(precision) => {
+            let smoothing = problem.smoothing();
+            let options = Options {
+                causal: problem.causal(),
+                sm_scale: problem.sm_scale(),
+                precision,
+                granularity: problem.granularity(),
+                pv: problem.pv().unwrap_or(PvFormat::Fp8),
+                smooth_q: smoothing.q,
+                smooth_k: smoothing.k,
+                smooth_v: smoothing.v,
+            };
+            let quantized = reference::quantize(dims, &q, &k, &v, &options);
+            let attended = Instant::now();
+            let result = reference::attention_quantized(dims, &quantized, &k, &options);
+            let kernel = format!("cpu_{}_{}_fwd", precision.name(), options.pv.name());
+            (
+                attended,
+                result,
+                Report::new(problem, kernel, "cpu".into(), Some(options.pv)),
+            )
+        }
+    };
+    report.kernel_ms = attended.elapsed().as_secs_f64() * 1e3;
+    report.e2e_ms = start.elapsed().as_secs_f64() * 1e3;
+    out.store_f32(&result.out);
+    (result.lse, report)
+}

@@ -1,0 +1,11 @@
+//! Attention on host tensors: options in, output out, on whichever device there is.
+
+mod attention;
+mod cpu;
+mod gpu;
+mod report;
+mod tensor;
+
+pub use attention::{Attention, Device, Output, Summary};
+pub use report::Report;
+pub use tensor::{Tensor, TensorView, TensorViewMut};

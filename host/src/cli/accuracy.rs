@@ -1,0 +1,147 @@
+//! `accuracy`: the error of every precision, granularity and smoothing.
+
+use clap::Args;
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sage_attn::{Attention, Device, Precision, PvFormat, ScaleGranularity, Smoothing};
+
+use super::compare::{Views, metrics};
+use super::file::Archive;
+use super::options::Input;
+use super::record::Record;
+use super::{Failure, print};
+
+/// Options of `accuracy`.
+#[derive(Args)]
+pub struct AccuracyOptions {
+    #[command(flatten)]
+    input: Input,
+    /// Print one JSON object per line
+    #[arg(long)]
+    json: bool,
+}
+
+/// One combination of options.
+#[derive(Clone, Copy)]
+struct Variant {
+    precision: Precision,
+    granularity: ScaleGranularity,
+    smoothing: Smoothing,
+}
+
+/// Every combination that is measured.
+fn variants() -> Vec<Variant> {
+    let smoothing = |q, k, v| Smoothing { q, k, v };
+    let smoothings = [
+        Smoothing::NONE,
+        smoothing(false, true, false),
+        smoothing(true, true, false),
+        smoothing(true, true, true),
+    ];
+    let granularities = [
+        ScaleGranularity::PerBlock,
+        ScaleGranularity::PerWarp,
+        ScaleGranularity::PerThread,
+    ];
+    let mut variants = Vec::new();
+    for precision in [Precision::Int4, Precision::Int8] {
+        for granularity in granularities {
+            variants.extend(smoothings.map(|smoothing| Variant {
+                precision,
+                granularity,
+                smoothing,
+            }));
+        }
+    }
+    variants
+}
+
+/// Runs the command.
+pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
+    let archive = Archive::open(&options.input.file)?;
+    let (layout, causal) = (
+        options.input.layout(&archive),
+        options.input.causal(&archive),
+    );
+    let prefixes = options.input.prefixes(&archive)?;
+    let variants = variants();
+    let progress = progress(prefixes.len() * variants.len(), options.json);
+    for prefix in &prefixes {
+        let triple = archive.triple(prefix)?;
+        let views = Views::new(&triple, layout)?;
+        let exact = views.exact(prefix, causal)?;
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED).set_header([
+            "precision",
+            "granularity",
+            "smoothing",
+            "cosine",
+            "relative L1",
+            "RMSE",
+            "worst row L1",
+        ]);
+        let mut kernel = String::new();
+        for variant in &variants {
+            let output = attention(variant, causal, options.input.device)
+                .forward(&views.q, &views.k, &views.v)
+                .map_err(|error| Failure::attention(prefix, error))?;
+            let metrics = metrics(&output.out, &exact);
+            if options.json {
+                Record::new(prefix, causal, &output.report, Some(&metrics)).print()?;
+            } else {
+                table.add_row([
+                    output.report.precision.to_owned(),
+                    output.report.granularity.name().to_owned(),
+                    output.report.smoothing.name(),
+                    format!("{:.6}", metrics.cosine),
+                    format!("{:.6}", metrics.rel_l1),
+                    format!("{:.6}", metrics.rmse),
+                    format!("{:.6}", metrics.worst_row_rel_l1),
+                ]);
+                kernel = format!(
+                    "{} and others of its kind on {}",
+                    output.report.kernel, output.report.device
+                );
+            }
+            progress.inc(1);
+        }
+        if !options.json {
+            let tensors = if prefix.is_empty() {
+                "q, k, v".to_owned()
+            } else {
+                format!("{prefix}*")
+            };
+            progress.suspend(|| print(format_args!("{tensors} with {kernel}\n{table}")))?;
+        }
+    }
+    progress.finish_and_clear();
+    Ok(())
+}
+
+fn attention(variant: &Variant, causal: bool, device: Device) -> Attention {
+    let attention = Attention::new()
+        .causal(causal)
+        .precision(variant.precision)
+        .granularity(variant.granularity)
+        .smoothing(variant.smoothing)
+        .device(device);
+    match device {
+        // The same format on every CPU; on a GPU the best it has.
+        Device::Cpu => attention.pv(PvFormat::Fp8),
+        _ => attention,
+    }
+}
+
+/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
+fn progress(len: usize, hidden: bool) -> ProgressBar {
+    let target = if hidden {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    };
+    let progress = ProgressBar::with_draw_target(Some(len as u64), target);
+    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        Ok(style) => progress.with_style(style),
+        Err(_) => progress, // the default style does as well
+    }
+}

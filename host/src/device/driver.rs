@@ -1,0 +1,124 @@
+//! The driver library: whether there is one, and its errors.
+
+use std::sync::OnceLock;
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUresult};
+
+use crate::error::DeviceError;
+
+/// Starts the driver.
+///
+/// # Errors
+///
+/// [`DeviceError::NoDriver`] without libcuda, [`DeviceError::NoDevice`] without a device,
+/// [`DeviceError::DriverInit`] if it does not start.
+pub(super) fn init() -> Result<(), DeviceError> {
+    static PRESENT: OnceLock<bool> = OnceLock::new();
+    // cudarc panics where it finds no library, so the probe comes before its first call.
+    // SAFETY: loading libcuda runs its initialisers, which are those of any program that uses CUDA.
+    if !*PRESENT.get_or_init(|| unsafe { sys::is_culib_present() }) {
+        return Err(DeviceError::NoDriver);
+    }
+    result::init().map_err(|error| match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => DeviceError::NoDevice {
+            ordinal: 0,
+            count: 0,
+        },
+        _ => DeviceError::DriverInit {
+            code: error.0 as u32,
+            name: name(&error),
+            message: message(&error),
+        },
+    })
+}
+
+/// CUDA version the driver supports, e.g. `13.0`.
+///
+/// # Errors
+///
+/// As for starting the driver: [`DeviceError::NoDriver`], [`DeviceError::NoDevice`],
+/// [`DeviceError::DriverInit`].
+pub fn driver_version() -> Result<String, DeviceError> {
+    init()?;
+    let mut version = 0;
+    // SAFETY: `version` is a valid place for the one integer that the call writes.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|error| failed("cuDriverGetVersion", &error))?;
+    Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
+}
+
+/// Number of CUDA devices.
+///
+/// # Errors
+///
+/// As [`driver_version`].
+pub fn device_count() -> Result<usize, DeviceError> {
+    init()?;
+    let count = result::device::get_count().map_err(|error| failed("cuDeviceGetCount", &error))?;
+    Ok(count.max(0) as usize)
+}
+
+/// The error of a failed driver call.
+pub(super) fn failed(call: &'static str, error: &DriverError) -> DeviceError {
+    DeviceError::Driver {
+        call,
+        code: error.0 as u32,
+        name: name(error),
+        message: message(error),
+    }
+}
+
+/// `CUresult` by name.
+pub(super) fn name(error: &DriverError) -> String {
+    error.error_name().map_or_else(
+        |_| format!("{:?}", error.0),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn message(error: &DriverError) -> String {
+    error.error_string().map_or_else(
+        |_| "no description".into(),
+        |text| text.to_string_lossy().into_owned(),
+    )
+}
+
+/// Whether an error leaves the context unusable, so that every later call fails too (CUDA Driver API,
+/// `CUresult`: "the process must be terminated and relaunched").
+pub(super) fn is_sticky(error: &DriverError) -> bool {
+    matches!(
+        error.0,
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
+            | CUresult::CUDA_ERROR_UNKNOWN
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_faults_of_the_device_are_sticky() {
+        assert!(is_sticky(&DriverError(
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        )));
+        assert!(is_sticky(&DriverError(CUresult::CUDA_ERROR_LAUNCH_FAILED)));
+        assert!(!is_sticky(&DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)));
+        assert!(!is_sticky(&DriverError(CUresult::CUDA_ERROR_INVALID_VALUE)));
+    }
+}

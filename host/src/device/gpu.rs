@@ -1,0 +1,246 @@
+//! One GPU: its context, its capability, its loaded kernels, and whether it still works.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cudarc::driver::result::DriverError;
+use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use sage_spec::symbol::Arch;
+
+use super::driver;
+use super::module::Module;
+use crate::error::DeviceError;
+use crate::plan::{Capability, Plan};
+
+/// A GPU with the kernels that have been loaded on it. All methods may be called from any thread.
+pub struct Gpu {
+    /// The context; dropped after the modules, which need it.
+    context: Arc<CudaContext>,
+    name: String,
+    total_bytes: usize,
+    capability: Capability,
+    modules: Mutex<HashMap<Arch, Arc<Module>>>,
+    stream: Mutex<Option<Arc<CudaStream>>>,
+    fault: OnceLock<Arc<str>>,
+}
+
+impl Gpu {
+    /// Opens the primary context of device `ordinal`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::NoDriver`], [`DeviceError::NoDevice`], [`DeviceError::DriverInit`] or
+    /// [`DeviceError::Driver`].
+    pub fn open(ordinal: usize) -> Result<Arc<Gpu>, DeviceError> {
+        let count = driver::device_count()?;
+        if ordinal >= count {
+            return Err(DeviceError::NoDevice { ordinal, count });
+        }
+        let context = CudaContext::new(ordinal)
+            .map_err(|error| driver::failed("opening the device", &error))?;
+        Gpu::with_context(context)
+    }
+
+    /// Uses a context of the caller, who may share its buffers and streams.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Driver`] if the device cannot be queried.
+    pub fn with_context(context: Arc<CudaContext>) -> Result<Arc<Gpu>, DeviceError> {
+        let query = |attribute| -> Result<i32, DeviceError> {
+            context
+                .attribute(attribute)
+                .map_err(|error| driver::failed("cuDeviceGetAttribute", &error))
+        };
+        let unsigned = |attribute| Ok::<u32, DeviceError>(query(attribute)?.max(0) as u32);
+        let capability = Capability {
+            major: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            minor: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            sm_count: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            smem_opt_in: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                as usize,
+        };
+        let name = context
+            .name()
+            .map_err(|error| driver::failed("cuDeviceGetName", &error))?;
+        let total_bytes = context
+            .total_mem()
+            .map_err(|error| driver::failed("cuDeviceTotalMem", &error))?;
+        Ok(Arc::new(Gpu {
+            context,
+            name,
+            total_bytes,
+            capability,
+            modules: Mutex::default(),
+            stream: Mutex::default(),
+            fault: OnceLock::new(),
+        }))
+    }
+
+    /// The [`Gpu`] of device `ordinal` that all callers in this process share, opened on first use.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::open`].
+    pub fn shared(ordinal: usize) -> Result<Arc<Gpu>, DeviceError> {
+        static SHARED: Mutex<Option<HashMap<usize, Arc<Gpu>>>> = Mutex::new(None);
+        let mut shared = lock(&SHARED);
+        let gpus = shared.get_or_insert_default();
+        if let Some(gpu) = gpus.get(&ordinal) {
+            return Ok(gpu.clone());
+        }
+        let gpu = Gpu::open(ordinal)?;
+        gpus.insert(ordinal, gpu.clone());
+        Ok(gpu)
+    }
+
+    /// The context.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Index of the device.
+    pub fn ordinal(&self) -> usize {
+        self.context.ordinal()
+    }
+
+    /// Name of the device.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Memory of the device, in bytes.
+    pub fn total_bytes(&self) -> usize {
+        self.total_bytes
+    }
+
+    /// What plans need to know.
+    pub fn capability(&self) -> &Capability {
+        &self.capability
+    }
+
+    /// Loads the kernels of `plan`, so that a launch finds them ready. [`Gpu::launch`] does it by
+    /// itself; call this before capturing a launch into a graph, because loading cannot be captured.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a module is missing, altered or rejected, or lacks a kernel.
+    pub fn prepare(&self, plan: &Plan) -> Result<(), DeviceError> {
+        if plan.entries().is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        let module = self.module(plan.arch())?;
+        plan.entries()
+            .iter()
+            .try_for_each(|entry| module.function(self, entry).map(drop))
+    }
+
+    /// The module for `arch`, loaded on first use. The context must be current.
+    pub(super) fn module(&self, arch: Arch) -> Result<Arc<Module>, DeviceError> {
+        let mut modules = lock(&self.modules);
+        if let Some(module) = modules.get(&arch) {
+            return Ok(module.clone());
+        }
+        let module = Arc::new(Module::load(self, arch)?);
+        modules.insert(arch, module.clone());
+        Ok(module)
+    }
+
+    /// The stream of [`Gpu::run_host`], created on first use.
+    pub(super) fn own_stream(&self) -> Result<Arc<CudaStream>, DeviceError> {
+        let mut stream = lock(&self.stream);
+        if let Some(stream) = &*stream {
+            return Ok(stream.clone());
+        }
+        let created = self.check("creating a stream", self.context.new_stream())?;
+        Ok(stream.insert(created).clone())
+    }
+
+    /// Uninitialised device memory, freed in the order of `stream` when dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Poisoned`] or [`DeviceError::Driver`].
+    pub fn alloc(
+        &self,
+        stream: &Arc<CudaStream>,
+        bytes: usize,
+    ) -> Result<CudaSlice<u8>, DeviceError> {
+        self.bind()?;
+        // SAFETY: the memory is uninitialised, but every bit pattern is a `u8`, and no reference to
+        // its elements ever exists on the host.
+        match unsafe { stream.alloc::<u8>(bytes.max(1)) } {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let (free, total) = self.context.mem_get_info().unwrap_or((0, self.total_bytes));
+                Err(DeviceError::OutOfMemory { bytes, free, total })
+            }
+            result => self.check("allocating device memory", result),
+        }
+    }
+
+    /// Makes the context current for the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Poisoned`] after a fault, otherwise [`DeviceError::Driver`].
+    pub(super) fn bind(&self) -> Result<(), DeviceError> {
+        if let Some(cause) = self.fault.get() {
+            return Err(DeviceError::Poisoned {
+                cause: cause.clone(),
+            });
+        }
+        self.check("making the context current", self.context.bind_to_thread())
+    }
+
+    /// Turns the result of a driver call into ours, and remembers the first fault that sticks.
+    pub(super) fn check<T>(
+        &self,
+        call: &'static str,
+        result: Result<T, DriverError>,
+    ) -> Result<T, DeviceError> {
+        result.map_err(|error| {
+            let failure = driver::failed(call, &error);
+            if !driver::is_sticky(&error) {
+                return failure;
+            }
+            let first = self.fault.get().is_none();
+            let cause = self
+                .fault
+                .get_or_init(|| failure.to_string().into())
+                .clone();
+            if first {
+                failure
+            } else {
+                DeviceError::Poisoned { cause }
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu")
+            .field("ordinal", &self.ordinal())
+            .field("name", &self.name)
+            .field("capability", &self.capability)
+            .field("fault", &self.fault.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Kernels may still be running; their code must not go away under them. A context with a
+        // fault runs nothing, and an error here has nobody to go to.
+        if self.fault.get().is_none() && !lock(&self.modules).is_empty() {
+            let _ = self.context.synchronize();
+        }
+    }
+}
+
+/// Locks `mutex`. What our mutexes hold is valid at every point where a panic could strike.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,196 @@
+//! Attention of tensors in host memory: upload, launch, download.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+
+use super::Gpu;
+use super::args::{DeviceMemory, DeviceTensor, LaunchArgs};
+use crate::error::{DeviceError, Error, Invalid, Operand};
+use crate::plan::Plan;
+use crate::problem::TensorSpec;
+
+/// What [`Gpu::run_host`] computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostResult {
+    /// Bytes of the output from its first element to its last, as the plan's problem lays it out.
+    /// Bytes between rows, if there are gaps, mean nothing.
+    pub out: Vec<u8>,
+    /// `[B, Hq, M]`, if the plan returns the log-sum-exp.
+    pub lse: Option<Vec<f32>>,
+    /// Milliseconds of the attention kernel, and of ΔS if Q is smoothed.
+    pub kernel_ms: f64,
+    /// Milliseconds of smoothing, quantization and attention, without the copies.
+    pub e2e_ms: f64,
+}
+
+impl Gpu {
+    /// Runs `plan` on host memory and waits for the result. `q`, `k` and `v` are the bytes of the
+    /// tensors from the first element to the last, as the plan's problem lays them out.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::SpanBeyondBuffer`] if an input is too short, otherwise [`DeviceError`].
+    pub fn run_host(&self, plan: &Plan, q: &[u8], k: &[u8], v: &[u8]) -> Result<HostResult, Error> {
+        self.bind()?;
+        self.prepare(plan)?;
+        let stream = self.own_stream()?;
+        let result = self.run_on(plan, [q, k, v], &stream);
+        if result.is_err() {
+            // Copies from page-locked memory of the caller may still be under way. A second error
+            // would say no more than the first.
+            let _ = stream.synchronize();
+        }
+        result
+    }
+
+    /// [`Gpu::run_host`] on a given stream.
+    fn run_on(
+        &self,
+        plan: &Plan,
+        [q, k, v]: [&[u8]; 3],
+        stream: &Arc<CudaStream>,
+    ) -> Result<HostResult, Error> {
+        let problem = plan.problem();
+        let q = self.upload(stream, Operand::Q, q, problem.q())?;
+        let k = self.upload(stream, Operand::K, k, problem.k())?;
+        let v = self.upload(stream, Operand::V, v, problem.v())?;
+        let out_bytes = problem.out().span_elems(Operand::Out)? * problem.out().dtype.bytes();
+        let lse_bytes = problem.lse_elems() * 4;
+        let mut out = self.alloc(stream, out_bytes)?;
+        let mut lse = problem
+            .return_lse()
+            .then(|| self.alloc(stream, lse_bytes))
+            .transpose()?;
+        let mut workspace = self.alloc(stream, plan.workspace().total_bytes())?;
+        let events = {
+            let (q, _q) = q.device_ptr(stream);
+            let (k, _k) = k.device_ptr(stream);
+            let (v, _v) = v.device_ptr(stream);
+            let (out, _out) = out.device_ptr_mut(stream);
+            let lse = lse.as_mut().map(|lse| lse.device_ptr_mut(stream));
+            let bytes = workspace.num_bytes();
+            let (ptr, _workspace) = workspace.device_ptr_mut(stream);
+            let args = LaunchArgs {
+                q: DeviceTensor {
+                    ptr: q,
+                    spec: *problem.q(),
+                },
+                k: DeviceTensor {
+                    ptr: k,
+                    spec: *problem.k(),
+                },
+                v: DeviceTensor {
+                    ptr: v,
+                    spec: *problem.v(),
+                },
+                out: DeviceTensor {
+                    ptr: out,
+                    spec: *problem.out(),
+                },
+                lse: lse.as_ref().map(|(ptr, _)| *ptr),
+                workspace: DeviceMemory { ptr, bytes },
+            };
+            self.launch_timed(plan, &args, stream)?
+        };
+        let out = self.download(stream, &out, out_bytes)?;
+        let lse = lse
+            .map(|lse| self.download(stream, &lse, lse_bytes))
+            .transpose()?;
+        self.check("running the kernels", stream.synchronize())?;
+        let elapsed = |from: &CudaEvent, to: &CudaEvent| {
+            self.check("timing the kernels", from.elapsed_ms(to))
+                .map(f64::from)
+        };
+        let [start, attend, end] = &events;
+        Ok(HostResult {
+            out,
+            lse: lse.map(|bytes| {
+                bytes
+                    .chunks_exact(4)
+                    .map(bytemuck::pod_read_unaligned)
+                    .collect()
+            }),
+            kernel_ms: elapsed(attend, end)?,
+            e2e_ms: elapsed(start, end)?,
+        })
+    }
+
+    /// Launches with events before the first step, before the first chunk and after the last.
+    fn launch_timed(
+        &self,
+        plan: &Plan,
+        args: &LaunchArgs,
+        stream: &Arc<CudaStream>,
+    ) -> Result<[CudaEvent; 3], Error> {
+        args.check(plan)?;
+        let record = || {
+            self.check(
+                "recording an event",
+                stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)),
+            )
+        };
+        let start = record()?;
+        if !plan.entries().is_empty() {
+            // SAFETY: `run_host` allocated every buffer in this context on this stream with at least
+            // the bytes the plan needs, uses them on this stream only, and frees them in its order.
+            unsafe { self.submit(plan.setup_steps(), plan, args, stream.cu_stream()) }?;
+        }
+        let attend = record()?;
+        if !plan.entries().is_empty() {
+            // SAFETY: as above.
+            unsafe { self.submit(plan.chunk_steps(), plan, args, stream.cu_stream()) }?;
+        }
+        Ok([start, attend, record()?])
+    }
+
+    /// Copies the span of a tensor to the device.
+    fn upload(
+        &self,
+        stream: &Arc<CudaStream>,
+        operand: Operand,
+        bytes: &[u8],
+        spec: &TensorSpec,
+    ) -> Result<CudaSlice<u8>, Error> {
+        let element = spec.dtype.bytes();
+        let span = spec.span_elems(operand)?;
+        let Some(bytes) = bytes.get(..span * element) else {
+            return Err(Invalid::SpanBeyondBuffer {
+                needed: span,
+                len: bytes.len() / element,
+            }
+            .into());
+        };
+        let mut memory = self.alloc(stream, bytes.len())?;
+        if !bytes.is_empty() {
+            self.check(
+                "copying to the device",
+                stream.memcpy_htod(bytes, &mut memory),
+            )?;
+        }
+        Ok(memory)
+    }
+
+    /// Copies the first `len` bytes of `memory` to the host.
+    fn download(
+        &self,
+        stream: &Arc<CudaStream>,
+        memory: &CudaSlice<u8>,
+        len: usize,
+    ) -> Result<Vec<u8>, DeviceError> {
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(len)
+            .map_err(|_| DeviceError::HostMemory { bytes: len })?;
+        bytes.resize(len, 0);
+        if len > 0 {
+            let from = memory.slice(..len);
+            self.check(
+                "copying from the device",
+                stream.memcpy_dtoh(&from, bytes.as_mut_slice()),
+            )?;
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,24 @@
+//! GPUs through the CUDA driver, which is opened at run time: the crate links nothing of CUDA and
+//! works without it. All of the host's `unsafe` code is in this module.
+//!
+//! [`Gpu`] owns a context and the loaded kernels; [`Gpu::launch`] submits a [`crate::plan::Plan`] to
+//! a stream of the caller; [`Gpu::launch_slices`] is its safe form over cudarc's buffers; and
+//! [`Gpu::run_host`] does everything for tensors in host memory.
+
+mod args;
+mod driver;
+mod embedded;
+mod gpu;
+mod host;
+mod launch;
+mod module;
+mod params;
+mod slices;
+
+pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
+pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
+pub use driver::{device_count, driver_version};
+pub use embedded::{EmbeddedModule, MODULES};
+pub use gpu::Gpu;
+pub use host::HostResult;
+pub use slices::SliceArgs;

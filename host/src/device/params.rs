@@ -1,0 +1,185 @@
+//! Kernel parameters of every step, from a plan and the launch's arguments.
+
+use sage_spec::launch::num_chunks;
+use sage_spec::params::{
+    AttentionParams, Chunk, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams,
+    QuantizeVParams, ReducePartialParams, VStatsFinalParams,
+};
+use sage_spec::quant::LOG2_E;
+use sage_spec::{Dims, PvFormat};
+
+use super::args::{DeviceTensor, LaunchArgs};
+use crate::plan::{Plan, Slot};
+
+/// Fills in parameter structs. Planning has checked that every count fits its `u32` field.
+pub(super) struct ParamsBuilder<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) args: &'a LaunchArgs,
+}
+
+impl ParamsBuilder<'_> {
+    fn dims(&self) -> &Dims {
+        self.plan.problem().dims()
+    }
+
+    fn granularity(&self) -> u32 {
+        self.plan.problem().granularity().code()
+    }
+
+    /// Address of a workspace buffer, 0 if the plan does not use it.
+    fn at(&self, slot: Slot) -> u64 {
+        self.plan.workspace().address(self.args.workspace.ptr, slot)
+    }
+
+    fn reduce_partial(&self, x: &DeviceTensor, [sum, max, min]: [u64; 3]) -> ReducePartialParams {
+        let dims = self.dims();
+        ReducePartialParams {
+            x: x.arg(),
+            sum,
+            max,
+            min,
+            num_heads: dims.num_heads_kv as u32,
+            seqlen: dims.seqlen_kv as u32,
+            head_dim: dims.head_dim as u32,
+            num_chunks: num_chunks(dims) as u32,
+            vectorized: x.vectorized(),
+        }
+    }
+
+    pub(super) fn k_mean_partial(&self) -> ReducePartialParams {
+        self.reduce_partial(&self.args.k, [self.at(Slot::KSum), 0, 0])
+    }
+
+    pub(super) fn v_stats_partial(&self) -> ReducePartialParams {
+        self.reduce_partial(
+            &self.args.v,
+            [Slot::VSum, Slot::VMax, Slot::VMin].map(|slot| self.at(slot)),
+        )
+    }
+
+    pub(super) fn k_mean_final(&self) -> KMeanFinalParams {
+        let dims = self.dims();
+        KMeanFinalParams {
+            sum: self.at(Slot::KSum),
+            mean: self.at(Slot::KMean),
+            num_chunks: num_chunks(dims) as u32,
+            seqlen: dims.seqlen_kv as u32,
+        }
+    }
+
+    pub(super) fn v_stats_final(&self) -> VStatsFinalParams {
+        let dims = self.dims();
+        VStatsFinalParams {
+            sum: self.at(Slot::VSum),
+            max: self.at(Slot::VMax),
+            min: self.at(Slot::VMin),
+            mean: self.at(Slot::VMean),
+            scale: self.at(Slot::VScale),
+            num_chunks: num_chunks(dims) as u32,
+            seqlen: dims.seqlen_kv as u32,
+            format: match self.plan.stem().pv {
+                PvFormat::Fp8 => 0,
+                PvFormat::F16 => 1,
+            },
+        }
+    }
+
+    pub(super) fn quantize_q(&self) -> QuantizeQParams {
+        let (dims, q) = (self.dims(), &self.args.q);
+        let qk_mean = self.at(Slot::QkMean);
+        QuantizeQParams {
+            q: q.arg(),
+            codes: self.at(Slot::QCodes),
+            scale: self.at(Slot::QScale),
+            mean: self.at(Slot::QMean),
+            k_mean: if qk_mean == 0 {
+                0
+            } else {
+                self.at(Slot::KMean)
+            },
+            qk_mean,
+            num_heads_q: dims.num_heads_q as u32,
+            num_heads_kv: dims.num_heads_kv as u32,
+            seqlen_q: dims.seqlen_q as u32,
+            head_dim: dims.head_dim as u32,
+            granularity: self.granularity(),
+            vectorized: q.vectorized(),
+        }
+    }
+
+    pub(super) fn quantize_k(&self) -> QuantizeKParams {
+        let (dims, k) = (self.dims(), &self.args.k);
+        QuantizeKParams {
+            k: k.arg(),
+            codes: self.at(Slot::KCodes),
+            scale: self.at(Slot::KScale),
+            mean: self.at(Slot::KMean),
+            num_heads_kv: dims.num_heads_kv as u32,
+            seqlen_kv: dims.seqlen_kv as u32,
+            head_dim: dims.head_dim as u32,
+            granularity: self.granularity(),
+            vectorized: k.vectorized(),
+        }
+    }
+
+    pub(super) fn quantize_v(&self) -> QuantizeVParams {
+        let (dims, v) = (self.dims(), &self.args.v);
+        QuantizeVParams {
+            v: v.arg(),
+            codes: self.at(Slot::VCodes),
+            scale: self.at(Slot::VScale),
+            mean: self.at(Slot::VMean),
+            num_heads_kv: dims.num_heads_kv as u32,
+            seqlen_kv: dims.seqlen_kv as u32,
+            head_dim: dims.head_dim as u32,
+            vectorized: v.vectorized(),
+        }
+    }
+
+    pub(super) fn delta_s(&self, chunk: Chunk) -> DeltaSParams {
+        let (dims, k) = (self.dims(), &self.args.k);
+        DeltaSParams {
+            k: k.arg(),
+            k_mean: self.at(Slot::KMean),
+            k_scale: self.at(Slot::KScale),
+            q_mean: self.at(Slot::QMean),
+            delta_s: self.at(Slot::DeltaS),
+            num_heads_q: dims.num_heads_q as u32,
+            num_heads_kv: dims.num_heads_kv as u32,
+            seqlen_kv: dims.seqlen_kv as u32,
+            head_dim: dims.head_dim as u32,
+            num_query_blocks: dims.num_query_blocks() as u32,
+            chunk,
+            granularity: self.granularity(),
+            vectorized: k.vectorized(),
+        }
+    }
+
+    pub(super) fn attention(&self, chunk: Chunk) -> AttentionParams {
+        let (dims, problem) = (self.dims(), self.plan.problem());
+        AttentionParams {
+            q_codes: self.at(Slot::QCodes),
+            q_scale: self.at(Slot::QScale),
+            k_codes: self.at(Slot::KCodes),
+            k_scale: self.at(Slot::KScale),
+            v_codes: self.at(Slot::VCodes),
+            v_scale: self.at(Slot::VScale),
+            v_mean: self.at(Slot::VMean),
+            delta_s: self.at(Slot::DeltaS),
+            qk_mean: self.at(Slot::QkMean),
+            lse: self.args.lse.unwrap_or(0),
+            out: self.args.out.arg(),
+            num_heads_q: dims.num_heads_q as u32,
+            num_heads_kv: dims.num_heads_kv as u32,
+            seqlen_q: dims.seqlen_q as u32,
+            seqlen_kv: dims.seqlen_kv as u32,
+            head_dim: dims.head_dim as u32,
+            chunk,
+            granularity: self.granularity(),
+            causal: u32::from(problem.causal()),
+            out_dtype: problem.out().dtype.code(),
+            sm_scale_log2: problem.sm_scale() * LOG2_E,
+            sm_scale: problem.sm_scale(),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The safe launch, over cudarc's buffers.
+
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+
+use super::Gpu;
+use super::args::{DeviceMemory, DeviceTensor, LaunchArgs};
+use crate::error::{Error, Invalid, Operand};
+use crate::plan::Plan;
+use crate::problem::{Element, TensorSpec};
+
+/// Everything a launch reads and writes, as cudarc buffers. Tensors have the shapes and strides that
+/// the plan's problem gives them, from the first element of their buffer.
+#[derive(Debug)]
+pub struct SliceArgs<'a, T, O> {
+    /// Queries, `[B, Hq, M, D]`.
+    pub q: &'a CudaSlice<T>,
+    /// Keys, `[B, Hkv, N, D]`.
+    pub k: &'a CudaSlice<T>,
+    /// Values, `[B, Hkv, N, D]`.
+    pub v: &'a CudaSlice<T>,
+    /// Output, `[B, Hq, M, D]`.
+    pub out: &'a mut CudaSlice<O>,
+    /// f32 `[B, Hq, M]`, present exactly if the plan returns the log-sum-exp.
+    pub lse: Option<&'a mut CudaSlice<f32>>,
+    /// Scratch memory of at least [`crate::plan::Workspace::total_bytes`]; see [`Gpu::alloc`].
+    pub workspace: &'a mut CudaSlice<u8>,
+}
+
+impl Gpu {
+    /// Submits `plan` on `args` to `stream` and returns without waiting. Orders itself after earlier
+    /// uses of the buffers on other streams, and later uses after itself, as cudarc's own calls do.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if a buffer is too short, of another type than planned for or of another context;
+    /// otherwise as [`Gpu::launch`].
+    pub fn launch_slices<T: Element, O: Element>(
+        &self,
+        plan: &Plan,
+        args: SliceArgs<'_, T, O>,
+        stream: &CudaStream,
+    ) -> Result<(), Error> {
+        let SliceArgs {
+            q,
+            k,
+            v,
+            out,
+            mut lse,
+            workspace,
+        } = args;
+        let problem = plan.problem();
+        self.check_slice(Operand::Q, q, problem.q())?;
+        self.check_slice(Operand::K, k, problem.k())?;
+        self.check_slice(Operand::V, v, problem.v())?;
+        self.check_slice(Operand::Out, out, problem.out())?;
+        self.check_context(Operand::Workspace, workspace)?;
+        if let Some(lse) = &lse {
+            self.check_context(Operand::Lse, lse)?;
+            let expected = problem.lse_elems();
+            if lse.len() != expected {
+                return Err(Invalid::LseLength {
+                    len: lse.len(),
+                    expected,
+                }
+                .into());
+            }
+        }
+        if stream.context() != self.context() {
+            return Err(Invalid::ForeignContext {
+                what: "the stream".into(),
+            }
+            .into());
+        }
+        let bytes = workspace.num_bytes();
+        // The guards record the uses when they are dropped, after the launch.
+        let (q_ptr, _q) = q.device_ptr(stream);
+        let (k_ptr, _k) = k.device_ptr(stream);
+        let (v_ptr, _v) = v.device_ptr(stream);
+        let (out_ptr, _out) = out.device_ptr_mut(stream);
+        let (workspace_ptr, _workspace) = workspace.device_ptr_mut(stream);
+        let lse = lse.as_mut().map(|lse| lse.device_ptr_mut(stream));
+        let args = LaunchArgs {
+            q: DeviceTensor {
+                ptr: q_ptr,
+                spec: *problem.q(),
+            },
+            k: DeviceTensor {
+                ptr: k_ptr,
+                spec: *problem.k(),
+            },
+            v: DeviceTensor {
+                ptr: v_ptr,
+                spec: *problem.v(),
+            },
+            out: DeviceTensor {
+                ptr: out_ptr,
+                spec: *problem.out(),
+            },
+            lse: lse.as_ref().map(|(ptr, _)| *ptr),
+            workspace: DeviceMemory {
+                ptr: workspace_ptr,
+                bytes,
+            },
+        };
+        // SAFETY: the stream and all buffers belong to this context; every tensor's span, the lse and
+        // the workspace lie within buffers of sufficient length; a CudaSlice is freed in stream order
+        // after the uses its guard recorded; and what is written is borrowed mutably, so no other use
+        // can be submitted that cudarc does not order against this one.
+        unsafe { self.launch(plan, &args, stream.cu_stream()) }
+    }
+
+    /// Checks the type, length and context of a tensor's buffer.
+    fn check_slice<T: Element>(
+        &self,
+        operand: Operand,
+        slice: &CudaSlice<T>,
+        spec: &TensorSpec,
+    ) -> Result<(), Error> {
+        if T::DTYPE != spec.dtype {
+            let (got, planned) = (T::DTYPE.to_string(), spec.dtype.to_string());
+            return Err(Invalid::LaunchMismatch {
+                tensor: operand,
+                got,
+                planned,
+            }
+            .into());
+        }
+        let needed = spec.span_elems(operand)?;
+        if slice.len() < needed {
+            return Err(Invalid::SpanBeyondBuffer {
+                needed,
+                len: slice.len(),
+            }
+            .into());
+        }
+        self.check_context(operand, slice)
+    }
+
+    fn check_context<T>(&self, operand: Operand, slice: &CudaSlice<T>) -> Result<(), Error> {
+        if slice.context() != self.context() {
+            return Err(Invalid::ForeignContext {
+                what: operand.to_string(),
+            }
+            .into());
+        }
+        Ok(())
+    }
+}

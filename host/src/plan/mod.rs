@@ -1,0 +1,335 @@
+//! From a [`Problem`] and a [`Capability`] to a [`Plan`]: which kernels run, in which order, with
+//! which grids, and where their buffers lie in the workspace. Planning is a pure function; it needs no
+//! GPU and no driver.
+
+mod chunks;
+mod explain;
+mod select;
+mod workspace;
+
+pub use chunks::Chunks;
+pub use select::{Candidate, Verdict};
+pub use workspace::{Buffer, Slot, Workspace};
+
+use sage_spec::launch::{self, Cta};
+use sage_spec::limits::MAX_GRID;
+use sage_spec::params::Chunk;
+use sage_spec::symbol::{Arch, Stem};
+
+use crate::error::{Error, PlanError};
+use crate::problem::Problem;
+
+/// What a plan needs to know about a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Capability {
+    /// Major compute capability.
+    pub major: u32,
+    /// Minor compute capability.
+    pub minor: u32,
+    /// Streaming multiprocessors.
+    pub sm_count: u32,
+    /// Shared memory a CTA may opt in to, in bytes.
+    pub smem_opt_in: usize,
+}
+
+/// A kernel of a plan. The order is the order of launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Sums of K over chunks of tokens.
+    KMeanPartial,
+    /// Token mean of K.
+    KMeanFinal,
+    /// Codes, scales and block means of Q.
+    QuantizeQ,
+    /// Codes and scales of K.
+    QuantizeK,
+    /// Sums, maxima and minima of V over chunks of tokens.
+    VStatsPartial,
+    /// Scales and means of V's channels.
+    VStatsFinal,
+    /// Codes of V.
+    QuantizeV,
+    /// Scores of the query-block means, once per chunk.
+    DeltaS,
+    /// Attention, once per chunk.
+    Attention,
+}
+
+impl Kernel {
+    /// Whether the kernel runs once per chunk instead of once.
+    pub const fn per_chunk(self) -> bool {
+        matches!(self, Kernel::DeltaS | Kernel::Attention)
+    }
+}
+
+/// A kernel with everything about its launch that does not depend on the chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which kernel.
+    pub kernel: Kernel,
+    /// Its exported name.
+    pub symbol: String,
+    /// Threads and dynamic shared memory of a CTA.
+    pub cta: Cta,
+}
+
+/// One launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step<'a> {
+    /// Position of the entry in [`Plan::entries`].
+    pub index: usize,
+    /// What is launched.
+    pub entry: &'a Entry,
+    /// CTAs, at least 1.
+    pub grid: u32,
+    /// The part of the work it covers; everything for kernels that run once.
+    pub chunk: Chunk,
+}
+
+/// The decision for one problem on one kind of device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    problem: Problem,
+    capability: Capability,
+    stem: Stem,
+    candidates: Vec<Candidate>,
+    entries: Vec<Entry>,
+    chunks: Chunks,
+    workspace: Workspace,
+}
+
+/// Plans `problem` for a device of capability `capability`.
+///
+/// # Errors
+///
+/// [`PlanError`] if no kernel fits the device or a size leaves its limits;
+/// [`crate::error::Unsupported::ExactOnGpu`] if the problem asks for exact arithmetic.
+pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
+    let (stem, candidates) = select::select(problem, capability)?;
+    let entries = entries(problem, &stem);
+    check_query_blocks(problem, &stem)?;
+    for entry in &entries {
+        if entry.cta.smem_bytes > capability.smem_opt_in {
+            let (symbol, bytes) = (entry.symbol.clone(), entry.cta.smem_bytes);
+            return Err(PlanError::SharedMemory {
+                symbol,
+                bytes,
+                max: capability.smem_opt_in,
+            }
+            .into());
+        }
+    }
+    let chunks = Chunks::new(problem);
+    let workspace = Workspace::new(problem, &stem, &chunks)?;
+    let plan = Plan {
+        problem: problem.clone(),
+        capability: *capability,
+        stem,
+        candidates,
+        entries,
+        chunks,
+        workspace,
+    };
+    plan.check_grids()?;
+    Ok(plan)
+}
+
+/// Fails if there are more query blocks than a grid has CTAs: the quantizer of Q runs one CTA for each.
+fn check_query_blocks(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
+    let dims = problem.dims();
+    let ctas = (dims.batch as u128)
+        .saturating_mul(dims.num_heads_q as u128)
+        .saturating_mul(dims.num_query_blocks() as u128);
+    if ctas > MAX_GRID as u128 && !problem.is_empty() {
+        let symbol = stem.name.to_owned();
+        return Err(PlanError::GridTooLarge {
+            symbol,
+            ctas,
+            max: MAX_GRID,
+        });
+    }
+    Ok(())
+}
+
+/// The kernels of `problem` in launch order.
+fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
+    let (smoothing, dims) = (problem.smoothing(), problem.dims());
+    let d = dims.head_dim_padded();
+    let (qk, pv, dtype) = (stem.qk.name(), stem.pv.name(), problem.input_dtype());
+    let mut entries = Vec::new();
+    let mut add = |kernel, symbol, cta| {
+        entries.push(Entry {
+            kernel,
+            symbol,
+            cta,
+        })
+    };
+    if problem.is_empty() {
+        return entries;
+    }
+    if dims.seqlen_kv > 0 {
+        if smoothing.k {
+            add(
+                Kernel::KMeanPartial,
+                format!("k_mean_partial_{dtype}_d{d}"),
+                launch::reduce_partial(d, 1),
+            );
+            add(
+                Kernel::KMeanFinal,
+                format!("k_mean_final_d{d}"),
+                launch::reduce_final(d, 1),
+            );
+        }
+        add(
+            Kernel::QuantizeQ,
+            format!("quantize_q_{qk}_{dtype}_d{d}"),
+            launch::quantize_q(d),
+        );
+        add(
+            Kernel::QuantizeK,
+            format!("quantize_k_{qk}_{dtype}_d{d}"),
+            launch::quantize_k(d),
+        );
+        add(
+            Kernel::VStatsPartial,
+            format!("v_stats_partial_{dtype}_d{d}"),
+            launch::reduce_partial(d, 3),
+        );
+        add(
+            Kernel::VStatsFinal,
+            format!("v_stats_final_d{d}"),
+            launch::reduce_final(d, 3),
+        );
+        add(
+            Kernel::QuantizeV,
+            format!("quantize_v_{pv}_{dtype}_d{d}"),
+            launch::quantize_v(d, stem.pv),
+        );
+        if smoothing.q {
+            add(
+                Kernel::DeltaS,
+                format!("delta_s_{dtype}_d{d}"),
+                launch::delta_s(d),
+            );
+        }
+    }
+    add(
+        Kernel::Attention,
+        format!("{}_d{d}", stem.name),
+        launch::attention(d, stem.qk, stem.pv),
+    );
+    entries
+}
+
+impl Plan {
+    /// The problem planned for.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// The capability planned for.
+    pub fn capability(&self) -> &Capability {
+        &self.capability
+    }
+
+    /// The attention kernel.
+    pub fn stem(&self) -> &Stem {
+        &self.stem
+    }
+
+    /// The PTX module that holds every kernel of the plan.
+    pub fn arch(&self) -> Arch {
+        self.stem.arch
+    }
+
+    /// Every attention kernel there is, and why it was chosen or not.
+    pub fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
+    /// The kernels, in launch order. Empty if there is no output to compute.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// How the work of the attention kernel is divided into launches.
+    pub fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// Scratch memory.
+    pub fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
+    /// The launches that prepare the quantized tensors, in order; each runs once.
+    pub fn setup_steps(&self) -> impl Iterator<Item = Step<'_>> {
+        let everything = self.chunks.everything();
+        self.entries_where(false)
+            .map(move |(index, entry)| self.step(index, entry, everything))
+    }
+
+    /// The launches that attend, in order: for each chunk ΔS if Q is smoothed, then attention.
+    pub fn chunk_steps(&self) -> impl Iterator<Item = Step<'_>> {
+        self.chunks.iter().flat_map(move |chunk| {
+            self.entries_where(true)
+                .map(move |(index, entry)| self.step(index, entry, chunk))
+        })
+    }
+
+    /// All launches in order.
+    pub fn steps(&self) -> impl Iterator<Item = Step<'_>> {
+        self.setup_steps().chain(self.chunk_steps())
+    }
+
+    fn entries_where(&self, per_chunk: bool) -> impl Iterator<Item = (usize, &Entry)> {
+        self.entries
+            .iter()
+            .enumerate()
+            .filter(move |(_, entry)| entry.kernel.per_chunk() == per_chunk)
+    }
+
+    fn step<'a>(&'a self, index: usize, entry: &'a Entry, chunk: Chunk) -> Step<'a> {
+        // Planning checked that every grid is at most MAX_GRID.
+        Step {
+            index,
+            entry,
+            grid: self.grid(entry.kernel, chunk) as u32,
+            chunk,
+        }
+    }
+
+    /// CTAs of one launch of `kernel` on `chunk`. Products fit: workspace planning has bounded the
+    /// padded element counts, which are larger.
+    fn grid(&self, kernel: Kernel, chunk: Chunk) -> usize {
+        let dims = self.problem.dims();
+        let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
+        match kernel {
+            Kernel::KMeanPartial | Kernel::VStatsPartial => launch::reduce_partial_grid(dims),
+            Kernel::KMeanFinal | Kernel::VStatsFinal => launch::reduce_final_grid(dims),
+            Kernel::QuantizeQ => launch::quantize_q_grid(dims),
+            Kernel::QuantizeK | Kernel::QuantizeV => launch::quantize_kv_grid(dims),
+            Kernel::DeltaS => launch::delta_s_grid(dims, heads, blocks),
+            Kernel::Attention => launch::attention_grid(heads, blocks),
+        }
+    }
+
+    /// Fails if a grid is too large. The first chunk is the largest.
+    fn check_grids(&self) -> Result<(), PlanError> {
+        let Some(first) = self.chunks.iter().next() else {
+            return Ok(());
+        };
+        for entry in &self.entries {
+            let ctas = self.grid(entry.kernel, first);
+            if ctas > MAX_GRID {
+                let symbol = entry.symbol.clone();
+                return Err(PlanError::GridTooLarge {
+                    symbol,
+                    ctas: ctas as u128,
+                    max: MAX_GRID,
+                });
+            }
+        }
+        Ok(())
+    }
+}

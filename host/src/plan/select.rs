@@ -1,0 +1,109 @@
+//! Choice of the attention kernel.
+
+use sage_spec::PvFormat;
+use sage_spec::symbol::{Arch, STEMS, Stem};
+
+use super::Capability;
+use crate::error::{Error, PlanError, Unsupported};
+use crate::problem::Problem;
+
+/// An attention kernel that was considered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The kernel.
+    pub stem: Stem,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+/// What became of a candidate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It runs, for this reason.
+    Chosen(String),
+    /// It does not, for this reason.
+    Lost(String),
+}
+
+/// The kernel for `problem`, and the verdict on every kernel.
+pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<Candidate>), Error> {
+    let &Capability { major, minor, .. } = capability;
+    let Some(codes) = problem.codes() else {
+        return Err(Unsupported::ExactOnGpu {
+            device: "the GPU".into(),
+        }
+        .into());
+    };
+    if !Arch::Sm80.loads_on(major, minor) {
+        return Err(PlanError::CapabilityTooLow { major, minor }.into());
+    }
+    let fp8 = Arch::Sm89.loads_on(major, minor);
+    let pv = problem
+        .pv()
+        .unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
+    let reason_lost = |stem: &Stem| {
+        if problem.kernel().is_some_and(|kernel| kernel != *stem) {
+            Some("another kernel was asked for by name".to_owned())
+        } else if stem.qk != codes {
+            Some(format!("Q and K are to be {}", codes.name()))
+        } else if stem.pv != pv && problem.pv().is_some() {
+            Some(format!("P and V are to be {}", pv.name()))
+        } else if !stem.arch.loads_on(major, minor) {
+            Some(format!("it needs {}", requirement(stem.arch)))
+        } else if stem.pv != pv {
+            Some("FP8 P V is preferred where the device has it".to_owned())
+        } else {
+            None
+        }
+    };
+    let mut chosen = None;
+    let mut candidates = Vec::with_capacity(STEMS.len());
+    for stem in STEMS {
+        let verdict = match reason_lost(&stem) {
+            Some(reason) => Verdict::Lost(reason),
+            None => {
+                chosen = Some(stem);
+                Verdict::Chosen(reason_chosen(problem, &stem))
+            }
+        };
+        candidates.push(Candidate { stem, verdict });
+    }
+    let stem = chosen.ok_or_else(|| {
+        let kernel = problem
+            .kernel()
+            .map_or_else(|| format!("pv {}", pv.name()), |stem| stem.name.to_owned());
+        PlanError::KernelNeeds {
+            kernel,
+            needed: requirement(Arch::Sm89),
+            major,
+            minor,
+        }
+    })?;
+    Ok((stem, candidates))
+}
+
+fn reason_chosen(problem: &Problem, stem: &Stem) -> String {
+    if problem.kernel().is_some() {
+        "asked for by name".to_owned()
+    } else if problem.pv().is_some() {
+        format!(
+            "Q and K in {}, P and V in {} as asked for",
+            stem.qk.name(),
+            stem.pv.name()
+        )
+    } else {
+        match stem.pv {
+            PvFormat::Fp8 => "FP8 P V, the default from compute capability 8.9 on".to_owned(),
+            PvFormat::F16 => "FP16 P V, the default below compute capability 8.9".to_owned(),
+        }
+    }
+}
+
+/// Where a module loads, in words.
+fn requirement(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Sm80 => "compute capability 8.0 or later",
+        Arch::Sm89 => "compute capability 8.9 or later",
+        Arch::Sm90a => "compute capability 9.0",
+    }
+}

@@ -1,0 +1,223 @@
+//! Layout of the scratch memory of a plan.
+
+use sage_spec::launch::num_chunks;
+use sage_spec::limits::WORKSPACE_ALIGN;
+use sage_spec::symbol::Stem;
+
+use super::Chunks;
+use crate::error::PlanError;
+use crate::problem::Problem;
+
+/// A buffer of the workspace; contents and shapes are those of the fields of the same meaning in
+/// [`sage_spec::params`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// Sums of K per reduction chunk.
+    KSum,
+    /// Token mean of K.
+    KMean,
+    /// Codes of Q.
+    QCodes,
+    /// Scales of Q.
+    QScale,
+    /// Query-block means of Q.
+    QMean,
+    /// Product of every query row with the token mean of K.
+    QkMean,
+    /// Codes of K.
+    KCodes,
+    /// Scales of K.
+    KScale,
+    /// Sums of V per reduction chunk.
+    VSum,
+    /// Maxima of V per reduction chunk.
+    VMax,
+    /// Minima of V per reduction chunk.
+    VMin,
+    /// Channel means of V.
+    VMean,
+    /// Channel scales of V.
+    VScale,
+    /// Codes of V.
+    VCodes,
+    /// Scores of the query-block means of one chunk.
+    DeltaS,
+}
+
+impl Slot {
+    /// Every slot, in the order of their offsets.
+    pub const ALL: [Slot; 15] = [
+        Slot::KSum,
+        Slot::KMean,
+        Slot::QCodes,
+        Slot::QScale,
+        Slot::QMean,
+        Slot::QkMean,
+        Slot::KCodes,
+        Slot::KScale,
+        Slot::VSum,
+        Slot::VMax,
+        Slot::VMin,
+        Slot::VMean,
+        Slot::VScale,
+        Slot::VCodes,
+        Slot::DeltaS,
+    ];
+
+    /// Name in explanations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Slot::KSum => "k_sum",
+            Slot::KMean => "k_mean",
+            Slot::QCodes => "q_codes",
+            Slot::QScale => "q_scale",
+            Slot::QMean => "q_mean",
+            Slot::QkMean => "qk_mean",
+            Slot::KCodes => "k_codes",
+            Slot::KScale => "k_scale",
+            Slot::VSum => "v_sum",
+            Slot::VMax => "v_max",
+            Slot::VMin => "v_min",
+            Slot::VMean => "v_mean",
+            Slot::VScale => "v_scale",
+            Slot::VCodes => "v_codes",
+            Slot::DeltaS => "delta_s",
+        }
+    }
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Which buffer.
+    pub slot: Slot,
+    /// Bytes from the start of the workspace, a multiple of 256.
+    pub offset_bytes: usize,
+    /// Bytes used.
+    pub bytes: usize,
+}
+
+/// The buffers of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workspace {
+    buffers: Vec<Buffer>,
+    total_bytes: usize,
+}
+
+impl Workspace {
+    /// Lays out what `problem` needs with kernel `stem`.
+    pub(super) fn new(
+        problem: &Problem,
+        stem: &Stem,
+        chunks: &Chunks,
+    ) -> Result<Workspace, PlanError> {
+        let mut buffers = Vec::new();
+        let mut end: u128 = 0;
+        if !problem.is_empty() && problem.dims().seqlen_kv > 0 {
+            let sizes = Sizes::new(problem, stem, chunks);
+            for slot in Slot::ALL {
+                let Some(bytes) = sizes.bytes(slot) else {
+                    continue;
+                };
+                let offset = end.next_multiple_of(WORKSPACE_ALIGN as u128);
+                end = offset.saturating_add(bytes);
+                if end > i64::MAX as u128 {
+                    return Err(PlanError::WorkspaceOverflow { bytes: end });
+                }
+                buffers.push(Buffer {
+                    slot,
+                    offset_bytes: offset as usize,
+                    bytes: bytes as usize,
+                });
+            }
+        }
+        Ok(Workspace {
+            buffers,
+            total_bytes: end as usize,
+        })
+    }
+
+    /// The buffers, by increasing offset.
+    pub fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    /// The buffer of `slot`, if the plan uses it.
+    pub fn get(&self, slot: Slot) -> Option<&Buffer> {
+        self.buffers.iter().find(|buffer| buffer.slot == slot)
+    }
+
+    /// Bytes of the whole workspace; 0 if none is needed.
+    pub fn total_bytes(&self) -> usize {
+        self.total_bytes
+    }
+
+    /// Address of `slot` in a workspace at `base`; 0, which kernels read as "absent", if unused.
+    pub fn address(&self, base: u64, slot: Slot) -> u64 {
+        self.get(slot)
+            .map_or(0, |buffer| base + buffer.offset_bytes as u64)
+    }
+}
+
+/// The counts that buffer sizes are made of. Factors are below 2⁶⁴ and products saturate, so a size
+/// that does not fit is seen as too large instead of wrapping.
+struct Sizes<'a> {
+    problem: &'a Problem,
+    stem: &'a Stem,
+    /// B * Hq.
+    heads_q: u128,
+    /// B * Hkv.
+    heads_kv: u128,
+    /// (head, query block) pairs of the largest chunk.
+    chunk: u128,
+}
+
+impl Sizes<'_> {
+    fn new<'a>(problem: &'a Problem, stem: &'a Stem, chunks: &Chunks) -> Sizes<'a> {
+        let dims = problem.dims();
+        Sizes {
+            problem,
+            stem,
+            heads_q: dims.batch as u128 * dims.num_heads_q as u128,
+            heads_kv: dims.batch as u128 * dims.num_heads_kv as u128,
+            chunk: chunks.largest() as u128,
+        }
+    }
+
+    /// Bytes of `slot`; `None` if it is not used.
+    fn bytes(&self, slot: Slot) -> Option<u128> {
+        const F32: usize = 4;
+        let dims = self.problem.dims();
+        let smoothing = self.problem.smoothing();
+        let granularity = self.problem.granularity();
+        let d = dims.head_dim_padded();
+        let (m, n) = (dims.seqlen_q_padded(), dims.seqlen_kv_padded());
+        let per_q = |factor: usize, bytes: usize| product(self.heads_q, factor, bytes);
+        let per_kv = |factor: usize, bytes: usize| product(self.heads_kv, factor, bytes);
+        match slot {
+            Slot::KSum => smoothing.k.then(|| per_kv(num_chunks(dims), d * F32)),
+            Slot::KMean => smoothing.k.then(|| per_kv(1, d * F32)),
+            Slot::QCodes => Some(per_q(m, self.stem.qk.bytes(d))),
+            Slot::QScale => Some(per_q(
+                dims.num_query_blocks(),
+                granularity.q_scales_per_block() * F32,
+            )),
+            Slot::QMean => smoothing.q.then(|| per_q(dims.num_query_blocks(), d * F32)),
+            Slot::QkMean => (smoothing.k && self.problem.return_lse()).then(|| per_q(m, F32)),
+            Slot::KCodes => Some(per_kv(n, self.stem.qk.bytes(d))),
+            Slot::KScale => Some(per_kv(
+                dims.num_kv_blocks_padded(),
+                granularity.k_scales_per_block() * F32,
+            )),
+            Slot::VSum | Slot::VMax | Slot::VMin => Some(per_kv(num_chunks(dims), d * F32)),
+            Slot::VMean => smoothing.v.then(|| per_kv(1, d * F32)),
+            Slot::VScale => Some(per_kv(1, d * F32)),
+            Slot::VCodes => Some(per_kv(n, d * self.stem.pv.bytes())),
+            Slot::DeltaS => smoothing.q.then(|| product(self.chunk, n, F32)),
+        }
+    }
+}
+
+fn product(a: u128, b: usize, c: usize) -> u128 {
+    a.saturating_mul(b as u128).saturating_mul(c as u128)
+}

@@ -1,0 +1,272 @@
+//! A validated attention request.
+//!
+//! [`Request`] is what a caller says; [`Problem`] is the same after every rule has been checked and
+//! every default filled in. Its fields are private and [`Problem::new`] is the only way to get one,
+//! so a planner or a launcher never meets an unchecked value.
+
+mod kernel;
+mod tensor;
+mod validate;
+
+pub use tensor::{DType, Element, Layout, TensorSpec};
+
+use sage_spec::symbol::Stem;
+use sage_spec::{Dims, PvFormat, ScaleGranularity};
+
+use crate::error::Error;
+
+/// Number format of Q Kᵀ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// [`Precision::Int8`], or that of the kernel asked for by name. INT8 with smoothed K is the
+    /// default because its error is below that of the FP8 product that follows; INT4 is opt-in.
+    #[default]
+    Auto,
+    /// Q and K in 4 bits.
+    Int4,
+    /// Q and K in 8 bits.
+    Int8,
+    /// No quantization: f32 arithmetic, on the CPU only.
+    Exact,
+}
+
+/// Which means are subtracted before quantizing. Results stay those of the original tensors: K's mean
+/// shifts every score of a row alike, Q's is added back as ΔS, V's is added to the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Smoothing {
+    /// Subtract each query block's mean from Q. Default: on for INT4, off for INT8.
+    pub q: bool,
+    /// Subtract the token mean from K. Default: on.
+    pub k: bool,
+    /// Subtract the channel means from V. Default: off.
+    pub v: bool,
+}
+
+impl Smoothing {
+    /// No smoothing.
+    pub const NONE: Smoothing = Smoothing {
+        q: false,
+        k: false,
+        v: false,
+    };
+
+    /// The default for a precision of Q and K.
+    pub const fn default_for(codes: sage_spec::Precision) -> Smoothing {
+        Smoothing {
+            q: matches!(codes, sage_spec::Precision::Int4),
+            k: true,
+            v: false,
+        }
+    }
+
+    /// Name on the command line and in JSON: the smoothed tensors, as in `q,k`, or `none`.
+    pub fn name(self) -> String {
+        let names = [("q", self.q), ("k", self.k), ("v", self.v)];
+        let on: Vec<&str> = names
+            .iter()
+            .filter(|(_, on)| *on)
+            .map(|(name, _)| *name)
+            .collect();
+        if on.is_empty() {
+            "none".into()
+        } else {
+            on.join(",")
+        }
+    }
+}
+
+/// What a caller asks for, unchecked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Queries, `[B, Hq, M, D]`.
+    pub q: TensorSpec,
+    /// Keys, `[B, Hkv, N, D]`.
+    pub k: TensorSpec,
+    /// Values, `[B, Hkv, N, D]`.
+    pub v: TensorSpec,
+    /// Output, `[B, Hq, M, D]`.
+    pub out: TensorSpec,
+    /// Row `i` sees keys up to `i + N − M` (bottom-right aligned) instead of every key.
+    pub causal: bool,
+    /// Factor of Q Kᵀ; `None` is `1 / sqrt(D)`. Zero is allowed and weighs every visible key alike.
+    pub sm_scale: Option<f32>,
+    /// Number format of Q Kᵀ.
+    pub precision: Precision,
+    /// Which elements of Q and of K share a scale.
+    pub granularity: ScaleGranularity,
+    /// `None` is [`Smoothing::default_for`] the precision.
+    pub smoothing: Option<Smoothing>,
+    /// Number format of P V; `None` is the best the device has.
+    pub pv: Option<PvFormat>,
+    /// Name of the attention kernel to use, e.g. `sm89_int8_fp8_fwd`; `None` lets the planner choose.
+    pub kernel: Option<String>,
+    /// Whether to return the log-sum-exp of every row.
+    pub return_lse: bool,
+}
+
+impl Request {
+    /// A request with every option at its default.
+    pub fn new(q: TensorSpec, k: TensorSpec, v: TensorSpec, out: TensorSpec) -> Request {
+        Request {
+            q,
+            k,
+            v,
+            out,
+            causal: false,
+            sm_scale: None,
+            precision: Precision::Auto,
+            granularity: ScaleGranularity::PerThread,
+            smoothing: None,
+            pv: None,
+            kernel: None,
+            return_lse: false,
+        }
+    }
+}
+
+/// A request that satisfies every rule, with its defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    dims: Dims,
+    request: Request,
+    sm_scale: f32,
+    codes: Option<sage_spec::Precision>,
+    smoothing: Smoothing,
+    kernel: Option<Stem>,
+}
+
+impl Problem {
+    /// Checks `request`.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::error::Invalid`] where the request contradicts itself,
+    /// [`crate::error::Unsupported`] where it is sound but too large.
+    pub fn new(request: Request) -> Result<Problem, Error> {
+        let dims = validate::dims(&request)?;
+        let sm_scale = validate::sm_scale(request.sm_scale, dims.head_dim)?;
+        let kernel = request.kernel.as_deref().map(kernel::find).transpose()?;
+        if let Some(stem) = &kernel {
+            kernel::check_conflict(stem, &request)?;
+        }
+        let codes = match request.precision {
+            Precision::Auto => Some(kernel.map_or(sage_spec::Precision::Int8, |stem| stem.qk)),
+            Precision::Int4 => Some(sage_spec::Precision::Int4),
+            Precision::Int8 => Some(sage_spec::Precision::Int8),
+            Precision::Exact => None,
+        };
+        let default = codes.map_or(Smoothing::NONE, Smoothing::default_for);
+        let smoothing = match codes {
+            Some(_) => request.smoothing.unwrap_or(default),
+            None => Smoothing::NONE,
+        };
+        Ok(Problem {
+            dims,
+            request,
+            sm_scale,
+            codes,
+            smoothing,
+            kernel,
+        })
+    }
+
+    /// Extents.
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// Queries, `[B, Hq, M, D]`.
+    pub fn q(&self) -> &TensorSpec {
+        &self.request.q
+    }
+
+    /// Keys, `[B, Hkv, N, D]`.
+    pub fn k(&self) -> &TensorSpec {
+        &self.request.k
+    }
+
+    /// Values, `[B, Hkv, N, D]`.
+    pub fn v(&self) -> &TensorSpec {
+        &self.request.v
+    }
+
+    /// Output, `[B, Hq, M, D]`.
+    pub fn out(&self) -> &TensorSpec {
+        &self.request.out
+    }
+
+    /// Type of q, k and v.
+    pub fn input_dtype(&self) -> DType {
+        self.request.q.dtype
+    }
+
+    /// Whether the causal mask applies.
+    pub fn causal(&self) -> bool {
+        self.request.causal
+    }
+
+    /// Factor of Q Kᵀ, finite and not negative.
+    pub fn sm_scale(&self) -> f32 {
+        self.sm_scale
+    }
+
+    /// Integer type of Q and K; `None` is exact arithmetic.
+    pub fn codes(&self) -> Option<sage_spec::Precision> {
+        self.codes
+    }
+
+    /// Which elements of Q and of K share a scale.
+    pub fn granularity(&self) -> ScaleGranularity {
+        self.request.granularity
+    }
+
+    /// Which means are subtracted before quantizing.
+    pub fn smoothing(&self) -> Smoothing {
+        self.smoothing
+    }
+
+    /// Number format of P V if the caller chose one, by itself or through a kernel's name.
+    pub fn pv(&self) -> Option<PvFormat> {
+        self.request.pv.or(self.kernel.map(|stem| stem.pv))
+    }
+
+    /// The attention kernel if the caller chose one.
+    pub fn kernel(&self) -> Option<Stem> {
+        self.kernel
+    }
+
+    /// Whether the log-sum-exp is wanted.
+    pub fn return_lse(&self) -> bool {
+        self.request.return_lse
+    }
+
+    /// Whether there is no output element, so that there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.dims.batch == 0 || self.dims.num_heads_q == 0 || self.dims.seqlen_q == 0
+    }
+
+    /// Elements of the log-sum-exp, `B * Hq * M`.
+    pub fn lse_elems(&self) -> usize {
+        if self.is_empty() {
+            0
+        } else {
+            self.dims.batch * self.dims.num_heads_q * self.dims.seqlen_q
+        }
+    }
+
+    /// Multiply-adds counted as two, of both matrix products over the keys that are visible. The
+    /// usual `4 B H M N D`, exactly halved or so by the causal mask.
+    pub fn flops(&self) -> f64 {
+        let d = &self.dims;
+        let (m, n) = (d.seqlen_q as f64, d.seqlen_kv as f64);
+        let pairs = if !self.causal() {
+            m * n
+        } else if m <= n {
+            // Rows see n − m + 1, ..., n keys.
+            m * (n - m) + m * (m + 1.0) / 2.0
+        } else {
+            n * (n + 1.0) / 2.0
+        };
+        4.0 * d.batch as f64 * d.num_heads_q as f64 * pairs * d.head_dim as f64
+    }
+}

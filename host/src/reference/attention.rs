@@ -1,0 +1,151 @@
+//! Attention on quantized operands (arXiv 2411.10958, Algorithm 1), as the kernels do it.
+
+use rayon::prelude::*;
+use sage_spec::Dims;
+use sage_spec::quant::LOG2_E;
+use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
+
+use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
+use super::problem::Problem;
+use super::scores::DeltaS;
+use super::softmax::{Dequantize, ROW_MAX_START, RowState, quantized_row};
+use super::tile::{accumulate_pv, multiply_qk, transpose, unpack_int, unpack_v};
+use super::{HostTensor, Options, Output, Quantized};
+
+/// Attention on quantized operands, tile by tile with the kernels' numerics.
+///
+/// `k` `[B, Hkv, N, D]` is the unquantized K that `quantized` was made of; it is read only when Q is
+/// smoothed, for ΔS, one tile at a time.
+pub fn attention_quantized(
+    dims: &Dims,
+    quantized: &Quantized,
+    k: &HostTensor,
+    options: &Options,
+) -> Output {
+    let (out_len, lse_len) = output_lens(dims);
+    let mut output = Output {
+        out: vec![0.0; out_len],
+        lse: vec![f32::NEG_INFINITY; lse_len],
+    };
+    let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
+    let problem = Problem {
+        dims,
+        quantized,
+        k,
+        options,
+    };
+    blocks.into_par_iter().for_each_init(
+        || Scratch::new(dims),
+        |scratch, block| scratch.attend(&problem, block),
+    );
+    output
+}
+
+/// Buffers of one worker.
+struct Scratch {
+    /// `[BLOCK_Q, depth]`.
+    q: Vec<f32>,
+    /// `[BLOCK_KV, depth]`: rows of K before transposing, then of V.
+    kv: Vec<f32>,
+    /// `[depth, BLOCK_KV]`.
+    k: Vec<f32>,
+    /// `[BLOCK_Q, BLOCK_KV]`: scores, then P.
+    p: Vec<f32>,
+    /// `[BLOCK_Q, depth]`.
+    out: Vec<f32>,
+    delta_s: DeltaS,
+}
+
+impl Scratch {
+    fn new(dims: &Dims) -> Self {
+        let depth = dims.head_dim_padded();
+        let zeros = |rows: usize, columns: usize| vec![0.0; rows * columns];
+        Scratch {
+            q: zeros(BLOCK_Q, depth),
+            kv: zeros(BLOCK_KV, depth),
+            k: zeros(depth, BLOCK_KV),
+            p: zeros(BLOCK_Q, BLOCK_KV),
+            out: zeros(BLOCK_Q, depth),
+            delta_s: DeltaS::new(dims),
+        }
+    }
+
+    fn attend(&mut self, problem: &Problem, block: QueryBlock<f32>) {
+        let Scratch {
+            q,
+            kv,
+            k,
+            p,
+            out,
+            delta_s,
+        } = self;
+        let Problem {
+            dims,
+            quantized,
+            options,
+            ..
+        } = *problem;
+        let (depth, rows) = (dims.head_dim_padded(), block.rows());
+        let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
+        let flat_block = flat_q * dims.num_query_blocks() + block.block;
+        let first_row = block.first_row();
+        let visible = |row: usize| visible(dims, options.causal, first_row + row);
+        let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
+        let q_scales = problem.q_scales(flat_block);
+        let sm_scale_log2 = options.sm_scale * LOG2_E;
+
+        unpack_int(problem.q_codes(flat_block), options.precision, q);
+        out.fill(0.0);
+        let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
+
+        for first in (0..visible(rows - 1)).step_by(BLOCK_KV) {
+            unpack_int(
+                &k_codes[first * problem.row_bytes()..],
+                options.precision,
+                kv,
+            );
+            transpose(kv, depth, k);
+            unpack_v(v_codes, options.pv, depth, first, kv);
+            multiply_qk(&q[..rows * depth], k, depth, p);
+
+            let delta_s = delta_s.tile(problem, block.batch, block.head_q, block.block, first);
+            let k_scale = problem.k_scales(flat_kv, first);
+            let mut alpha = [1.0; BLOCK_Q];
+            for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
+                let visible = visible(row).saturating_sub(first).min(BLOCK_KV);
+                let dequantize = Dequantize {
+                    q_scale: q_scales[options.granularity.q_group(row)],
+                    k_scale: &k_scale,
+                    delta_s: &delta_s,
+                    sm_scale_log2,
+                };
+                quantized_row(p, visible, &dequantize, options.pv, &mut states[row]);
+                alpha[row] = states[row].alpha;
+            }
+            accumulate_pv(&p[..rows * BLOCK_KV], kv, depth, &alpha, out);
+        }
+
+        let v_scale = &quantized.v_scale[flat_kv * depth..];
+        let v_mean = quantized
+            .v_mean
+            .as_ref()
+            .map(|mean| &mean[flat_kv * depth..]);
+        for row in 0..rows {
+            let state = &states[row];
+            if state.sum == 0.0 {
+                continue; // out and lse already say so
+            }
+            let inverse_sum = 1.0 / state.sum;
+            let to = &mut block.out[row * dims.head_dim..(row + 1) * dims.head_dim];
+            for (channel, to) in to.iter_mut().enumerate() {
+                let x = out[row * depth + channel] * inverse_sum * v_scale[channel];
+                *to = v_mean.map_or(x, |mean| x + mean[channel]);
+            }
+            let lse = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
+            block.lse[row] = match quantized.qk_mean {
+                Some(_) => lse + problem.lse_shift(flat_q, first_row + row),
+                None => lse,
+            };
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Attention without quantization.
+
+use rayon::prelude::*;
+use sage_spec::Dims;
+use sage_spec::quant::LOG2_E;
+use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
+
+use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
+use super::softmax::{RowState, exact_row};
+use super::tile::{accumulate_pv, multiply_qk, transpose};
+use super::{HostTensor, Output, OutputF64};
+
+/// The definition of attention, `softmax(Q Kᵀ · sm_scale) V`, in f64.
+///
+/// `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`, any dtype. With `causal`, row `i` sees
+/// keys up to `i + N - M`. NaN in a visible score or value reaches the output.
+pub fn attention_f64(
+    dims: &Dims,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    causal: bool,
+    sm_scale: f64,
+) -> OutputF64 {
+    let (out_len, lse_len) = output_lens(dims);
+    let mut output = OutputF64 {
+        out: vec![0.0; out_len],
+        lse: vec![f64::NEG_INFINITY; lse_len],
+    };
+    let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
+    blocks
+        .into_par_iter()
+        .for_each_init(Vec::new, |scores, block| {
+            let mut row = vec![0.0f32; dims.head_dim];
+            for index in 0..block.rows() {
+                let position = block.first_row() + index;
+                q.row(block.batch, block.head_q, position, &mut row);
+                let q: Vec<f64> = row.iter().copied().map(f64::from).collect();
+
+                scores.clear();
+                for key in 0..visible(dims, causal, position) {
+                    k.row(block.batch, block.head_kv, key, &mut row);
+                    scores.push(dot(&q, &row) * sm_scale);
+                }
+                let out = &mut block.out[index * dims.head_dim..(index + 1) * dims.head_dim];
+                block.lse[index] = softmax(scores);
+                for (key, p) in scores.iter().enumerate() {
+                    v.row(block.batch, block.head_kv, key, &mut row);
+                    out.iter_mut()
+                        .zip(&row)
+                        .for_each(|(out, &v)| *out += p * f64::from(v));
+                }
+            }
+        });
+    output
+}
+
+/// Dot product in f64.
+fn dot(q: &[f64], k: &[f32]) -> f64 {
+    let mut lanes = [0.0; 8];
+    for (q, k) in q.chunks(8).zip(k.chunks(8)) {
+        for ((lane, q), &k) in lanes.iter_mut().zip(q).zip(k) {
+            *lane += q * f64::from(k);
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// Turns scores into probabilities that sum to one and returns their log-sum-exp, −inf for none.
+pub(super) fn softmax(scores: &mut [f64]) -> f64 {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    scores.iter_mut().for_each(|x| *x = (*x - max).exp());
+    let sum: f64 = scores.iter().sum();
+    scores.iter_mut().for_each(|p| *p /= sum);
+    max + sum.ln()
+}
+
+/// [`attention_f64`] in f32, blocked, with an online softmax: the CPU's `exact` precision.
+pub fn attention_f32(
+    dims: &Dims,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    causal: bool,
+    sm_scale: f32,
+) -> Output {
+    let (out_len, lse_len) = output_lens(dims);
+    let mut output = Output {
+        out: vec![0.0; out_len],
+        lse: vec![f32::NEG_INFINITY; lse_len],
+    };
+    let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
+    blocks.into_par_iter().for_each_init(
+        || Scratch::new(dims),
+        |scratch, block| scratch.attend(dims, block, [q, k, v], causal, sm_scale),
+    );
+    output
+}
+
+/// Buffers of one worker.
+struct Scratch {
+    /// `head_dim_padded`; features beyond `head_dim` stay zero.
+    depth: usize,
+    /// `[BLOCK_Q, depth]`.
+    q: Vec<f32>,
+    /// `[BLOCK_KV, depth]`: rows of K before transposing, then of V.
+    kv: Vec<f32>,
+    /// `[depth, BLOCK_KV]`.
+    k: Vec<f32>,
+    /// `[BLOCK_Q, BLOCK_KV]`: scores, then P.
+    p: Vec<f32>,
+    /// `[BLOCK_Q, depth]`.
+    out: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(dims: &Dims) -> Self {
+        let depth = dims.head_dim_padded();
+        let zeros = |rows: usize, columns: usize| vec![0.0; rows * columns];
+        Scratch {
+            depth,
+            q: zeros(BLOCK_Q, depth),
+            kv: zeros(BLOCK_KV, depth),
+            k: zeros(depth, BLOCK_KV),
+            p: zeros(BLOCK_Q, BLOCK_KV),
+            out: zeros(BLOCK_Q, depth),
+        }
+    }
+
+    fn attend(
+        &mut self,
+        dims: &Dims,
+        block: QueryBlock<f32>,
+        [q, k, v]: [&HostTensor; 3],
+        causal: bool,
+        sm_scale: f32,
+    ) {
+        let Scratch {
+            depth,
+            q: q_rows,
+            kv,
+            k: k_columns,
+            p,
+            out,
+        } = self;
+        let (depth, head_dim) = (*depth, dims.head_dim);
+        let rows = block.rows();
+        let first_row = block.first_row();
+        let visible = |row: usize| visible(dims, causal, first_row + row);
+        let q_tokens = block.first_row()..dims.seqlen_q;
+        q.rows(block.batch, block.head_q, q_tokens, head_dim, depth, q_rows);
+        out.fill(0.0);
+        let mut states = [RowState::new(f32::MIN); BLOCK_Q];
+
+        for first in (0..visible(block.rows() - 1)).step_by(BLOCK_KV) {
+            let kv_tokens = first..dims.seqlen_kv;
+            k.rows(
+                block.batch,
+                block.head_kv,
+                kv_tokens.clone(),
+                head_dim,
+                depth,
+                kv,
+            );
+            transpose(kv, depth, k_columns);
+            v.rows(block.batch, block.head_kv, kv_tokens, head_dim, depth, kv);
+            multiply_qk(&q_rows[..rows * depth], k_columns, depth, p);
+            let mut alpha = [1.0; BLOCK_Q];
+            for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
+                let visible = visible(row).saturating_sub(first).min(BLOCK_KV);
+                exact_row(p, visible, sm_scale * LOG2_E, &mut states[row]);
+                alpha[row] = states[row].alpha;
+            }
+            accumulate_pv(&p[..rows * BLOCK_KV], kv, depth, &alpha, out);
+        }
+
+        for row in 0..block.rows() {
+            if visible(row) == 0 {
+                continue; // out and lse already say so
+            }
+            let state = &states[row];
+            let to = &mut block.out[row * head_dim..(row + 1) * head_dim];
+            to.iter_mut()
+                .zip(&out[row * depth..])
+                .for_each(|(to, &x)| *to = x / state.sum);
+            block.lse[row] = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
+        }
+    }
+}

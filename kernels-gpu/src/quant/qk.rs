@@ -1,0 +1,342 @@
+//! Q and K to INT4 or INT8. One CTA holds 128 tokens in registers: each is read once and written once.
+
+use cuda_std::{convert, global, math, shared, thread};
+use sage_spec::Precision;
+use sage_spec::params::{QuantizeKParams, QuantizeQParams};
+use sage_spec::quant::{SCORE_BIAS, qk_scale, smooth_q_scale_floor};
+use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD};
+
+use super::element::{Element, Rows};
+use super::lanes::{LANES, Position, amax, load8, reduce_lanes, reduce_row};
+
+/// Tokens of a CTA: a query block, or two key blocks.
+const TOKENS: u32 = BLOCK_Q as u32;
+/// Tokens of a thread.
+const PER_THREAD: usize = (TOKENS / LANES) as usize;
+
+const _: () = assert!(BLOCK_Q == KV_PAD);
+
+/// `scale[segment * 16 + lane]` and the same for maxima, in shared memory: see [`group_scales`].
+const TABLE_BYTES: u32 = 256;
+
+/// Rounds `x / scale` to the nearest code, half to even. Adding 1.5·2²³ leaves the integer in the low bits;
+/// magnitudes never exceed the largest code, because `scale >= amax / max_code`.
+#[inline(always)]
+fn code_bits(x: f32, inverse_scale: f32) -> u32 {
+    (x * inverse_scale + SCORE_BIAS).to_bits()
+}
+
+/// Stores eight codes whose first has index `element`.
+#[inline(always)]
+unsafe fn store_codes<const INT4: bool>(codes: u64, element: u64, x: &[f32; 8], inverse_scale: f32) {
+    let bits = x.map(|x| code_bits(x, inverse_scale));
+    // SAFETY: the caller vouches for eight codes of the padded tensor.
+    unsafe {
+        if INT4 {
+            let mut packed = 0;
+            let mut i = 0;
+            while i < 8 {
+                packed |= (bits[i] & 15) << (4 * i);
+                i += 1;
+            }
+            global::store_u32(codes + element / 2, packed);
+        } else {
+            // Low bytes of four words.
+            let pack = |a, b, c, d| {
+                convert::permute_bytes::<0x5410>(convert::permute_bytes::<0x0040>(a, b), convert::permute_bytes::<0x0040>(c, d))
+            };
+            global::store_u32x2(codes + element, [pack(bits[0], bits[1], bits[2], bits[3]), pack(bits[4], bits[5], bits[6], bits[7])]);
+        }
+    }
+}
+
+/// Maxima of the scale groups of a CTA, from the maxima of its *units*: unit (segment, lane) is the
+/// `PER_THREAD / SEGMENTS` tokens that token lane `lane` holds of segment `segment` (a warp's 32 rows of
+/// Q, a block of 64 keys). Every group of every granularity is a union of units. `mates` yields, for a
+/// unit, the maximum of its group. Afterwards `table + TABLE_BYTES` holds each unit's scale.
+#[inline(always)]
+unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
+    table: u32,
+    position: Position,
+    x: &[[f32; 8]; PER_THREAD],
+    group_amax: impl Fn(u32, u32) -> f32,
+    finish: impl Fn(u32, u32, f32) -> f32,
+) {
+    let mut segment = 0;
+    while segment < SEGMENTS {
+        let mut unit = 0.0f32;
+        let mut i = 0;
+        while i < PER_THREAD / SEGMENTS {
+            unit = math::max_propagate_nan(unit, amax(&x[segment * (PER_THREAD / SEGMENTS) + i]));
+            i += 1;
+        }
+        // SAFETY: all threads are here.
+        unsafe {
+            unit = reduce_row::<HEAD_DIM>(unit, math::max_propagate_nan);
+            if position.first_feature == 0 {
+                shared::store_f32(table + (segment as u32 * LANES + position.lane) * 4, unit);
+            }
+        }
+        segment += 1;
+    }
+    // SAFETY: all threads are here; the table is written before the barrier and read after it.
+    unsafe {
+        thread::sync_threads();
+        let thread = thread::thread_idx_x();
+        if thread < SEGMENTS as u32 * LANES {
+            let (segment, lane) = (thread / LANES, thread % LANES);
+            let scale = finish(segment, lane, group_amax(segment, lane));
+            shared::store_f32(table + TABLE_BYTES + thread * 4, scale);
+        }
+        thread::sync_threads();
+    }
+}
+
+/// Maximum of `count` units from unit `first` on, `step` apart.
+#[inline(always)]
+unsafe fn table_amax(table: u32, first: u32, step: u32, count: u32) -> f32 {
+    let mut largest = 0.0f32;
+    let mut i = 0;
+    while i < count {
+        // SAFETY: inside the table.
+        largest = math::max_propagate_nan(largest, unsafe { shared::load_f32(table + (first + i * step) * 4) });
+        i += 1;
+    }
+    largest
+}
+
+/// Quantizes and stores the thread's tokens with the scales left by [`group_scales`].
+#[inline(always)]
+unsafe fn store_tokens<const INT4: bool, const HEAD_DIM: u32, const SEGMENTS: usize>(
+    table: u32,
+    position: Position,
+    x: &[[f32; 8]; PER_THREAD],
+    codes: u64,
+    first_row: u64,
+) {
+    let mut inverse_scale = 0.0;
+    let mut i = 0;
+    while i < PER_THREAD {
+        if i % (PER_THREAD / SEGMENTS) == 0 {
+            let segment = (i / (PER_THREAD / SEGMENTS)) as u32;
+            // SAFETY: inside the table.
+            inverse_scale = 1.0 / unsafe { shared::load_f32(table + TABLE_BYTES + (segment * LANES + position.lane) * 4) };
+        }
+        let row = first_row + (position.lane + i as u32 * LANES) as u64;
+        // SAFETY: a row of the padded tensor.
+        unsafe { store_codes::<INT4>(codes, row * HEAD_DIM as u64 + position.first_feature as u64, &x[i], inverse_scale) };
+        i += 1;
+    }
+}
+
+const fn precision(int4: bool) -> Precision {
+    if int4 { Precision::Int4 } else { Precision::Int8 }
+}
+
+/// One CTA: one query block. Smooths (subtracts the block's mean), quantizes, and computes `q · k_mean`
+/// of the original rows for the LSE.
+///
+/// # Safety
+/// `sage_spec::params::QuantizeQParams`, `sage_spec::launch::quantize_q`.
+#[inline(always)]
+pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &QuantizeQParams) {
+    let position = Position::new::<HEAD_DIM>();
+    let num_blocks = p.seqlen_q.div_ceil(TOKENS);
+    let block_index = thread::block_idx_x();
+    // SAFETY: counts of a launched problem are not zero.
+    let (head, batch, head_kv) = unsafe {
+        let head = math::div_u32(block_index, num_blocks);
+        let batch = math::div_u32(head, p.num_heads_q);
+        let group = math::div_u32(p.num_heads_q, p.num_heads_kv);
+        (head, batch, batch * p.num_heads_kv + math::div_u32(head - batch * p.num_heads_q, group))
+    };
+    let first_token = (block_index - head * num_blocks) * TOKENS;
+    let first_row = block_index as u64 * TOKENS as u64;
+    let rows = Rows::new::<E>(&p.q, batch, head - batch * p.num_heads_q, p.seqlen_q, position.first_feature, p.head_dim, p.vectorized);
+    let smem = shared::dynamic_shared_mem();
+    let mean_slot = smem + LANES * HEAD_DIM * 4;
+    let table = mean_slot + HEAD_DIM * 4;
+
+    let mut x = [[0.0f32; 8]; PER_THREAD];
+    let mut i = 0;
+    while i < PER_THREAD {
+        // SAFETY: forwarded contract.
+        x[i] = unsafe { rows.load::<E>(first_token + position.lane + i as u32 * LANES) };
+        i += 1;
+    }
+
+    if p.qk_mean != 0 {
+        let k_mean = p.k_mean + (head_kv as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4;
+        // SAFETY: f32 [B, Hkv, Dp].
+        let (a, b) = unsafe { (global::load_u32x4(k_mean), global::load_u32x4(k_mean + 16)) };
+        let k_mean = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits);
+        let mut i = 0;
+        while i < PER_THREAD {
+            let mut dot = 0.0f32;
+            let mut j = 0;
+            while j < 8 {
+                dot += x[i][j] * k_mean[j];
+                j += 1;
+            }
+            // SAFETY: all lanes are here; a row of the padded tensor.
+            unsafe {
+                dot = reduce_row::<HEAD_DIM>(dot, |a, b| a + b);
+                if position.first_feature == 0 {
+                    global::store_f32(p.qk_mean + (first_row + (position.lane + i as u32 * LANES) as u64) * 4, dot);
+                }
+            }
+            i += 1;
+        }
+    }
+
+    let mut scale_floor = 0.0f32;
+    if p.mean != 0 {
+        let mut sum = [0.0f32; 8];
+        let mut i = 0;
+        while i < PER_THREAD {
+            let mut j = 0;
+            while j < 8 {
+                sum[j] += x[i][j];
+                j += 1;
+            }
+            i += 1;
+        }
+        // SAFETY: all threads are here; lane 0 writes the mean, everybody reads it after the barrier.
+        let mean = unsafe {
+            let sum = reduce_lanes::<HEAD_DIM>(smem, position, sum, |a, b| a + b);
+            if position.lane == 0 {
+                let count = TOKENS.min(p.seqlen_q - first_token) as f32;
+                let mean = sum.map(|sum| (sum / count).to_bits());
+                let (lo, hi) = ([mean[0], mean[1], mean[2], mean[3]], [mean[4], mean[5], mean[6], mean[7]]);
+                shared::store_u32x4(mean_slot + position.first_feature * 4, lo);
+                shared::store_u32x4(mean_slot + position.first_feature * 4 + 16, hi);
+                let address = p.mean + (block_index as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4;
+                global::store_u32x4(address, lo);
+                global::store_u32x4(address + 16, hi);
+            }
+            thread::sync_threads();
+            load8(mean_slot + position.first_feature * 4)
+        };
+        let mut l1 = 0.0f32;
+        let mut j = 0;
+        while j < 8 {
+            l1 += math::abs(mean[j]);
+            j += 1;
+        }
+        // SAFETY: all lanes are here.
+        l1 = unsafe { reduce_row::<HEAD_DIM>(l1, |a, b| a + b) };
+        scale_floor = smooth_q_scale_floor(l1, precision(INT4));
+        let mut i = 0;
+        while i < PER_THREAD {
+            let exists = rows.contains(first_token + position.lane + i as u32 * LANES);
+            let mut j = 0;
+            while j < 8 {
+                x[i][j] = if exists { x[i][j] - mean[j] } else { 0.0 };
+                j += 1;
+            }
+            i += 1;
+        }
+    }
+
+    // Segments are the 32 rows of a warp: tokens lane + 16·{2s, 2s + 1}.
+    // SAFETY: all threads are here; tables are inside shared memory, scales inside p.scale.
+    unsafe {
+        group_scales::<HEAD_DIM, 4>(
+            table,
+            position,
+            &x,
+            |segment, lane| match p.granularity {
+                0 => table_amax(table, 0, 1, 4 * LANES),
+                1 => table_amax(table, segment * LANES, 1, LANES),
+                _ => table_amax(table, segment * LANES + lane % 8, 8, 2),
+            },
+            |segment, lane, amax| {
+                let scale = math::max_propagate_nan(qk_scale(amax, precision(INT4)), scale_floor);
+                let block = block_index as u64;
+                let (index, first) = match p.granularity {
+                    0 => (block, segment == 0 && lane == 0),
+                    1 => (block * 4 + segment as u64, lane == 0),
+                    _ => (block * 32 + (segment * 8 + lane) as u64, lane < 8),
+                };
+                if first {
+                    global::store_f32(p.scale + index * 4, scale);
+                }
+                scale
+            },
+        );
+        store_tokens::<INT4, HEAD_DIM, 4>(table, position, &x, p.codes, first_row);
+    }
+}
+
+/// One CTA: 128 keys, two key blocks.
+///
+/// # Safety
+/// `sage_spec::params::QuantizeKParams`, `sage_spec::launch::quantize_k`.
+#[inline(always)]
+pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &QuantizeKParams) {
+    let position = Position::new::<HEAD_DIM>();
+    let num_tiles = p.seqlen_kv.div_ceil(TOKENS);
+    let tile_index = thread::block_idx_x();
+    // SAFETY: counts of a launched problem are not zero.
+    let (head, batch) = unsafe {
+        let head = math::div_u32(tile_index, num_tiles);
+        (head, math::div_u32(head, p.num_heads_kv))
+    };
+    let first_token = (tile_index - head * num_tiles) * TOKENS;
+    let rows = Rows::new::<E>(&p.k, batch, head - batch * p.num_heads_kv, p.seqlen_kv, position.first_feature, p.head_dim, p.vectorized);
+    let table = shared::dynamic_shared_mem();
+
+    let mut x = [[0.0f32; 8]; PER_THREAD];
+    let mut i = 0;
+    while i < PER_THREAD {
+        // SAFETY: forwarded contract.
+        x[i] = unsafe { rows.load::<E>(first_token + position.lane + i as u32 * LANES) };
+        i += 1;
+    }
+    if p.mean != 0 {
+        let mean = p.mean + (head as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4;
+        // SAFETY: f32 [B, Hkv, Dp].
+        let (a, b) = unsafe { (global::load_u32x4(mean), global::load_u32x4(mean + 16)) };
+        let mean = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits);
+        let mut i = 0;
+        while i < PER_THREAD {
+            let exists = rows.contains(first_token + position.lane + i as u32 * LANES);
+            let mut j = 0;
+            while j < 8 {
+                x[i][j] = if exists { x[i][j] - mean[j] } else { 0.0 };
+                j += 1;
+            }
+            i += 1;
+        }
+    }
+    // Segments are key blocks: tokens lane + 16·{4s, ..., 4s + 3}.
+    const { assert!(TOKENS == 2 * BLOCK_KV as u32) };
+    // SAFETY: all threads are here; tables are inside shared memory, scales inside p.scale.
+    unsafe {
+        group_scales::<HEAD_DIM, 2>(
+            table,
+            position,
+            &x,
+            |segment, lane| match p.granularity {
+                0 | 1 => table_amax(table, segment * LANES, 1, LANES),
+                _ => {
+                    let first = segment * LANES + lane % 8 / 2 * 2;
+                    math::max_propagate_nan(table_amax(table, first, 8, 2), table_amax(table, first + 1, 8, 2))
+                }
+            },
+            |segment, lane, amax| {
+                let scale = qk_scale(amax, precision(INT4));
+                let block = tile_index as u64 * 2 + segment as u64;
+                let (index, first) = match p.granularity {
+                    0 | 1 => (block, lane == 0),
+                    _ => (block * 4 + lane as u64 / 2, lane < 8 && lane % 2 == 0),
+                };
+                if first {
+                    global::store_f32(p.scale + index * 4, scale);
+                }
+                scale
+            },
+        );
+        store_tokens::<INT4, HEAD_DIM, 2>(table, position, &x, p.codes, tile_index as u64 * TOKENS as u64);
+    }
+}

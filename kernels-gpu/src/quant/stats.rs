@@ -1,0 +1,159 @@
+//! Token mean of K; channel mean and largest magnitude of V. Two passes: chunks of 256 tokens, then the
+//! chunks of a head.
+
+use cuda_std::{global, hint, math, shared, thread};
+use sage_spec::params::{KMeanFinalParams, ReducePartialParams, VStatsFinalParams};
+use sage_spec::quant::{v_scale_f16, v_scale_fp8};
+use sage_spec::reduce::CHUNK_LANES;
+use sage_spec::tiling::REDUCE_CHUNK;
+
+use super::element::{Element, Rows};
+use super::lanes::{LANES, Position, reduce_lanes};
+
+const TOKENS_PER_LANE: u32 = REDUCE_CHUNK as u32 / LANES;
+/// Loads of a thread in flight.
+const LOADS: u32 = 4;
+
+/// Stores the features of lane 0.
+#[inline(always)]
+unsafe fn store(base: u64, index: u64, position: Position, x: [f32; 8]) {
+    if position.lane == 0 {
+        let address = base + (index + position.first_feature as u64) * 4;
+        let bits = x.map(f32::to_bits);
+        // SAFETY: the caller vouches for a row of the padded head dimension.
+        unsafe {
+            global::store_u32x4(address, [bits[0], bits[1], bits[2], bits[3]]);
+            global::store_u32x4(address + 16, [bits[4], bits[5], bits[6], bits[7]]);
+        }
+    }
+}
+
+/// One CTA: one chunk of one head. `EXTREMES` adds the channel maxima and minima.
+///
+/// # Safety
+/// `sage_spec::params::ReducePartialParams`, `sage_spec::launch::reduce_partial`.
+#[inline(always)]
+pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool>(p: &ReducePartialParams) {
+    let position = Position::new::<HEAD_DIM>();
+    // SAFETY: counts of a launched problem are not zero.
+    let (head, batch) = unsafe {
+        let head = math::div_u32(thread::block_idx_x(), p.num_chunks);
+        (head, math::div_u32(head, p.num_heads))
+    };
+    let chunk = thread::block_idx_x() - head * p.num_chunks;
+    let rows = Rows::new::<E>(&p.x, batch, head - batch * p.num_heads, p.seqlen, position.first_feature, p.head_dim, p.vectorized);
+
+    let mut sum = [0.0f32; 8];
+    let mut max = [f32::NEG_INFINITY; 8];
+    let mut min = [f32::INFINITY; 8];
+    // Four tokens at a time: enough bytes in flight, few enough registers.
+    let mut token = chunk * REDUCE_CHUNK as u32 + position.lane;
+    let mut pass = 0;
+    while pass < hint::opaque(TOKENS_PER_LANE / LOADS) {
+        // SAFETY: forwarded contract.
+        let x: [[f32; 8]; LOADS as usize] = [0, 1, 2, 3].map(|i| unsafe { rows.load::<E>(token + i * LANES) });
+        let mut i = 0;
+        while i < LOADS as usize {
+            let exists = rows.contains(token + i as u32 * LANES);
+            let mut j = 0;
+            while j < 8 {
+                sum[j] += x[i][j];
+                if EXTREMES {
+                    max[j] = math::max_propagate_nan(max[j], if exists { x[i][j] } else { f32::NEG_INFINITY });
+                    min[j] = math::min_propagate_nan(min[j], if exists { x[i][j] } else { f32::INFINITY });
+                }
+                j += 1;
+            }
+            i += 1;
+        }
+        token += LOADS * LANES;
+        pass += 1;
+    }
+
+    let smem = shared::dynamic_shared_mem();
+    let index = thread::block_idx_x() as u64 * HEAD_DIM as u64;
+    let bytes = LANES * HEAD_DIM * 4;
+    // SAFETY: all threads are here; each reduction has its own part of shared memory.
+    unsafe {
+        store(p.sum, index, position, reduce_lanes::<HEAD_DIM>(smem, position, sum, |a, b| a + b));
+        if EXTREMES {
+            store(p.max, index, position, reduce_lanes::<HEAD_DIM>(smem + bytes, position, max, math::max_propagate_nan));
+            store(p.min, index, position, reduce_lanes::<HEAD_DIM>(smem + 2 * bytes, position, min, math::min_propagate_nan));
+        }
+    }
+}
+
+/// One thread's feature, reduced over the chunks of head `head`: `CHUNK_LANES` strided lanes, then pairwise.
+#[inline(always)]
+unsafe fn over_chunks<const HEAD_DIM: u32>(smem: u32, partial: u64, num_chunks: u32, start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let (lane, feature) = (thread::thread_idx_x() / HEAD_DIM, thread::thread_idx_x() % HEAD_DIM);
+    let base = partial + (thread::block_idx_x() as u64 * num_chunks as u64 * HEAD_DIM as u64 + feature as u64) * 4;
+    let mut x = start;
+    let mut chunk = lane;
+    while chunk < num_chunks {
+        // SAFETY: an existing chunk.
+        x = combine(x, unsafe { global::load_f32(base + chunk as u64 * (HEAD_DIM * 4) as u64) });
+        chunk += CHUNK_LANES as u32;
+    }
+    let slot = |lane: u32| smem + (lane * HEAD_DIM + feature) * 4;
+    let mut stride = CHUNK_LANES as u32 / 2;
+    while stride > 0 {
+        // SAFETY: as in `lanes::reduce_lanes`.
+        unsafe {
+            if lane >= stride && lane < 2 * stride {
+                shared::store_f32(slot(lane), x);
+            }
+            thread::sync_threads();
+            if lane < stride {
+                x = combine(x, shared::load_f32(slot(lane + stride)));
+            }
+        }
+        stride /= 2;
+    }
+    x
+}
+
+/// One CTA: the token mean of one head of K.
+///
+/// # Safety
+/// `sage_spec::params::KMeanFinalParams`, `sage_spec::launch::reduce_final`.
+#[inline(always)]
+pub unsafe fn k_mean_final<const HEAD_DIM: u32>(p: &KMeanFinalParams) {
+    // SAFETY: forwarded contract.
+    unsafe {
+        let sum = over_chunks::<HEAD_DIM>(shared::dynamic_shared_mem(), p.sum, p.num_chunks, 0.0, |a, b| a + b);
+        if thread::thread_idx_x() < HEAD_DIM {
+            let index = thread::block_idx_x() as u64 * HEAD_DIM as u64 + thread::thread_idx_x() as u64;
+            global::store_f32(p.mean + index * 4, sum / p.seqlen as f32);
+        }
+    }
+}
+
+/// One CTA: means and scales of the channels of one head of V.
+///
+/// # Safety
+/// `sage_spec::params::VStatsFinalParams`, `sage_spec::launch::reduce_final`.
+#[inline(always)]
+pub unsafe fn v_stats_final<const HEAD_DIM: u32>(p: &VStatsFinalParams) {
+    let smem = shared::dynamic_shared_mem();
+    let bytes = CHUNK_LANES as u32 * HEAD_DIM * 4;
+    // SAFETY: forwarded contract; each reduction has its own part of shared memory.
+    unsafe {
+        let sum = over_chunks::<HEAD_DIM>(smem, p.sum, p.num_chunks, 0.0, |a, b| a + b);
+        let max = over_chunks::<HEAD_DIM>(smem + bytes, p.max, p.num_chunks, f32::NEG_INFINITY, math::max_propagate_nan);
+        let min = over_chunks::<HEAD_DIM>(smem + 2 * bytes, p.min, p.num_chunks, f32::INFINITY, math::min_propagate_nan);
+        if thread::thread_idx_x() < HEAD_DIM {
+            let index = thread::block_idx_x() as u64 * HEAD_DIM as u64 + thread::thread_idx_x() as u64;
+            // Subtraction rounds monotonically: the extreme of the differences is the difference of
+            // the extreme.
+            let mut mean = 0.0;
+            if p.mean != 0 {
+                mean = sum / p.seqlen as f32;
+                global::store_f32(p.mean + index * 4, mean);
+            }
+            let amax = math::max_propagate_nan(max - mean, mean - min);
+            let scale = if p.format == 0 { v_scale_fp8(amax) } else { v_scale_f16(amax) };
+            global::store_f32(p.scale + index * 4, scale);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Properties of the CPU reference and of the quantization recipe itself.
+
+mod attention;
+mod problem;
+mod quantize;
+mod real_data;
