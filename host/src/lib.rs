@@ -33,7 +33,7 @@
 //! * [`problem`]: a validated request. [`plan`]: which kernels run and where their buffers lie, decided
 //!   without a GPU and explained by [`plan::Plan::explain`]. [`device`]: launches on device memory and
 //!   streams of the caller, without allocation or synchronisation.
-//! * [`reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
+//! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
 //!   far apart two results are.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
