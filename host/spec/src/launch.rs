@@ -1,5 +1,5 @@
 //! Launch geometry of every kernel: grid, threads and dynamic shared memory. Grids are
-//! one-dimensional (only x reaches 2³¹ − 1).
+//! one-dimensional (only x reaches 2³¹ − 1), but for the attention kernels'.
 
 use crate::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
 use crate::tiling::{ATTENTION_THREADS, BLOCK_KV, BLOCK_Q, DELTA_S_BLOCKS, KV_PAD, REDUCE_CHUNK};
@@ -93,7 +93,9 @@ pub const fn delta_s_grid(dims: &Dims, head_count: usize, block_count: usize) ->
     head_count * block_count.div_ceil(DELTA_S_BLOCKS) * dims.num_kv_blocks_padded()
 }
 
-/// CTAs of `<stem>_d*` for the same chunk.
-pub const fn attention_grid(head_count: usize, block_count: usize) -> usize {
-    head_count * block_count
+/// CTAs of `<stem>_d*` for the same chunk, along x and y: with the query block and the head in two
+/// block indices a kernel needs no division, and what derives from them stays in uniform registers.
+/// `head_count` is at most [`crate::limits::MAX_GRID_Y`].
+pub const fn attention_grid(head_count: usize, block_count: usize) -> [usize; 2] {
+    [block_count, head_count]
 }

@@ -7,6 +7,8 @@ pub const MAX_SEQLEN: usize = (1 << 31) - 1 - 256;
 /// Largest number of CTAs in a launch: the grid's x extent (CUDA C++ Programming Guide, compute
 /// capabilities table).
 pub const MAX_GRID: usize = (1 << 31) - 1;
+/// Largest grid extent along y; chunks hold at most this many heads.
+pub const MAX_GRID_Y: usize = 65_535;
 /// Alignment of every workspace buffer, in bytes.
 pub const WORKSPACE_ALIGN: usize = 256;
 /// Bytes one vector access moves; base pointers and strides that are multiples of it take the fast path.

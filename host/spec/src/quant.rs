@@ -162,6 +162,16 @@ pub const SCORE_BIAS: f32 = 12_582_912.0;
 /// accumulator stays within ±2²².
 pub const DELTA_S_MAX_STEPS: f32 = 2_097_152.0;
 
+/// Largest score step, in log2 units, for which the kernels fold the bias and the row maximum into one
+/// constant. The constant is rounded to the spacing of f32 near `SCORE_BIAS · step`, that is to about one
+/// step; here that moves P by at most 2^(1/16), less than FP8's own rounding does. A query block with
+/// coarser steps anywhere subtracts the bias first, exactly, at one more addition per score.
+pub const FOLDED_STEP_MAX: f32 = 1.0 / 16.0;
+
+/// Score steps of headroom below the largest P when the constant is folded: it and the row maximum are
+/// each off by at most one step.
+pub const FOLDED_HEADROOM: f32 = 2.0;
+
 /// `log2(e)`.
 pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
 

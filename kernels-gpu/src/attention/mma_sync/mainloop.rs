@@ -2,6 +2,7 @@
 
 use cuda_std::{cp_async, global, math, shared, thread, warp};
 use sage_spec::params::AttentionParams;
+use sage_spec::quant::FOLDED_STEP_MAX;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::config::{Config, OutputTile, Rows};
@@ -75,6 +76,33 @@ impl<C: Config, const ROW_BYTES: u32> Source<C, ROW_BYTES> {
     }
 }
 
+/// Largest of `count` scales at `scales`. Every warp looks at all of them, so that all threads of the CTA
+/// get the same value. NaN scales are passed over: their scores are NaN in any case.
+///
+/// # Safety
+/// All lanes of the warp call it; `scales` holds `count` f32.
+#[inline(always)]
+unsafe fn largest_scale(scales: u64, count: u32) -> f32 {
+    let mut largest = 0.0;
+    let mut first = thread::thread_idx_x() % 32;
+    while first < count {
+        // Four loads in flight; the last one again where there are no more.
+        let values = [0, 32, 64, 96].map(|offset| {
+            // SAFETY: inside the scales.
+            unsafe { global::load_f32(scales + (first + offset).min(count - 1) as u64 * 4) }
+        });
+        largest = math::max(largest, math::max(math::max(values[0], values[1]), math::max(values[2], values[3])));
+        first += 128;
+    }
+    let mut mask = 16;
+    while mask > 0 {
+        // SAFETY: all lanes are here.
+        largest = math::max(largest, unsafe { warp::shuffle_xor_f32(largest, mask) });
+        mask /= 2;
+    }
+    largest
+}
+
 /// One CTA: all tiles of one query block. `ROW_BYTES` repeats `C::ROW_BYTES` because a const argument
 /// cannot be computed from a type parameter.
 ///
@@ -104,7 +132,8 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
         v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
         delta_s: p.delta_s + (head_local as u64 * p.chunk.block_count as u64 + block_local as u64) * p.seqlen_kv_padded as u64 * 4,
     };
-    let mut k_scale_address = p.k_scale + (head_kv as u64 * (p.seqlen_kv_padded / KEYS * p.k_scales_per_block) as u64 + k_scale_lane as u64) * 4;
+    let k_scales = p.k_scale + head_kv as u64 * (p.seqlen_kv_padded / KEYS * p.k_scales_per_block) as u64 * 4;
+    let mut k_scale_address = k_scales + k_scale_lane as u64 * 4;
 
     // Row i sees `visible(i)` keys. Tiles before `full_tiles` are visible to all rows of the block,
     // tiles from `num_tiles` on to none.
@@ -119,7 +148,7 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
         keys.max(0).min(p.seqlen_kv as i32) as u32
     };
     let num_tiles = visible(last_row).div_ceil(KEYS);
-    let full_tiles = visible(first_row) / KEYS;
+    let mut full_tiles = visible(first_row) / KEYS;
 
     let mut output: OutputTile = [[0.0; 4]; 32];
     let mut state = RowState::EMPTY;
@@ -134,11 +163,22 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
             q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
             source.start_tile::<DELTA_S>(smem + C::RING_OFFSET, p.seqlen_kv_padded);
         }
+        // SAFETY: all threads are here; scales of this block and of existing tiles.
+        let (largest_q, largest_k) = unsafe {
+            (
+                largest_scale(p.q_scale + q_block * p.q_scales_per_block as u64 * 4, p.q_scales_per_block),
+                largest_scale(k_scales, num_tiles * p.k_scales_per_block),
+            )
+        };
+        // All tiles are exact where folding would be too coarse (deviation 3).
+        if largest_q * p.sm_scale_log2 * largest_k > FOLDED_STEP_MAX {
+            full_tiles = 0;
+        }
         let qk_lane = QkLane::new::<C>(smem + C::Q_OFFSET, warp_idx, lane);
         let v_lane = C::V_OFFSET + C::v_lane_offset(lane);
         let mut stage = smem + C::RING_OFFSET;
         macro_rules! step {
-            ($kv_block:expr, $masked:literal) => {{
+            ($kv_block:expr, $exact:literal) => {{
                 let kv_block: u32 = $kv_block;
                 let next_stage = 2 * (smem + C::RING_OFFSET) + C::STAGE_BYTES - stage;
                 cp_async::wait_group::<0>();
@@ -154,12 +194,12 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
                     let k_scale = global::load_f32(k_scale_address);
                     k_scale_address += (p.k_scales_per_block * 4) as u64;
                     let f = q_factor * k_scale;
-                    let limits = if $masked { Limits::of_tile(p, query_block, kv_block) } else { Limits::NONE };
+                    let limits = if $exact { Limits::of_tile(p, query_block, kv_block) } else { Limits::NONE };
                     let mut alpha: Rows = [0.0; 4];
                     let scores = qk::scores::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale);
                     let rounded = [0, 1].map(|m| {
                         let p_max = C::PV.p_max_log2();
-                        C::round_p(&softmax::probabilities::<$masked>(&scores[m], m, &limits, f, p_max, &mut state.row_max, &mut alpha))
+                        C::round_p(&softmax::probabilities::<$exact>(&scores[m], m, &limits, f, p_max, &mut state.row_max, &mut alpha))
                     });
                     // Nothing to wait for: it keeps ptxas from loading V's operands before the scores are
                     // spent, for which there are not enough registers.

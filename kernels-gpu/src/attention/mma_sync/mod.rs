@@ -18,7 +18,8 @@
 //! 2. ΔS of smooth-Q is added through the same operand, in score steps; it is rounded to one step,
 //!    far below the quantization error of the score itself.
 //! 3. `f·D + c` cancels two large numbers: c is rounded once, which shifts all scores of a lane's row
-//!    and tile by at most one step (again below quantization). The `+ 2` in `m'` keeps P in range.
+//!    and tile by at most one step (again below quantization), and `+ 2` in `m'` keeps P in range. Tiles
+//!    with masks, and query blocks whose steps exceed `FOLDED_STEP_MAX`, subtract the bias first.
 //! 4. The row sum adds the *rounded* P, through one extra product with a matrix of ones: numerator and
 //!    denominator then share P's rounding, and the 64 additions per tile go to the tensor core.
 //! 5. PV accumulates only 64 tokens inside the tensor core, whose FP8 accumulator keeps 13 mantissa

@@ -2,7 +2,7 @@
 
 use cuda_std::{math, thread, warp};
 use sage_spec::params::AttentionParams;
-use sage_spec::quant::SCORE_BIAS;
+use sage_spec::quant::{FOLDED_HEADROOM, SCORE_BIAS};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::config::{Probabilities, Rows, Scores};
@@ -55,11 +55,13 @@ impl Limits {
 
 /// Probabilities of rows `16m..16m + 16` of a tile relative to the new row maxima; sets the factors
 /// `alpha` that bring older sums of these rows to them. `f` is the size of a score step in log2 units.
+/// `EXACT` honours `limits` and any step; otherwise every key must be visible and the step at most
+/// `FOLDED_STEP_MAX`.
 ///
 /// # Safety
 /// The whole warp calls it.
 #[inline(always)]
-pub unsafe fn probabilities<const MASKED: bool>(
+pub unsafe fn probabilities<const EXACT: bool>(
     scores: &Scores,
     m: usize,
     limits: &Limits,
@@ -69,19 +71,23 @@ pub unsafe fn probabilities<const MASKED: bool>(
     alpha: &mut Rows,
 ) -> Probabilities {
     let mut p: Probabilities = [[0.0; 4]; 8];
-    // Rounding this offset, and c below, moves P by up to one score step each; two steps of headroom
-    // keep it within its format's range.
-    let max_offset = math::fma(2.0 - SCORE_BIAS, f, -p_max_log2);
+    // Exact: the bias is subtracted first. Folded: it goes into the two constants, which rounds them.
+    let (bias, headroom) = if EXACT { (0.0, 0.0) } else { (SCORE_BIAS, FOLDED_HEADROOM) };
+    let max_offset = math::fma(headroom - bias, f, -p_max_log2);
     let mut half = 0;
     while half < 2 {
         let row = m * 2 + half;
-        let limit = if MASKED { limits.of_row(row) } else { 0 };
+        let limit = if EXACT { limits.of_row(row) } else { 0 };
         // A masked score is −inf: it loses every maximum, and since f > 0 its exponential is 0.
         let mut biased = [0.0f32; 16];
         let mut i = 0;
         while i < 16 {
             let d = f32::from_bits(scores[i / 2][half * 2 + i % 2]);
-            biased[i] = if MASKED && (8 * (i / 2) + i % 2) as i32 >= limit { f32::NEG_INFINITY } else { d };
+            biased[i] = match EXACT {
+                true if (8 * (i / 2) + i % 2) as i32 >= limit => f32::NEG_INFINITY,
+                true => d - SCORE_BIAS,
+                false => d,
+            };
             i += 1;
         }
         let mut biased_max = biased[0];
@@ -101,7 +107,7 @@ pub unsafe fn probabilities<const MASKED: bool>(
         alpha[row] = math::exp2(row_max[row] - new_max);
         row_max[row] = new_max;
 
-        let c = math::fma(-SCORE_BIAS, f, -new_max);
+        let c = math::fma(-bias, f, -new_max);
         let mut i = 0;
         while i < 16 {
             p[i / 2][half * 2 + i % 2] = math::exp2(math::fma(biased[i], f, c));
