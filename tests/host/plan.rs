@@ -240,6 +240,13 @@ fn every_planned_kernel_exists() {
 }
 
 #[test]
+fn many_heads_are_divided_at_the_limit_of_the_grid() {
+    let plan = planned(request(70, [1000, 1000], [1, 1], 64), &ADA);
+    let heads: Vec<u32> = plan.chunks().iter().map(|chunk| chunk.head_count).collect();
+    assert_eq!(heads, [65_535, 70_000 - 65_535]);
+}
+
+#[test]
 fn explanations_say_why() {
     let int4 = Request {
         precision: Precision::Int4,
@@ -412,13 +419,13 @@ proptest! {
         let mut seen = vec![0u8; rows * blocks];
         let mut attention = 0;
         for step in plan.chunk_steps() {
-            prop_assert!(step.grid >= 1);
+            prop_assert!(step.grid.iter().all(|&ctas| ctas >= 1));
             if step.entry.kernel != Kernel::Attention {
                 continue;
             }
             attention += 1;
             let chunk = step.chunk;
-            prop_assert_eq!(step.grid, chunk.head_count * chunk.block_count);
+            prop_assert_eq!(step.grid, [chunk.block_count, chunk.head_count]);
             for head in chunk.head_begin..chunk.head_begin + chunk.head_count {
                 for block in chunk.block_begin..chunk.block_begin + chunk.block_count {
                     seen[head as usize * blocks + block as usize] += 1;

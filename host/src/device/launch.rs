@@ -127,7 +127,11 @@ impl Launch<'_> {
     /// `P` is the struct the kernel takes, its addresses are valid as [`Gpu::launch`] requires, and the
     /// context is current.
     unsafe fn with<P: Copy>(&self, params: &P) -> Result<(), Error> {
-        let Step { entry, grid, .. } = self.step;
+        let Step {
+            entry,
+            grid: [x, y],
+            ..
+        } = self.step;
         let Function(function) = self.module.function(self.gpu, entry)?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the function belongs to a module that `gpu` keeps loaded; the driver copies the
@@ -136,7 +140,7 @@ impl Launch<'_> {
         let launched = unsafe {
             result::launch_kernel(
                 function,
-                (grid, 1, 1),
+                (x, y, 1),
                 (entry.cta.threads as u32, 1, 1),
                 entry.cta.smem_bytes as u32,
                 self.stream,

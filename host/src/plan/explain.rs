@@ -66,10 +66,11 @@ impl Plan {
             };
             writeln!(
                 text,
-                "launch     {:<32} {} x {} CTAs of {} threads, {} bytes of shared memory",
+                "launch     {:<32} {} x ({}, {}) CTAs of {} threads, {} bytes of shared memory",
                 step.entry.symbol,
                 times,
-                step.grid,
+                step.grid[0],
+                step.grid[1],
                 step.entry.cta.threads,
                 step.entry.cta.smem_bytes
             )?;
