@@ -40,6 +40,7 @@ const RULES: &[Rule] = &[
             "kernels-gpu/src/entry.rs",
             "tests/kernels_gpu/",  // runs kernels
             "tests/ptx/wrappers/", // a kernel crate
+            "tests/ptx/golden.rs", // reads such code as text
         ],
         words: &["unsafe"],
     },

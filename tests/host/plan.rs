@@ -203,6 +203,49 @@ fn long_sequences_need_less_than_twice_their_own_memory() {
     }
 }
 
+/// Every symbol a plan can name is a kernel of the module it loads.
+#[test]
+fn every_planned_kernel_exists() {
+    let smooth = Smoothing {
+        q: true,
+        k: true,
+        v: true,
+    };
+    for stem in sage_spec::symbol::STEMS {
+        let module = sage_attn::device::MODULES
+            .iter()
+            .find(|module| module.target == stem.arch.target())
+            .unwrap();
+        for dtype in [DType::F16, DType::BF16, DType::F32] {
+            for d in [64, 128] {
+                let mut request = request(1, [2, 1], [100, 100], d);
+                for tensor in [&mut request.q, &mut request.k, &mut request.v] {
+                    tensor.dtype = dtype;
+                }
+                let request = Request {
+                    kernel: Some(stem.name.into()),
+                    smoothing: Some(smooth),
+                    ..request
+                };
+                for symbol in symbols(&planned(request, &HOPPER)) {
+                    assert!(
+                        module.entries.contains(&symbol),
+                        "{} has no {symbol}",
+                        module.target
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_heads_are_divided_at_the_limit_of_the_grid() {
+    let plan = planned(request(70, [1000, 1000], [1, 1], 64), &ADA);
+    let heads: Vec<u32> = plan.chunks().iter().map(|chunk| chunk.head_count).collect();
+    assert_eq!(heads, [65_535, 70_000 - 65_535]);
+}
+
 #[test]
 fn explanations_say_why() {
     let int4 = Request {
@@ -336,11 +379,11 @@ proptest! {
         let q = spec([batch, heads_q, m, d], strides[0]);
         let k = spec([batch, heads_kv, n, d], strides[1]);
         let out = TensorSpec::new(Operand::Out, DType::F16, &q.shape, Layout::Hnd).unwrap_or(q);
-        if let Ok(problem) = Problem::new(Request { q, k, v: k, out, ..options.clone() }) {
-            if let Ok(plan) = plan(&problem, &capability) {
-                prop_assert!(plan.workspace().total_bytes() <= i64::MAX as usize);
-                let _ = plan.explain();
-            }
+        let planned = Problem::new(Request { q, k, v: k, out, ..options.clone() })
+            .and_then(|problem| plan(&problem, &capability));
+        if let Ok(plan) = planned {
+            prop_assert!(plan.workspace().total_bytes() <= i64::MAX as usize);
+            let _ = plan.explain();
         }
     }
 
@@ -376,13 +419,13 @@ proptest! {
         let mut seen = vec![0u8; rows * blocks];
         let mut attention = 0;
         for step in plan.chunk_steps() {
-            prop_assert!(step.grid >= 1);
+            prop_assert!(step.grid.iter().all(|&ctas| ctas >= 1));
             if step.entry.kernel != Kernel::Attention {
                 continue;
             }
             attention += 1;
             let chunk = step.chunk;
-            prop_assert_eq!(step.grid, chunk.head_count * chunk.block_count);
+            prop_assert_eq!(step.grid, [chunk.block_count, chunk.head_count]);
             for head in chunk.head_begin..chunk.head_begin + chunk.head_count {
                 for block in chunk.block_begin..chunk.block_begin + chunk.block_count {
                     seen[head as usize * blocks + block as usize] += 1;

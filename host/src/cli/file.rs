@@ -133,8 +133,8 @@ impl Archive {
         let tensor = archive.tensor(&name).map_err(damaged)?;
         let data = tensor.data();
         let elements = match tensor.dtype() {
-            Dtype::F16 => Elements::F16(decode(data, |b| f16::from_le_bytes(b))),
-            Dtype::BF16 => Elements::BF16(decode(data, |b| bf16::from_le_bytes(b))),
+            Dtype::F16 => Elements::F16(decode(data, f16::from_le_bytes)),
+            Dtype::BF16 => Elements::BF16(decode(data, bf16::from_le_bytes)),
             Dtype::F32 => Elements::F32(decode(data, f32::from_le_bytes)),
             other => {
                 return Err(self.bad(format!(

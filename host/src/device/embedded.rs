@@ -4,28 +4,21 @@ use sha2::{Digest, Sha256};
 
 use crate::error::DeviceError;
 
-pub use kernels::{EmbeddedModule, MODULES, SOURCE_SHA256};
-
-mod kernels {
+/// A PTX module of this crate.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddedModule {
+    /// PTX target, for example `sm_89`.
+    pub target: &'static str,
+    /// The module's text.
+    pub ptx: &'static str,
+    /// SHA-256 of the text, with LF line ends.
+    pub sha256: &'static str,
     /// SHA-256 of the source that the kernels were built from.
-    pub const SOURCE_SHA256: &str = "";
-
-    /// A PTX module of this crate.
-    #[derive(Clone, Copy, Debug)]
-    pub struct EmbeddedModule {
-        /// PTX target, for example `sm_89`.
-        pub target: &'static str,
-        /// The module's text.
-        pub ptx: &'static str,
-        /// SHA-256 of the text, with LF line ends.
-        pub sha256: &'static str,
-        /// Names of the kernels, sorted.
-        pub entries: &'static [&'static str],
-    }
-
-    /// All modules, by target.
-    pub static MODULES: &[EmbeddedModule] = &[];
+    pub source_sha256: &'static str,
 }
+
+/// All modules, by target; written by the build script.
+pub static MODULES: &[EmbeddedModule] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The module for `target`, after comparing its text with the recorded hash.
 pub(super) fn find(
@@ -39,7 +32,9 @@ pub(super) fn find(
             let available = modules.iter().map(|module| module.target).collect();
             DeviceError::ModuleMissing { target, available }
         })?;
-    let digest = Sha256::digest(module.ptx.as_bytes());
+    // A checkout may have turned line ends into CRLF, which changes nothing about the kernels.
+    let text = module.ptx.replace("\r\n", "\n");
+    let digest = Sha256::digest(text.as_bytes());
     let actual: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     if actual != module.sha256 {
         return Err(DeviceError::ModuleHash {
@@ -63,7 +58,7 @@ mod tests {
             target: "sm_89",
             ptx: "",
             sha256: EMPTY,
-            entries: &[],
+            source_sha256: "",
         };
         assert_eq!(
             find(&[good], "sm_89").map(|module| module.sha256),
