@@ -39,13 +39,13 @@ pub const fn quantize_k(head_dim_padded: usize) -> Cta {
     Cta { threads: token_threads(head_dim_padded), smem_bytes: 512 }
 }
 
-/// `quantize_v_fp8_*` stages a transposed tile; `quantize_v_f16_*` needs no shared memory.
+/// `quantize_v_*`: the reciprocals of the scales; in FP8 also a transposed tile.
 pub const fn quantize_v(head_dim_padded: usize, format: PvFormat) -> Cta {
-    let smem_bytes = match format {
+    let tile = match format {
         PvFormat::Fp8 => KV_PAD * head_dim_padded,
         PvFormat::F16 => 0,
     };
-    Cta { threads: token_threads(head_dim_padded), smem_bytes }
+    Cta { threads: token_threads(head_dim_padded), smem_bytes: tile + head_dim_padded * 4 }
 }
 
 /// `delta_s_*`: 64 smoothed keys (rows padded by one f32 against bank conflicts) and 16 means.

@@ -80,12 +80,15 @@ pub fn round_f16(x: f32) -> f32 {
     round_to_spacing::<10>(x, MIN_NORMAL_F16)
 }
 
-/// Nearest integer code of `x` within `±max_code`, ties to even; NaN becomes 0.
+/// Integer code of `x` whose scale has the reciprocal `inverse_scale`: the exact product (f64 holds it),
+/// rounded to nearest, ties to even, within `±max_code`; NaN becomes 0.
 #[inline(always)]
-pub fn int_code(x: f32, max_code: f32) -> i8 {
+pub fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> i8 {
+    let x = f64::from(x) * f64::from(inverse_scale);
+    // Clamping first is the same, because `max_code` is an integer; `as` takes NaN to 0.
+    let max_code = f64::from(max_code);
     let x = if x > max_code { max_code } else { x };
     let x = if x < -max_code { -max_code } else { x };
-    // Clamping first is the same, because `max_code` is an integer; `as` takes NaN to 0.
     x.round_ties_even() as i8
 }
 
@@ -216,11 +219,11 @@ mod tests {
             f32::NAN,
         ];
         assert_eq!(
-            codes.map(|x| int_code(x, 127.0)),
+            codes.map(|x| int_code(x, 1.0, 127.0)),
             [0, 2, 2, 0, -2, 7, 127, 127, 127, -127, 0]
         );
         assert_eq!(
-            codes.map(|x| int_code(x, 7.0)),
+            codes.map(|x| int_code(x, 1.0, 7.0)),
             [0, 2, 2, 0, -2, 7, 7, 7, 7, -7, 0]
         );
     }

@@ -320,7 +320,7 @@ vectorized! {
 
     /// Codes of the first features of a row, as many as fit `codes`.
     fn encode_row(row: &Row, inverse_scale: f32, precision: Precision, codes: &mut [u8]) {
-        let ints = row.map(|x| int_code(x * inverse_scale, precision.max_code()));
+        let ints = row.map(|x| int_code(x, inverse_scale, precision.max_code()));
         match precision {
             Precision::Int8 => {
                 codes.iter_mut().zip(ints).for_each(|(byte, code)| *byte = code as u8);

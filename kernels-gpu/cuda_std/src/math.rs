@@ -38,10 +38,10 @@ pub fn min_propagate_nan(a: f32, b: f32) -> f32 {
     unsafe { fmin_nan(a, b) }
 }
 
-/// Magnitude.
+/// `abs.f32` [abs].
 #[inline(always)]
 pub fn abs(a: f32) -> f32 {
-    f32::from_bits(a.to_bits() & 0x7fff_ffff)
+    core::intrinsics::fabs(a)
 }
 
 /// `ex2.approx.ftz.f32` [ex2]: 2^x to 2 ulp; 0 for −inf.

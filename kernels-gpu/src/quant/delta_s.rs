@@ -52,7 +52,7 @@ pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32>(p: &DeltaSParams) {
         let rows = Rows::new::<E>(&p.k, batch, head_kv, p.seqlen_kv, feature, p.head_dim, p.vectorized);
         let mut key = thread / columns;
         while key < hint::opaque(KEYS) {
-            let x = rows.load::<E>(first_key + key);
+            let [x] = rows.load::<E, 1, 1>(first_key + key);
             let mut i = 0;
             while i < 8 {
                 let mut value = x[i];

@@ -1,6 +1,6 @@
 //! Reading the caller's tensors: f16, bf16 or f32, any strides with a unit last one.
 
-use cuda_std::{convert, global, hint};
+use cuda_std::{convert, global, hint, math};
 use sage_spec::params::TensorArg;
 
 /// An input type.
@@ -98,11 +98,15 @@ impl Rows {
     /// Features `first_feature..first_feature + 8` of head `head` of batch entry `batch`.
     #[inline(always)]
     pub fn new<E: Element>(x: &TensorArg, batch: u32, head: u32, tokens: u32, first_feature: u32, head_dim: u32, vectorized: u32) -> Self {
-        let vectorized = vectorized != 0;
-        // Features beyond head_dim are read from the last ones instead, and replaced by zeros.
-        let readable = if vectorized { first_feature.min(head_dim - 8) } else { 0 };
-        let offset = batch as i64 * x.stride_batch + head as i64 * x.stride_head + readable as i64;
-        Rows { address: x.ptr.wrapping_add((offset * E::BYTES) as u64), stride_token: x.stride_token * E::BYTES, tokens, first_feature, head_dim, vectorized }
+        let offset = batch as i64 * x.stride_batch + head as i64 * x.stride_head + first_feature as i64;
+        Rows {
+            address: x.ptr.wrapping_add((offset * E::BYTES) as u64),
+            stride_token: x.stride_token * E::BYTES,
+            tokens,
+            first_feature,
+            head_dim,
+            vectorized: vectorized != 0,
+        }
     }
 
     /// Whether token `token` exists.
@@ -111,39 +115,60 @@ impl Rows {
         token < self.tokens
     }
 
-    /// The thread's features of token `token`; zeros where token or feature do not exist. Branch-free on
-    /// the vectorized path (a missing token reads the last one), so that loads overlap.
+    /// The thread's features of the tokens `first + i * STEP`; zeros where a feature does not exist, and
+    /// the last token again where a token does not. Repeating it changes no maximum, and it lets all
+    /// loads of a thread be in flight at once; sums and stores must leave it out ([`Rows::contains`]).
     ///
     /// # Safety
     /// The tensor is readable and has at least one token.
     #[inline(always)]
-    pub unsafe fn load<E: Element>(&self, token: u32) -> [f32; 8] {
-        let row = self.address.wrapping_add((token.min(self.tokens - 1) as i64 * self.stride_token) as u64);
-        let exists = self.contains(token);
+    pub unsafe fn load<E: Element, const COUNT: usize, const STEP: u32>(&self, first: u32) -> [[f32; 8]; COUNT] {
+        let mut x = [[0.0f32; 8]; COUNT];
+        let row = |i: usize| {
+            let token = (first + i as u32 * STEP).min(self.tokens - 1);
+            self.address.wrapping_add((token as i64 * self.stride_token) as u64)
+        };
         if self.vectorized {
-            // SAFETY: an existing row; alignment is what `vectorized` promises.
-            let x = unsafe { E::load8(row) };
-            let exists = exists && self.first_feature < self.head_dim;
-            x.map(|x| if exists { x } else { 0.0 })
-        } else {
-            // A compact loop, not eight guarded loads for each token of each kernel.
-            let mut x = [0.0f32; 8];
-            let mut i = 0;
-            while i < hint::opaque(8) {
-                let feature = self.first_feature + i;
-                let mut value = 0.0;
-                if exists && feature < self.head_dim {
-                    // SAFETY: an existing element.
-                    value = unsafe { E::load(row.wrapping_add((feature as i64 * E::BYTES) as u64)) };
+            if self.first_feature < self.head_dim {
+                let mut i = 0;
+                while i < COUNT {
+                    // SAFETY: an existing row; alignment is what `vectorized` promises.
+                    x[i] = unsafe { E::load8(row(i)) };
+                    i += 1;
                 }
+            }
+        } else {
+            let mut i = 0;
+            while i < COUNT {
+                // A compact loop, not eight guarded loads for each token of each kernel.
                 let mut j = 0;
-                while j < 8 {
-                    x[j] = if j as u32 == i { value } else { x[j] };
+                while j < hint::opaque(8) {
+                    let mut value = 0.0;
+                    if self.first_feature + j < self.head_dim {
+                        // SAFETY: an existing element.
+                        value = unsafe { E::load(row(i).wrapping_add((j as i64 * E::BYTES) as u64)) };
+                    }
+                    let mut k = 0;
+                    while k < 8 {
+                        x[i][k] = if k as u32 == j { value } else { x[i][k] };
+                        k += 1;
+                    }
                     j += 1;
                 }
                 i += 1;
             }
-            x
         }
+        x
+    }
+}
+
+/// `sum + x` if `exists`, else `sum`, without a select per value: `weight` is 1 or 0. (A value that is not
+/// finite poisons the sum either way, as it does where it exists.)
+#[inline(always)]
+pub fn add_weighted(sum: &mut [f32; 8], x: &[f32; 8], weight: f32) {
+    let mut i = 0;
+    while i < 8 {
+        sum[i] = math::fma(x[i], weight, sum[i]);
+        i += 1;
     }
 }

@@ -27,35 +27,48 @@ impl Position {
     }
 }
 
-/// Combines the sixteen lanes pairwise (`sage_spec::reduce`: lane r with lane r + 8, then + 4, ...).
-/// Lane 0 holds the result. `smem` has `LANES * HEAD_DIM` f32; all threads call it.
+/// Combines the sixteen lanes pairwise (`sage_spec::reduce`: lane r with lane r + 8, then + 4, ...), `N`
+/// rows of values at once. Lane 0 holds the results.
 ///
 /// # Safety
-/// All threads of the CTA call it; nobody else uses `smem`.
+/// All threads of the CTA call it; `smem` has `N * LANES * HEAD_DIM` f32 that nobody else uses.
 #[inline(always)]
-pub unsafe fn reduce_lanes<const HEAD_DIM: u32>(smem: u32, position: Position, mut x: [f32; 8], combine: impl Fn(f32, f32) -> f32) -> [f32; 8] {
-    let slot = |lane: u32| smem + (lane * HEAD_DIM + position.first_feature) * 4;
+pub unsafe fn reduce_lanes<const HEAD_DIM: u32, const N: usize>(
+    smem: u32,
+    position: Position,
+    mut x: [[f32; 8]; N],
+    combine: [fn(f32, f32) -> f32; N],
+) -> [[f32; 8]; N] {
+    let slot = |n: usize, lane: u32| smem + ((n as u32 * LANES + lane) * HEAD_DIM + position.first_feature) * 4;
     let mut stride = LANES / 2;
     while stride > 0 {
         // Lanes stride..2·stride hand over; the slots they write are not those read in this round or
         // the one before, so one barrier a round is enough.
         if position.lane >= stride && position.lane < 2 * stride {
-            let bits = x.map(f32::to_bits);
-            // SAFETY: the lane's own slot.
-            unsafe {
-                shared::store_u32x4(slot(position.lane), [bits[0], bits[1], bits[2], bits[3]]);
-                shared::store_u32x4(slot(position.lane) + 16, [bits[4], bits[5], bits[6], bits[7]]);
+            let mut n = 0;
+            while n < N {
+                let bits = x[n].map(f32::to_bits);
+                // SAFETY: the lane's own slot.
+                unsafe {
+                    shared::store_u32x4(slot(n, position.lane), [bits[0], bits[1], bits[2], bits[3]]);
+                    shared::store_u32x4(slot(n, position.lane) + 16, [bits[4], bits[5], bits[6], bits[7]]);
+                }
+                n += 1;
             }
         }
         // SAFETY: uniform loop.
         unsafe { thread::sync_threads() };
         if position.lane < stride {
-            // SAFETY: written before the barrier.
-            let other = unsafe { load8(slot(position.lane + stride)) };
-            let mut i = 0;
-            while i < 8 {
-                x[i] = combine(x[i], other[i]);
-                i += 1;
+            let mut n = 0;
+            while n < N {
+                // SAFETY: written before the barrier.
+                let other = unsafe { load8(slot(n, position.lane + stride)) };
+                let mut i = 0;
+                while i < 8 {
+                    x[n][i] = combine[n](x[n][i], other[i]);
+                    i += 1;
+                }
+                n += 1;
             }
         }
         stride /= 2;

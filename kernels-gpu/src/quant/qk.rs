@@ -6,7 +6,7 @@ use sage_spec::params::{QuantizeKParams, QuantizeQParams};
 use sage_spec::quant::{SCORE_BIAS, qk_scale, smooth_q_scale_floor};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD};
 
-use super::element::{Element, Rows};
+use super::element::{Element, Rows, add_weighted};
 use super::lanes::{LANES, Position, amax, load8, reduce_lanes, reduce_row};
 
 /// Tokens of a CTA: a query block, or two key blocks.
@@ -19,33 +19,34 @@ const _: () = assert!(BLOCK_Q == KV_PAD);
 /// `scale[segment * 16 + lane]` and the same for maxima, in shared memory: see [`group_scales`].
 const TABLE_BYTES: u32 = 256;
 
-/// Rounds `x / scale` to the nearest code, half to even. Adding 1.5·2²³ leaves the integer in the low bits;
-/// magnitudes never exceed the largest code, because `scale >= amax / max_code`.
-#[inline(always)]
-fn code_bits(x: f32, inverse_scale: f32) -> u32 {
-    (x * inverse_scale + SCORE_BIAS).to_bits()
-}
-
 /// Stores eight codes whose first has index `element`.
+///
+/// `x · inverse_scale + 1.5·2²³`, rounded once, has the nearest integer (ties to even) in its low bits; it
+/// never exceeds the largest code, because `scale >= amax / max_code`.
 #[inline(always)]
 unsafe fn store_codes<const INT4: bool>(codes: u64, element: u64, x: &[f32; 8], inverse_scale: f32) {
-    let bits = x.map(|x| code_bits(x, inverse_scale));
+    // Low bytes of four words.
+    let pack = |a: f32, b: f32, c: f32, d: f32| {
+        let [a, b, c, d] = [a, b, c, d].map(f32::to_bits);
+        convert::permute_bytes::<0x5410>(convert::permute_bytes::<0x0040>(a, b), convert::permute_bytes::<0x0040>(c, d))
+    };
     // SAFETY: the caller vouches for eight codes of the padded tensor.
     unsafe {
         if INT4 {
-            let mut packed = 0;
+            // Both codes of a byte as one number, `(even + 8) + 16 · (odd + 8)`; flipping the top bit of
+            // each nibble takes the 8 away again.
+            let mut bytes = [0.0f32; 4];
             let mut i = 0;
-            while i < 8 {
-                packed |= (bits[i] & 15) << (4 * i);
+            while i < 4 {
+                let even = math::fma(x[2 * i], inverse_scale, SCORE_BIAS + 136.0);
+                let odd = math::fma(x[2 * i + 1], inverse_scale, SCORE_BIAS) - SCORE_BIAS;
+                bytes[i] = math::fma(odd, 16.0, even);
                 i += 1;
             }
-            global::store_u32(codes + element / 2, packed);
+            global::store_u32(codes + element / 2, pack(bytes[0], bytes[1], bytes[2], bytes[3]) ^ 0x8888_8888);
         } else {
-            // Low bytes of four words.
-            let pack = |a, b, c, d| {
-                convert::permute_bytes::<0x5410>(convert::permute_bytes::<0x0040>(a, b), convert::permute_bytes::<0x0040>(c, d))
-            };
-            global::store_u32x2(codes + element, [pack(bits[0], bits[1], bits[2], bits[3]), pack(bits[4], bits[5], bits[6], bits[7])]);
+            let z = x.map(|x| math::fma(x, inverse_scale, SCORE_BIAS));
+            global::store_u32x2(codes + element, [pack(z[0], z[1], z[2], z[3]), pack(z[4], z[5], z[6], z[7])]);
         }
     }
 }
@@ -59,6 +60,7 @@ unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
     table: u32,
     position: Position,
     x: &[[f32; 8]; PER_THREAD],
+    exists: impl Fn(u32) -> bool,
     group_amax: impl Fn(u32, u32) -> f32,
     finish: impl Fn(u32, u32, f32) -> f32,
 ) {
@@ -67,7 +69,9 @@ unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
         let mut unit = 0.0f32;
         let mut i = 0;
         while i < PER_THREAD / SEGMENTS {
-            unit = math::max_propagate_nan(unit, amax(&x[segment * (PER_THREAD / SEGMENTS) + i]));
+            let token = segment * (PER_THREAD / SEGMENTS) + i;
+            let amax = if exists(position.lane + token as u32 * LANES) { amax(&x[token]) } else { 0.0 };
+            unit = math::max_propagate_nan(unit, amax);
             i += 1;
         }
         // SAFETY: all threads are here.
@@ -113,6 +117,7 @@ unsafe fn store_tokens<const INT4: bool, const HEAD_DIM: u32, const SEGMENTS: us
     x: &[[f32; 8]; PER_THREAD],
     codes: u64,
     first_row: u64,
+    exists: impl Fn(u32) -> bool,
 ) {
     let mut inverse_scale = 0.0;
     let mut i = 0;
@@ -122,9 +127,12 @@ unsafe fn store_tokens<const INT4: bool, const HEAD_DIM: u32, const SEGMENTS: us
             // SAFETY: inside the table.
             inverse_scale = 1.0 / unsafe { shared::load_f32(table + TABLE_BYTES + (segment * LANES + position.lane) * 4) };
         }
-        let row = first_row + (position.lane + i as u32 * LANES) as u64;
+        let token = position.lane + i as u32 * LANES;
+        let element = (first_row + token as u64) * HEAD_DIM as u64 + position.first_feature as u64;
+        // Padding rows are zero: so is any finite value times zero.
+        let inverse_scale = if exists(token) { inverse_scale } else { 0.0 };
         // SAFETY: a row of the padded tensor.
-        unsafe { store_codes::<INT4>(codes, row * HEAD_DIM as u64 + position.first_feature as u64, &x[i], inverse_scale) };
+        unsafe { store_codes::<INT4>(codes, element, &x[i], inverse_scale) };
         i += 1;
     }
 }
@@ -157,13 +165,8 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
     let mean_slot = smem + LANES * HEAD_DIM * 4;
     let table = mean_slot + HEAD_DIM * 4;
 
-    let mut x = [[0.0f32; 8]; PER_THREAD];
-    let mut i = 0;
-    while i < PER_THREAD {
-        // SAFETY: forwarded contract.
-        x[i] = unsafe { rows.load::<E>(first_token + position.lane + i as u32 * LANES) };
-        i += 1;
-    }
+    // SAFETY: forwarded contract.
+    let mut x = unsafe { rows.load::<E, PER_THREAD, LANES>(first_token + position.lane) };
 
     if p.qk_mean != 0 {
         let k_mean = p.k_mean + (head_kv as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4;
@@ -179,10 +182,11 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
                 j += 1;
             }
             // SAFETY: all lanes are here; a row of the padded tensor.
+            let exists = rows.contains(first_token + position.lane + i as u32 * LANES);
             unsafe {
                 dot = reduce_row::<HEAD_DIM>(dot, |a, b| a + b);
                 if position.first_feature == 0 {
-                    global::store_f32(p.qk_mean + (first_row + (position.lane + i as u32 * LANES) as u64) * 4, dot);
+                    global::store_f32(p.qk_mean + (first_row + (position.lane + i as u32 * LANES) as u64) * 4, if exists { dot } else { 0.0 });
                 }
             }
             i += 1;
@@ -194,16 +198,13 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
         let mut sum = [0.0f32; 8];
         let mut i = 0;
         while i < PER_THREAD {
-            let mut j = 0;
-            while j < 8 {
-                sum[j] += x[i][j];
-                j += 1;
-            }
+            let exists = rows.contains(first_token + position.lane + i as u32 * LANES);
+            add_weighted(&mut sum, &x[i], if exists { 1.0 } else { 0.0 });
             i += 1;
         }
         // SAFETY: all threads are here; lane 0 writes the mean, everybody reads it after the barrier.
         let mean = unsafe {
-            let sum = reduce_lanes::<HEAD_DIM>(smem, position, sum, |a, b| a + b);
+            let [sum] = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], [|a, b| a + b]);
             if position.lane == 0 {
                 let count = TOKENS.min(p.seqlen_q - first_token) as f32;
                 let mean = sum.map(|sum| (sum / count).to_bits());
@@ -228,10 +229,9 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
         scale_floor = smooth_q_scale_floor(l1, precision(INT4));
         let mut i = 0;
         while i < PER_THREAD {
-            let exists = rows.contains(first_token + position.lane + i as u32 * LANES);
             let mut j = 0;
             while j < 8 {
-                x[i][j] = if exists { x[i][j] - mean[j] } else { 0.0 };
+                x[i][j] -= mean[j];
                 j += 1;
             }
             i += 1;
@@ -245,6 +245,7 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
             table,
             position,
             &x,
+            |token| rows.contains(first_token + token),
             |segment, lane| match p.granularity {
                 0 => table_amax(table, 0, 1, 4 * LANES),
                 1 => table_amax(table, segment * LANES, 1, LANES),
@@ -264,7 +265,7 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
                 scale
             },
         );
-        store_tokens::<INT4, HEAD_DIM, 4>(table, position, &x, p.codes, first_row);
+        store_tokens::<INT4, HEAD_DIM, 4>(table, position, &x, p.codes, first_row, |token| rows.contains(first_token + token));
     }
 }
 
@@ -286,13 +287,8 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
     let rows = Rows::new::<E>(&p.k, batch, head - batch * p.num_heads_kv, p.seqlen_kv, position.first_feature, p.head_dim, p.vectorized);
     let table = shared::dynamic_shared_mem();
 
-    let mut x = [[0.0f32; 8]; PER_THREAD];
-    let mut i = 0;
-    while i < PER_THREAD {
-        // SAFETY: forwarded contract.
-        x[i] = unsafe { rows.load::<E>(first_token + position.lane + i as u32 * LANES) };
-        i += 1;
-    }
+    // SAFETY: forwarded contract.
+    let mut x = unsafe { rows.load::<E, PER_THREAD, LANES>(first_token + position.lane) };
     if p.mean != 0 {
         let mean = p.mean + (head as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4;
         // SAFETY: f32 [B, Hkv, Dp].
@@ -300,10 +296,9 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
         let mean = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits);
         let mut i = 0;
         while i < PER_THREAD {
-            let exists = rows.contains(first_token + position.lane + i as u32 * LANES);
             let mut j = 0;
             while j < 8 {
-                x[i][j] = if exists { x[i][j] - mean[j] } else { 0.0 };
+                x[i][j] -= mean[j];
                 j += 1;
             }
             i += 1;
@@ -317,6 +312,7 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
             table,
             position,
             &x,
+            |token| rows.contains(first_token + token),
             |segment, lane| match p.granularity {
                 0 | 1 => table_amax(table, segment * LANES, 1, LANES),
                 _ => {
@@ -337,6 +333,6 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
                 scale
             },
         );
-        store_tokens::<INT4, HEAD_DIM, 2>(table, position, &x, p.codes, tile_index as u64 * TOKENS as u64);
+        store_tokens::<INT4, HEAD_DIM, 2>(table, position, &x, p.codes, tile_index as u64 * TOKENS as u64, |token| rows.contains(first_token + token));
     }
 }

@@ -7,12 +7,12 @@ use sage_spec::quant::{v_scale_f16, v_scale_fp8};
 use sage_spec::reduce::CHUNK_LANES;
 use sage_spec::tiling::REDUCE_CHUNK;
 
-use super::element::{Element, Rows};
+use super::element::{Element, Rows, add_weighted};
 use super::lanes::{LANES, Position, reduce_lanes};
 
-const TOKENS_PER_LANE: u32 = REDUCE_CHUNK as u32 / LANES;
+const TOKENS_PER_LANE: usize = REDUCE_CHUNK / LANES as usize;
 /// Loads of a thread in flight.
-const LOADS: u32 = 4;
+const LOADS: usize = 8;
 
 /// Stores the features of lane 0.
 #[inline(always)]
@@ -46,39 +46,44 @@ pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool>(p: 
     let mut sum = [0.0f32; 8];
     let mut max = [f32::NEG_INFINITY; 8];
     let mut min = [f32::INFINITY; 8];
-    // Four tokens at a time: enough bytes in flight, few enough registers.
+    // A few tokens at a time: enough bytes in flight, few enough registers.
     let mut token = chunk * REDUCE_CHUNK as u32 + position.lane;
     let mut pass = 0;
-    while pass < hint::opaque(TOKENS_PER_LANE / LOADS) {
+    while pass < hint::opaque((TOKENS_PER_LANE / LOADS) as u32) {
         // SAFETY: forwarded contract.
-        let x: [[f32; 8]; LOADS as usize] = [0, 1, 2, 3].map(|i| unsafe { rows.load::<E>(token + i * LANES) });
+        let x = unsafe { rows.load::<E, LOADS, LANES>(token) };
         let mut i = 0;
-        while i < LOADS as usize {
-            let exists = rows.contains(token + i as u32 * LANES);
-            let mut j = 0;
-            while j < 8 {
-                sum[j] += x[i][j];
-                if EXTREMES {
-                    max[j] = math::max_propagate_nan(max[j], if exists { x[i][j] } else { f32::NEG_INFINITY });
-                    min[j] = math::min_propagate_nan(min[j], if exists { x[i][j] } else { f32::INFINITY });
+        while i < LOADS {
+            let weight = if rows.contains(token + i as u32 * LANES) { 1.0 } else { 0.0 };
+            add_weighted(&mut sum, &x[i], weight);
+            if EXTREMES {
+                let mut j = 0;
+                while j < 8 {
+                    max[j] = math::max_propagate_nan(max[j], x[i][j]);
+                    min[j] = math::min_propagate_nan(min[j], x[i][j]);
+                    j += 1;
                 }
-                j += 1;
             }
             i += 1;
         }
-        token += LOADS * LANES;
+        token += LOADS as u32 * LANES;
         pass += 1;
     }
 
     let smem = shared::dynamic_shared_mem();
     let index = thread::block_idx_x() as u64 * HEAD_DIM as u64;
-    let bytes = LANES * HEAD_DIM * 4;
-    // SAFETY: all threads are here; each reduction has its own part of shared memory.
+    let add = |a: f32, b: f32| a + b;
+    // SAFETY: all threads are here.
     unsafe {
-        store(p.sum, index, position, reduce_lanes::<HEAD_DIM>(smem, position, sum, |a, b| a + b));
         if EXTREMES {
-            store(p.max, index, position, reduce_lanes::<HEAD_DIM>(smem + bytes, position, max, math::max_propagate_nan));
-            store(p.min, index, position, reduce_lanes::<HEAD_DIM>(smem + 2 * bytes, position, min, math::min_propagate_nan));
+            let combine = [add, math::max_propagate_nan, math::min_propagate_nan];
+            let [sum, max, min] = reduce_lanes::<HEAD_DIM, 3>(smem, position, [sum, max, min], combine);
+            store(p.sum, index, position, sum);
+            store(p.max, index, position, max);
+            store(p.min, index, position, min);
+        } else {
+            let [sum] = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], [add]);
+            store(p.sum, index, position, sum);
         }
     }
 }

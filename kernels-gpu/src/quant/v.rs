@@ -1,13 +1,11 @@
 //! V to FP8, transposed and with its tokens in the order of the PV product, or to FP16.
 
-use cuda_std::{convert, global, math, thread};
-#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
-use cuda_std::shared;
+use cuda_std::{convert, global, math, shared, thread};
 use sage_spec::params::QuantizeVParams;
 use sage_spec::tiling::KV_PAD;
 
 use super::element::{Element, Rows};
-use super::lanes::{LANES, Position};
+use super::lanes::{LANES, Position, load8};
 
 const TOKENS: u32 = KV_PAD as u32;
 
@@ -18,17 +16,27 @@ struct Channels {
 }
 
 impl Channels {
+    /// `smem` has `HEAD_DIM` f32 for the reciprocals: one division a channel, not one a thread and channel.
+    ///
+    /// # Safety
+    /// All threads of the CTA call it, at least `HEAD_DIM` of them.
     #[inline(always)]
-    unsafe fn load<const HEAD_DIM: u32>(p: &QuantizeVParams, head: u32, first_channel: u32) -> Self {
-        let index = (head as u64 * HEAD_DIM as u64 + first_channel as u64) * 4;
-        let load8 = |address: u64| {
-            // SAFETY: f32 [B, Hkv, Dp].
-            let (a, b) = unsafe { (global::load_u32x4(address), global::load_u32x4(address + 16)) };
-            [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits)
-        };
-        Channels {
-            mean: if p.mean != 0 { load8(p.mean + index) } else { [0.0; 8] },
-            inverse_scale: load8(p.scale + index).map(|scale| 1.0 / scale),
+    unsafe fn load<const HEAD_DIM: u32>(p: &QuantizeVParams, smem: u32, head: u32, first_channel: u32) -> Self {
+        let row = head as u64 * HEAD_DIM as u64;
+        let thread = thread::thread_idx_x();
+        // SAFETY: f32 [B, Hkv, Dp]; written before the barrier, read after it.
+        unsafe {
+            if thread < HEAD_DIM {
+                shared::store_f32(smem + thread * 4, 1.0 / global::load_f32(p.scale + (row + thread as u64) * 4));
+            }
+            let mut mean = [0.0; 8];
+            if p.mean != 0 {
+                let address = p.mean + (row + first_channel as u64) * 4;
+                let (a, b) = (global::load_u32x4(address), global::load_u32x4(address + 16));
+                mean = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits);
+            }
+            thread::sync_threads();
+            Channels { mean, inverse_scale: load8(smem + first_channel * 4) }
         }
     }
 
@@ -38,10 +46,10 @@ impl Channels {
         let mut scaled = [0.0; 8];
         let mut i = 0;
         while i < 8 {
-            scaled[i] = if exists { (x[i] - self.mean[i]) * self.inverse_scale[i] } else { 0.0 };
+            scaled[i] = (x[i] - self.mean[i]) * self.inverse_scale[i];
             i += 1;
         }
-        scaled
+        if exists { scaled } else { [0.0; 8] }
     }
 }
 
@@ -65,23 +73,25 @@ pub unsafe fn quantize_f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
     let position = Position::new::<HEAD_DIM>();
     let (batch, head, first_token) = tile(p);
     let rows = Rows::new::<E>(&p.v, batch, head - batch * p.num_heads_kv, p.seqlen_kv, position.first_feature, p.head_dim, p.vectorized);
+    const PER_THREAD: usize = (TOKENS / LANES) as usize;
     // SAFETY: forwarded contract.
-    let channels = unsafe { Channels::load::<HEAD_DIM>(p, head, position.first_feature) };
+    let (x, channels) = unsafe {
+        let x = rows.load::<E, PER_THREAD, LANES>(first_token + position.lane);
+        (x, Channels::load::<HEAD_DIM>(p, shared::dynamic_shared_mem(), head, position.first_feature))
+    };
     let mut i = 0;
-    while i < TOKENS / LANES {
-        let token = position.lane + i * LANES;
-        // SAFETY: forwarded contract; the row is inside the padded tensor.
-        unsafe {
-            let x = channels.scale(&rows.load::<E>(first_token + token), rows.contains(first_token + token));
-            let row = thread::block_idx_x() as u64 * TOKENS as u64 + token as u64;
-            let packed = [
-                convert::f32_to_f16x2(x[0], x[1]),
-                convert::f32_to_f16x2(x[2], x[3]),
-                convert::f32_to_f16x2(x[4], x[5]),
-                convert::f32_to_f16x2(x[6], x[7]),
-            ];
-            global::store_u32x4(p.codes + (row * HEAD_DIM as u64 + position.first_feature as u64) * 2, packed);
-        }
+    while i < PER_THREAD {
+        let token = position.lane + i as u32 * LANES;
+        let x = channels.scale(&x[i], rows.contains(first_token + token));
+        let row = thread::block_idx_x() as u64 * TOKENS as u64 + token as u64;
+        let packed = [
+            convert::f32_to_f16x2(x[0], x[1]),
+            convert::f32_to_f16x2(x[2], x[3]),
+            convert::f32_to_f16x2(x[4], x[5]),
+            convert::f32_to_f16x2(x[6], x[7]),
+        ];
+        // SAFETY: the row is inside the padded tensor.
+        unsafe { global::store_u32x4(p.codes + (row * HEAD_DIM as u64 + position.first_feature as u64) * 2, packed) };
         i += 1;
     }
 }
@@ -106,20 +116,32 @@ pub unsafe fn quantize_fp8<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
     let (warp_index, lane) = (thread / 32, thread % 32);
     let (octet, t) = (warp_index % halves * 8 + lane % 8, lane / 8);
     let rows = Rows::new::<E>(&p.v, batch, head - batch * p.num_heads_kv, p.seqlen_kv, octet * 8, p.head_dim, p.vectorized);
-    // SAFETY: forwarded contract.
-    let channels = unsafe { Channels::load::<HEAD_DIM>(p, head, octet * 8) };
     let smem = shared::dynamic_shared_mem();
-
     let groups_per_pass = warps / halves;
-    let mut group = warp_index / halves;
+    let first_group = warp_index / halves;
+    let first = first_token + first_group * 16 + 2 * t;
+    const PASSES: usize = 2;
+    const { assert!(TOKENS / 16 / (HEAD_DIM / 16 / (HEAD_DIM / 64)) == PASSES as u32) };
+    // SAFETY: forwarded contract. Tokens 2t and 2t + 1, and eight further on, of each pass's group.
+    let (x, channels) = unsafe {
+        let load = |pass: usize| {
+            let first = first + pass as u32 * groups_per_pass * 16;
+            (rows.load::<E, 2, 1>(first), rows.load::<E, 2, 1>(first + 8))
+        };
+        let x: [_; PASSES] = [load(0), load(1)];
+        (x, Channels::load::<HEAD_DIM>(p, smem + HEAD_DIM * TOKENS, head, octet * 8))
+    };
     let mut pass = 0;
-    while pass < TOKENS / 16 / groups_per_pass {
-        let first = first_token + group * 16 + 2 * t;
-        let x = [0, 1, 8, 9].map(|offset| {
-            // SAFETY: forwarded contract.
-            let x = unsafe { rows.load::<E>(first + offset) };
-            channels.scale(&x, rows.contains(first + offset))
-        });
+    while pass < PASSES {
+        let group = first_group + pass as u32 * groups_per_pass;
+        let token = first + pass as u32 * groups_per_pass * 16;
+        let (near, far) = &x[pass];
+        let x = [
+            channels.scale(&near[0], rows.contains(token)),
+            channels.scale(&near[1], rows.contains(token + 1)),
+            channels.scale(&far[0], rows.contains(token + 8)),
+            channels.scale(&far[1], rows.contains(token + 9)),
+        ];
         let mut channel = 0;
         while channel < 8 {
             let word = convert::f32_to_e4m3x4([x[0][channel], x[1][channel], x[2][channel], x[3][channel]]);
@@ -128,7 +150,6 @@ pub unsafe fn quantize_fp8<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
             unsafe { shared::store_u32(row + (group ^ (octet % 8)) * 16 + t * 4, word) };
             channel += 1;
         }
-        group += groups_per_pass;
         pass += 1;
     }
     // SAFETY: all threads are here.
