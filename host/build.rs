@@ -129,38 +129,22 @@ fn build(root: &Path, folder: &Path, source_sha256: String) -> Result<Manifest, 
     Ok(manifest)
 }
 
-/// Writes `kernels.rs`, which `device` includes.
+/// Writes `kernels.rs`: the modules as an expression of type `&[EmbeddedModule]`, which `device`
+/// includes.
 fn generate(out_dir: &Path, folder: &Path, manifest: &Manifest) -> Result<(), Box<dyn Error>> {
-    let mut text = format!(
-        "/// SHA-256 of the source that the kernels were built from.\n\
-         pub const SOURCE_SHA256: &str = {:?};\n\n\
-         /// A PTX module of this crate.\n\
-         #[derive(Clone, Copy, Debug)]\n\
-         pub struct EmbeddedModule {{\n\
-         \x20   /// PTX target, for example `sm_89`.\n\
-         \x20   pub target: &'static str,\n\
-         \x20   /// The module's text.\n\
-         \x20   pub ptx: &'static str,\n\
-         \x20   /// SHA-256 of the text, with LF line ends.\n\
-         \x20   pub sha256: &'static str,\n\
-         \x20   /// Names of the kernels, sorted.\n\
-         \x20   pub entries: &'static [&'static str],\n\
-         }}\n\n\
-         /// All modules, by target.\n\
-         pub static MODULES: &[EmbeddedModule] = &[\n",
-        manifest.source_sha256
-    );
+    let mut text = String::from("&[\n");
     for (target, module) in &manifest.modules {
         let path = manifest::module_path(folder, target);
+        let path = path
+            .to_str()
+            .ok_or("the path of the kernels is not Unicode")?;
+        let (sha256, source_sha256) = (&module.sha256, &manifest.source_sha256);
         text += &format!(
-            "    EmbeddedModule {{ target: {target:?}, ptx: include_str!({:?}), sha256: {:?}, entries: &{:?} }},\n",
-            path.to_str()
-                .ok_or("the path of the kernels is not Unicode")?,
-            module.sha256,
-            module.entries
+            "    EmbeddedModule {{ target: {target:?}, ptx: include_str!({path:?}), sha256: {sha256:?}, \
+             source_sha256: {source_sha256:?} }},\n"
         );
     }
-    text += "];\n";
+    text += "]\n";
     // Written only when it differs, so that an unrelated run of this script recompiles nothing.
     let path = out_dir.join("kernels.rs");
     if fs::read_to_string(&path).ok().as_ref() != Some(&text) {

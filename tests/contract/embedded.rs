@@ -100,11 +100,6 @@ fn every_planned_kernel_is_there_with_its_parameters_and_threads() {
             .iter()
             .find(|module| module.target == target)
             .unwrap();
-        assert!(
-            module.entries.contains(&entry.symbol.as_str()),
-            "{target} has no {}",
-            entry.symbol
-        );
         let expected = Declared {
             params: vec![param_bytes(entry.kernel)],
             max_threads: entry.cta.threads,

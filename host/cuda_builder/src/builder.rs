@@ -452,11 +452,7 @@ impl CudaBuilder {
         eprint!("{diagnostics}");
 
         let raw = fs::read_to_string(&assembly).map_err(io_error(&assembly))?;
-        let text = if self.has_debug_info() {
-            ptx::finish_with_debug_info(&raw)?
-        } else {
-            ptx::finish(&raw)?
-        };
+        let text = ptx::finish(&raw)?;
         let ptx = stem.with_extension("ptx");
         fs::write(&ptx, text).map_err(io_error(&ptx))?;
         if let Some(path) = &self.ptx_file_copy_path {

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::ptx::{DRIVER_FUNCTIONS, Item, ItemKind, Module, PtxError, identifiers, readable};
+use crate::ptx::{
+    DRIVER_FUNCTIONS, Item, ItemKind, Module, PtxError, identifiers, is_location, readable,
+};
 
 /// Names of the kernels of a module, sorted.
 pub fn entries(ptx: &str) -> Result<Vec<String>, PtxError> {
@@ -93,7 +95,7 @@ pub fn instructions_of(item: &Item) -> Vec<Instruction> {
     let mut all = Vec::new();
     let mut statement = String::new();
     let mut start = 0;
-    for line in &item.body {
+    for line in item.body.iter().filter(|line| !is_location(&line.text)) {
         for character in line.text.chars() {
             if statement.trim().is_empty() && !character.is_whitespace() {
                 start = line.number;

@@ -1,5 +1,6 @@
 //! Which source and which compiler a set of checked-in PTX modules comes from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -144,7 +145,8 @@ pub fn source_hash(root: &Path, folders: &[&str]) -> Result<String, ManifestErro
     }
     let mut hash = Sha256::new();
     for (relative, path) in files {
-        let text = with_unix_lines(&read(&path)?);
+        let text = read(&path)?;
+        let text = with_unix_lines(&text);
         hash.update(format!("{relative}\n{}\n", text.len()));
         hash.update(&text);
     }
@@ -184,14 +186,19 @@ fn read(path: &Path) -> Result<Vec<u8>, ManifestError> {
     })
 }
 
-fn with_unix_lines(text: &[u8]) -> Vec<u8> {
+/// LF for CR LF. The common case is a copy-free search: build scripts are compiled without optimisation,
+/// and the modules are megabytes.
+fn with_unix_lines(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.contains(&b'\r') {
+        return Cow::Borrowed(text);
+    }
     let mut result = Vec::with_capacity(text.len());
     for (index, &byte) in text.iter().enumerate() {
         if byte != b'\r' || text.get(index + 1) != Some(&b'\n') {
             result.push(byte);
         }
     }
-    result
+    Cow::Owned(result)
 }
 
 #[cfg(test)]

@@ -131,6 +131,26 @@ impl Module {
             .collect()
     }
 
+    /// Keeps of debug information the lines (`.file`, `.loc`), which profilers and sanitizers read.
+    /// LLVM's DWARF sections are dropped: ptxas does not parse them, and they point into functions by
+    /// labels that are numbered across the module.
+    fn drop_debug_sections(&mut self) {
+        self.target = self.target.split(',').next().unwrap_or_default().to_owned();
+        self.items
+            .retain(|item| item.kind != ItemKind::Other || is_file(item));
+        for item in &mut self.items {
+            item.body.retain(|line| {
+                let label = line.text.strip_suffix(':').unwrap_or_default();
+                !label.starts_with("$L__tmp") && !label.starts_with("$L__func_")
+            });
+            for line in item.body.iter_mut().filter(|line| is_location(&line.text)) {
+                // What follows a comma names a string of a section.
+                line.text
+                    .truncate(line.text.find(',').unwrap_or(line.text.len()));
+            }
+        }
+    }
+
     /// The text of the module, entries last and by name.
     fn print(&self) -> String {
         let mut text = format!(
@@ -225,11 +245,12 @@ impl Item {
 /// Turns LLVM's output into the module that is shipped.
 pub fn finish(ptx: &str) -> Result<String, PtxError> {
     let mut module = Module::parse(ptx)?;
+    module.drop_debug_sections();
     module.items.iter_mut().try_for_each(Item::apply_bounds)?;
     let keep: BTreeSet<String> = module.reachable().into_iter().map(str::to_owned).collect();
     module
         .items
-        .retain(|item| keep.contains(&item.name) || is_shared_declaration(item));
+        .retain(|item| keep.contains(&item.name) || is_shared_declaration(item) || is_file(item));
     let unresolved = module.unresolved();
     if !unresolved.is_empty() {
         return Err(PtxError::Unresolved(unresolved));
@@ -242,20 +263,14 @@ pub fn finish(ptx: &str) -> Result<String, PtxError> {
     Ok(module.print())
 }
 
-/// Applies launch bounds and nothing else: debug sections point into the text as LLVM laid it out.
-pub fn finish_with_debug_info(ptx: &str) -> Result<String, PtxError> {
-    let module = Module::parse(ptx)?;
-    let mut lines: Vec<String> = ptx.lines().map(str::to_owned).collect();
-    for mut item in module.items {
-        let old_head_lines = item.head.lines().count();
-        item.apply_bounds()?;
-        let directives: Vec<&str> = item.head.lines().skip(old_head_lines).collect();
-        if !directives.is_empty() {
-            let brace = &mut lines[item.brace_line - 1];
-            *brace = format!("{}\n{brace}", directives.join("\n"));
-        }
-    }
-    Ok(lines.join("\n") + "\n")
+/// `.file 1 "lib.rs"` of debug information.
+fn is_file(item: &Item) -> bool {
+    item.kind == ItemKind::Other && item.head.trim_start().starts_with(".file")
+}
+
+/// `.loc 1 15 0` of debug information.
+pub(crate) fn is_location(line: &str) -> bool {
+    line.trim_start().starts_with(".loc\t") || line.trim_start().starts_with(".loc ")
 }
 
 /// `.extern .shared` of `global_asm!`: kept whether or not a kernel was seen to use it.
@@ -455,13 +470,26 @@ mod tests {
     }
 
     #[test]
-    fn debug_text_only_gains_the_bounds() {
-        let ptx = finish_with_debug_info(RAW).unwrap();
-        let added: Vec<&str> = ptx
+    fn of_debug_information_the_lines_stay() {
+        let raw = RAW
+            .replace(".target sm_89", ".target sm_89, debug")
+            .replace(
+                "\tbar.sync",
+                "$L__tmp7:\n\t.loc\t1 15 0, function_name $L__info_string0\n\tbar.sync",
+            );
+        let sections = "\t.file\t1 \"lib.rs\"\n\t.section\t.debug_info\n\t{\n.b64 $L__tmp7\n\t}\n$L__sec_end0:\n\
+                        \t.section\t.debug_macinfo\t{\t}\n";
+        let ptx = finish(&(raw + sections)).unwrap();
+        let lines: Vec<&str> = ptx
             .lines()
-            .filter(|line| !RAW.lines().any(|raw| raw == *line))
+            .filter(|line| line.contains("$L__") || line.contains(".debug"))
             .collect();
-        assert_eq!(added, [".maxntid 128, 1, 1", ".minnctapersm 2"]);
+        assert!(lines.is_empty(), "{lines:?}");
+        assert!(
+            ptx.contains("\t.loc\t1 15 0\n\tbar.sync") && ptx.contains(".file\t1 \"lib.rs\""),
+            "{ptx}"
+        );
+        assert!(ptx.contains(".target sm_89\n"), "{ptx}");
     }
 
     #[test]

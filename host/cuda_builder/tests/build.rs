@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cuda_builder::ptxas::Tools;
 use cuda_builder::{CudaBuilder, CudaBuilderError, NvvmArch, inspect, ptx, toolchain};
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixture");
@@ -91,6 +92,33 @@ fn llvm_ir_is_written() {
     let path = scratch("fixture.ll");
     builder().final_module_path(&path).build().unwrap();
     assert!(read(path).contains("ptx_kernel"));
+}
+
+/// ptxas refuses LLVM's debug sections, so only the lines may be left.
+#[test]
+fn debug_builds_have_lines_and_bounds() {
+    if !has_toolchain("debug_builds_have_lines_and_bounds") {
+        return;
+    }
+    let text = read(
+        builder()
+            .release(false)
+            .target_dir(scratch("fixture-debug"))
+            .build()
+            .unwrap(),
+    );
+    assert!(
+        text.contains(".loc") && !text.contains(".section"),
+        "{text}"
+    );
+    assert!(
+        text.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"),
+        "{text}"
+    );
+    match Tools::find() {
+        Some(tools) => assert_eq!(tools.assemble(&text, "sm_89").unwrap().kernels.len(), 2),
+        None => println!("SKIPPED ptxas: not installed"),
+    }
 }
 
 #[test]

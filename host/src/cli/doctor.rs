@@ -1,7 +1,7 @@
 //! `doctor`: what there is, what would be used, and why.
 
 use clap::Args;
-use sage_attn::device::{Gpu, MODULES, SOURCE_SHA256, device_count, driver_version};
+use sage_attn::device::{Gpu, MODULES, device_count, driver_version};
 use sage_attn::error::Operand;
 use sage_attn::plan::plan;
 use sage_attn::problem::TensorSpec;
@@ -106,10 +106,10 @@ fn find() -> Findings {
             .map(|module| Module {
                 target: module.target,
                 sha256: module.sha256,
-                entries: module.entries.len(),
+                entries: module.ptx.matches(".visible .entry ").count(),
             })
             .collect(),
-        kernel_source_sha256: SOURCE_SHA256,
+        kernel_source_sha256: MODULES.first().map_or("", |module| module.source_sha256),
         cpu: Cpu {
             architecture: std::env::consts::ARCH,
             threads: std::thread::available_parallelism().map_or(1, usize::from),

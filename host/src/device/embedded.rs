@@ -4,12 +4,21 @@ use sha2::{Digest, Sha256};
 
 use crate::error::DeviceError;
 
-pub use kernels::{EmbeddedModule, MODULES, SOURCE_SHA256};
-
-/// Written by the build script.
-mod kernels {
-    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+/// A PTX module of this crate.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddedModule {
+    /// PTX target, for example `sm_89`.
+    pub target: &'static str,
+    /// The module's text.
+    pub ptx: &'static str,
+    /// SHA-256 of the text, with LF line ends.
+    pub sha256: &'static str,
+    /// SHA-256 of the source that the kernels were built from.
+    pub source_sha256: &'static str,
 }
+
+/// All modules, by target; written by the build script.
+pub static MODULES: &[EmbeddedModule] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The module for `target`, after comparing its text with the recorded hash.
 pub(super) fn find(
@@ -49,7 +58,7 @@ mod tests {
             target: "sm_89",
             ptx: "",
             sha256: EMPTY,
-            entries: &[],
+            source_sha256: "",
         };
         assert_eq!(
             find(&[good], "sm_89").map(|module| module.sha256),

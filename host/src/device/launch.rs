@@ -4,13 +4,14 @@ use std::ffi::c_void;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUstream};
+use sage_spec::symbol::Arch;
 
 use super::Gpu;
 use super::args::LaunchArgs;
 use super::module::{Function, Module};
 use super::params::ParamsBuilder;
 use crate::error::{Error, Invalid};
-use crate::plan::{Kernel, Plan, Step};
+use crate::plan::{Entry, Kernel, Plan, Step};
 
 impl Gpu {
     /// Submits `plan` on `args` to `stream` and returns without waiting.
@@ -50,6 +51,30 @@ impl Gpu {
         unsafe { self.submit(plan.chunk_steps(), plan, args, stream) }
     }
 
+    /// Launches one exported kernel of module `arch` by itself, for tests and benchmarks.
+    ///
+    /// # Safety
+    ///
+    /// `P` is the struct that `sage_spec::params` declares for the kernel `entry.symbol`; its addresses
+    /// are valid as [`Gpu::launch`] requires; `entry.cta` and `grid` are those of `sage_spec::launch`.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::error::DeviceError`] if loading or launching fails.
+    pub unsafe fn launch_kernel<P: Copy>(
+        &self,
+        arch: Arch,
+        entry: &Entry,
+        grid: [u32; 2],
+        params: &P,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        self.bind()?;
+        let module = self.module(arch)?;
+        // SAFETY: the caller's promise is handed on unchanged.
+        unsafe { self.launch_one(&module, entry, grid, params, stream) }
+    }
+
     /// Submits `steps` of `plan`, whose arguments have been checked. The context must be current.
     ///
     /// # Safety
@@ -65,29 +90,61 @@ impl Gpu {
         let module = self.module(plan.arch())?;
         let params = ParamsBuilder { plan, args };
         for step in steps {
-            let kernel = Launch {
-                gpu: self,
-                module: &module,
-                step,
-                stream,
-            };
-            // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled
-            // with the caller's addresses and with workspace buffers of the sizes the plan gave them.
+            let Step { entry, grid, chunk, .. } = step;
+            // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled with
+            // the caller's addresses and with workspace buffers of the sizes the plan gave them.
             unsafe {
-                match step.entry.kernel {
-                    Kernel::KMeanPartial => kernel.with(&params.k_mean_partial()),
-                    Kernel::KMeanFinal => kernel.with(&params.k_mean_final()),
-                    Kernel::QuantizeQ => kernel.with(&params.quantize_q()),
-                    Kernel::QuantizeK => kernel.with(&params.quantize_k()),
-                    Kernel::VStatsPartial => kernel.with(&params.v_stats_partial()),
-                    Kernel::VStatsFinal => kernel.with(&params.v_stats_final()),
-                    Kernel::QuantizeV => kernel.with(&params.quantize_v()),
-                    Kernel::DeltaS => kernel.with(&params.delta_s(step.chunk)),
-                    Kernel::Attention => kernel.with(&params.attention(step.chunk)),
+                macro_rules! launch {
+                    ($params:expr) => {
+                        self.launch_one(&module, entry, grid, &$params, stream)
+                    };
+                }
+                match entry.kernel {
+                    Kernel::KMeanPartial => launch!(params.k_mean_partial()),
+                    Kernel::KMeanFinal => launch!(params.k_mean_final()),
+                    Kernel::QuantizeQ => launch!(params.quantize_q()),
+                    Kernel::QuantizeK => launch!(params.quantize_k()),
+                    Kernel::VStatsPartial => launch!(params.v_stats_partial()),
+                    Kernel::VStatsFinal => launch!(params.v_stats_final()),
+                    Kernel::QuantizeV => launch!(params.quantize_v()),
+                    Kernel::DeltaS => launch!(params.delta_s(chunk)),
+                    Kernel::Attention => launch!(params.attention(chunk)),
                 }?;
             }
         }
         Ok(())
+    }
+
+    /// Launches `entry` with `params` as its one argument.
+    ///
+    /// # Safety
+    ///
+    /// `P` is the struct the kernel takes, its addresses are valid as [`Gpu::launch`] requires, and the
+    /// context is current.
+    unsafe fn launch_one<P: Copy>(
+        &self,
+        module: &Module,
+        entry: &Entry,
+        grid: [u32; 2],
+        params: &P,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        let Function(function) = module.function(self, entry)?;
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the function belongs to a module that this GPU keeps loaded; the driver copies the
+        // argument, whose size it knows from the kernel, before the call returns; the rest is the
+        // caller's promise.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                (grid[0], grid[1], 1),
+                (entry.cta.threads as u32, 1, 1),
+                entry.cta.smem_bytes as u32,
+                stream,
+                &mut arguments,
+            )
+        };
+        Ok(self.check("launching a kernel", launched)?)
     }
 
     /// Fails if `stream` belongs to another context. Default streams belong to whichever is current.
@@ -108,45 +165,5 @@ impl Gpu {
             .into());
         }
         Ok(())
-    }
-}
-
-/// One launch, lacking only its parameters.
-struct Launch<'a> {
-    gpu: &'a Gpu,
-    module: &'a Module,
-    step: Step<'a>,
-    stream: CUstream,
-}
-
-impl Launch<'_> {
-    /// Launches the kernel with `params` as its one argument.
-    ///
-    /// # Safety
-    ///
-    /// `P` is the struct the kernel takes, its addresses are valid as [`Gpu::launch`] requires, and the
-    /// context is current.
-    unsafe fn with<P: Copy>(&self, params: &P) -> Result<(), Error> {
-        let Step {
-            entry,
-            grid: [x, y],
-            ..
-        } = self.step;
-        let Function(function) = self.module.function(self.gpu, entry)?;
-        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: the function belongs to a module that `gpu` keeps loaded; the driver copies the
-        // argument, whose size it knows from the kernel, before the call returns; the rest is the
-        // caller's promise.
-        let launched = unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, 1),
-                (entry.cta.threads as u32, 1, 1),
-                entry.cta.smem_bytes as u32,
-                self.stream,
-                &mut arguments,
-            )
-        };
-        Ok(self.gpu.check("launching a kernel", launched)?)
     }
 }

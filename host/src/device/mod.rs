@@ -18,7 +18,7 @@ mod slices;
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 pub use driver::{device_count, driver_version};
-pub use embedded::{EmbeddedModule, MODULES, SOURCE_SHA256};
+pub use embedded::{EmbeddedModule, MODULES};
 pub use gpu::Gpu;
 pub use host::HostResult;
 pub use slices::SliceArgs;

@@ -2,8 +2,7 @@
 //!
 //! With smoothed Q every query block needs one f32 per key. For all blocks at once that grows with
 //! M · N; so the work is cut into rectangles of heads × query blocks whose ΔS fits a fixed budget,
-//! and each rectangle's ΔS overwrites the last one's. A rectangle has at most [`MAX_GRID_Y`] heads, which
-//! are the y axis of the grid; otherwise, without smoothed Q, everything is one rectangle.
+//! and each rectangle's ΔS overwrites the last one's.
 
 use sage_spec::limits::MAX_GRID_Y;
 use sage_spec::params::Chunk;
@@ -46,21 +45,27 @@ impl Chunks {
         }
         let heads = (dims.batch * dims.num_heads_q) as u32;
         let blocks = dims.num_query_blocks() as u32;
-        let most_heads = heads.min(MAX_GRID_Y as u32);
-        let whole_heads = |heads_per_chunk| Chunks {
-            heads,
-            blocks,
-            heads_per_chunk,
-            blocks_per_chunk: blocks,
-        };
+        // The attention grid's y extent is the chunk's heads.
+        let max_heads = heads.min(MAX_GRID_Y as u32);
         if !problem.smoothing().q || dims.seqlen_kv == 0 {
-            return whole_heads(most_heads);
+            return Chunks {
+                heads,
+                blocks,
+                heads_per_chunk: max_heads,
+                blocks_per_chunk: blocks,
+            };
         }
         let block_bytes = dims.seqlen_kv_padded() as u128 * 4;
         let budget = BUDGET_MIN_BYTES.max(input_bytes(problem) / BUDGET_FRACTION);
         let fit = u32::try_from(budget / block_bytes).unwrap_or(u32::MAX);
         if fit >= blocks {
-            return whole_heads(most_heads.min(fit / blocks));
+            let heads_per_chunk = (fit / blocks).min(max_heads);
+            return Chunks {
+                heads,
+                blocks,
+                heads_per_chunk,
+                blocks_per_chunk: blocks,
+            };
         }
         let group = DELTA_S_BLOCKS as u32;
         let blocks_per_chunk = if fit >= group {

@@ -66,11 +66,10 @@ impl Plan {
             };
             writeln!(
                 text,
-                "launch     {:<32} {} x ({}, {}) CTAs of {} threads, {} bytes of shared memory",
+                "launch     {:<32} {} x {} CTAs of {} threads, {} bytes of shared memory",
                 step.entry.symbol,
                 times,
-                step.grid[0],
-                step.grid[1],
+                u64::from(step.grid[0]) * u64::from(step.grid[1]),
                 step.entry.cta.threads,
                 step.entry.cta.smem_bytes
             )?;

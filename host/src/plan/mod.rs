@@ -80,7 +80,7 @@ pub struct Step<'a> {
     pub index: usize,
     /// What is launched.
     pub entry: &'a Entry,
-    /// CTAs along x and y, at least 1.
+    /// CTAs along x and y, each at least 1.
     pub grid: [u32; 2],
     /// The part of the work it covers; everything for kernels that run once.
     pub chunk: Chunk,
@@ -290,28 +290,29 @@ impl Plan {
     }
 
     fn step<'a>(&'a self, index: usize, entry: &'a Entry, chunk: Chunk) -> Step<'a> {
-        // Planning checked that every grid is within its limits.
+        // Planning checked that every grid is at most MAX_GRID.
         Step {
             index,
             entry,
-            grid: self.grid(entry.kernel, chunk).map(|ctas| ctas as u32),
+            grid: self.grid(entry.kernel, chunk).map(|extent| extent as u32),
             chunk,
         }
     }
 
-    /// CTAs of one launch of `kernel` on `chunk`, along x and y. Products fit: workspace planning has bounded the
+    /// CTAs of one launch of `kernel` on `chunk`. Products fit: workspace planning has bounded the
     /// padded element counts, which are larger.
     fn grid(&self, kernel: Kernel, chunk: Chunk) -> [usize; 2] {
         let dims = self.problem.dims();
         let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
-        match kernel {
-            Kernel::KMeanPartial | Kernel::VStatsPartial => [launch::reduce_partial_grid(dims), 1],
-            Kernel::KMeanFinal | Kernel::VStatsFinal => [launch::reduce_final_grid(dims), 1],
-            Kernel::QuantizeQ => [launch::quantize_q_grid(dims), 1],
-            Kernel::QuantizeK | Kernel::QuantizeV => [launch::quantize_kv_grid(dims), 1],
-            Kernel::DeltaS => [launch::delta_s_grid(dims, heads, blocks), 1],
-            Kernel::Attention => launch::attention_grid(heads, blocks),
-        }
+        let ctas = match kernel {
+            Kernel::Attention => return launch::attention_grid(heads, blocks),
+            Kernel::KMeanPartial | Kernel::VStatsPartial => launch::reduce_partial_grid(dims),
+            Kernel::KMeanFinal | Kernel::VStatsFinal => launch::reduce_final_grid(dims),
+            Kernel::QuantizeQ => launch::quantize_q_grid(dims),
+            Kernel::QuantizeK | Kernel::QuantizeV => launch::quantize_kv_grid(dims),
+            Kernel::DeltaS => launch::delta_s_grid(dims, heads, blocks),
+        };
+        [ctas, 1]
     }
 
     /// Fails if a grid is too large. The first chunk is the largest.
@@ -320,7 +321,6 @@ impl Plan {
             return Ok(());
         };
         for entry in &self.entries {
-            // Along y there are at most MAX_GRID_Y heads: chunks are made so.
             let [ctas, _] = self.grid(entry.kernel, first);
             if ctas > MAX_GRID {
                 let symbol = entry.symbol.clone();

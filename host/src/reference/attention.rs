@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 use sage_spec::Dims;
-use sage_spec::quant::LOG2_E;
+use sage_spec::quant::{FOLDED_STEP_MAX, LOG2_E};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
 use super::problem::Problem;
 use super::scores::DeltaS;
-use super::softmax::{Dequantize, ROW_MAX_START, RowState, quantized_row};
+use super::softmax::{Bias, Dequantize, ROW_MAX_START, RowState, quantized_row};
 use super::tile::{accumulate_pv, multiply_qk, transpose, unpack_int, unpack_v};
 use super::{HostTensor, Options, Output, Quantized};
 
@@ -98,7 +98,19 @@ impl Scratch {
         out.fill(0.0);
         let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
 
-        for first in (0..visible(rows - 1)).step_by(BLOCK_KV) {
+        let num_keys = visible(rows - 1);
+        // As the kernels decide it, for the whole query block.
+        let largest = |scales: &[f32]| scales.iter().fold(0.0f32, |a, &b| a.max(b));
+        let k_scales = problem.head_k_scales(flat_kv, num_keys.div_ceil(BLOCK_KV));
+        let step = largest(q_scales) * sm_scale_log2 * largest(k_scales);
+        let is_full = |first: usize| first + BLOCK_KV <= visible(0);
+
+        for first in (0..num_keys).step_by(BLOCK_KV) {
+            let bias = if is_full(first) && !(step > FOLDED_STEP_MAX) {
+                Bias::Folded
+            } else {
+                Bias::Exact
+            };
             unpack_int(
                 &k_codes[first * problem.row_bytes()..],
                 options.precision,
@@ -119,7 +131,7 @@ impl Scratch {
                     delta_s: &delta_s,
                     sm_scale_log2,
                 };
-                quantized_row(p, visible, &dequantize, options.pv, &mut states[row]);
+                quantized_row(p, visible, bias, &dequantize, options.pv, &mut states[row]);
                 alpha[row] = states[row].alpha;
             }
             accumulate_pv(&p[..rows * BLOCK_KV], kv, depth, &alpha, out);

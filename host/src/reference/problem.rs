@@ -28,6 +28,13 @@ impl Problem<'_> {
         std::array::from_fn(|key| self.quantized.k_scale[head + granularity.k_group(first + key)])
     }
 
+    /// Scales of the first `blocks` key blocks of a head.
+    pub fn head_k_scales(&self, flat_kv: usize, blocks: usize) -> &[f32] {
+        let count = self.options.granularity.k_scales_per_block();
+        let head = flat_kv * self.dims.num_kv_blocks_padded() * count;
+        &self.quantized.k_scale[head..head + blocks * count]
+    }
+
     /// Mean of Q of one query block, if Q is smoothed.
     pub fn q_mean(&self, flat_block: usize) -> Option<&[f32]> {
         let mean = self.quantized.q_mean.as_ref()?;

@@ -1,7 +1,7 @@
 //! Online softmax of one row and one tile of keys, in the log2 domain.
 
 use sage_spec::PvFormat;
-use sage_spec::quant::SCORE_BIAS;
+use sage_spec::quant::{FOLDED_HEADROOM, SCORE_BIAS};
 use sage_spec::tiling::BLOCK_KV;
 
 use super::convert::{round_e4m3, round_f16};
@@ -35,35 +35,40 @@ pub fn exp2_fast(x: f32) -> f32 {
     if x <= -126.0 { 0.0 } else { y * power }
 }
 
-/// Coarsest spacing, in log2 units, that [`row_bias`] rounds a maximum to.
-const MAX_SPACING: f32 = 1.0;
+/// How a kernel applies the score bias (`sage_spec::quant::SCORE_BIAS`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    /// Folded, with the row maximum, into one rounded constant per key group: `f · D + c`. For tiles
+    /// that every row of the query block sees whole.
+    Folded,
+    /// Subtracted first: `f · (D − bias) − max`.
+    Exact,
+}
 
 /// The new running maximum of a row, in log2 units and less `p_max_log2`, so that P is at most about
 /// 2^`p_max_log2`.
 ///
-/// `biased_max[t]` is the largest visible `SCORE_BIAS + score` among the keys of lane group `t` of this
-/// tile (−inf if none) and `factor[t]` turns that group's score steps into log2 units. A kernel folds
-/// the bias and the maximum into one constant per lane, `-(SCORE_BIAS · f + row_max)`, which is as
-/// coarse as a score step; the maximum is therefore rounded to a spacing common to the four lanes of a
-/// row, and one more score step makes room for that. Where steps are so large that this would spoil
-/// P's range, the maximum is exact instead. NaN factors are left out: their P is NaN anyway.
+/// `max[t]` is the largest visible score among the keys of lane group `t` of this tile, biased if
+/// folded, −inf if none is visible; `factor[t]` turns that group's score steps into log2 units. NaN
+/// factors are passed over, as by the kernels' `max.f32`: their P is NaN anyway.
 #[inline(always)]
-pub fn row_bias(row_max: f32, biased_max: [f32; 4], factor: [f32; 4], p_max_log2: f32) -> f32 {
-    let mut spacing = 0.0f32;
-    for factor in factor {
-        let power = f32::from_bits((SCORE_BIAS * factor).to_bits() & 0x7f80_0000);
-        if power.is_finite() {
-            spacing = spacing.max(power * (1.0 / 4_194_304.0)); // 2⁻²²
-        }
+pub fn new_row_max(
+    bias: Bias,
+    row_max: f32,
+    max: [f32; 4],
+    factor: [f32; 4],
+    p_max_log2: f32,
+) -> f32 {
+    let (bias, headroom) = match bias {
+        Bias::Folded => (SCORE_BIAS, FOLDED_HEADROOM),
+        Bias::Exact => (0.0, 0.0),
+    };
+    let mut new = row_max;
+    for (max, factor) in max.into_iter().zip(factor) {
+        let offset = (headroom - bias).mul_add(factor, -p_max_log2);
+        new = new.max(max.mul_add(factor, offset));
     }
-    let rounds = spacing <= MAX_SPACING;
-    let base = if rounds { SCORE_BIAS - 1.0 } else { SCORE_BIAS };
-    let mut raw = row_max;
-    for (biased, factor) in biased_max.into_iter().zip(factor) {
-        raw = raw.max((biased - base).mul_add(factor, -p_max_log2));
-    }
-    let shift = spacing * SCORE_BIAS;
-    if rounds { (raw + shift) - shift } else { raw }
+    new
 }
 
 /// State of a row between tiles.
@@ -104,18 +109,20 @@ fn halve(x: &mut [f32], until: usize, combine: impl Fn(f32, f32) -> f32) {
     }
 }
 
-/// Turns the first `visible` scores into P and the others into 0, and updates the row's state.
+/// Turns the first `visible` scores into P = 2^(score · factor + constant) and the others into 0, and
+/// updates the row's state.
 #[inline(always)]
 fn finish_row(
     scores: &mut [f32],
     factor: &TileRow,
+    constant: &TileRow,
     visible: usize,
     row_max: f32,
     state: &mut RowState,
     round: impl Fn(f32) -> f32,
 ) {
-    for (x, factor) in scores[..visible].iter_mut().zip(factor) {
-        *x = round(exp2_fast(x.mul_add(*factor, -row_max)));
+    for ((x, factor), constant) in scores[..visible].iter_mut().zip(factor).zip(constant) {
+        *x = round(exp2_fast(x.mul_add(*factor, *constant)));
     }
     scores[visible..].fill(0.0);
     let mut sum = [0.0; BLOCK_KV];
@@ -154,17 +161,19 @@ vectorized! {
         let mut max = masked(scores, visible);
         halve(&mut max, 1, f32::max);
         let row_max = state.max.max(max[0]);
-        finish_row(scores, &[1.0; BLOCK_KV], visible, row_max, state, |p| p);
+        let (factor, constant) = ([1.0; BLOCK_KV], [-row_max; BLOCK_KV]);
+        finish_row(scores, &factor, &constant, visible, row_max, state, |p| p);
     }
 
     /// One row of a quantized tile: integer `scores` `[BLOCK_KV]` become rounded P; the first `visible`
     /// keys count.
     ///
-    /// The accumulator of a score starts from ΔS in whole score steps (the kernels add the score to
-    /// its bits), and `score · f - row_max` is rounded once.
+    /// The accumulator of a score starts from ΔS in whole score steps: the kernels add the score to
+    /// its bits.
     pub fn quantized_row(
         scores: &mut [f32],
         visible: usize,
+        bias: Bias,
         dequantize: &Dequantize,
         pv: PvFormat,
         state: &mut RowState,
@@ -174,30 +183,41 @@ vectorized! {
         for (x, delta_s) in scores.iter_mut().zip(delta_s) {
             *x += delta_s.mul_add(inverse_q_scale, SCORE_BIAS);
         }
+        let bias_left = match bias {
+            Bias::Folded => SCORE_BIAS,
+            Bias::Exact => {
+                scores.iter_mut().for_each(|x| *x -= SCORE_BIAS);
+                0.0
+            }
+        };
         let mut max = masked(scores, visible);
         halve(&mut max, 8, f32::max);
         let mut factor = *k_scale;
         for factor in &mut factor {
-            *factor = (q_scale * *factor) * sm_scale_log2;
+            *factor *= q_scale * sm_scale_log2;
         }
-        let row_max = row_bias(
+        let row_max = new_row_max(
+            bias,
             state.max,
             std::array::from_fn(|t| max[2 * t].max(max[2 * t + 1])),
             std::array::from_fn(|t| factor[2 * t]),
             pv.p_max_log2(),
         );
-        for x in scores.iter_mut() {
-            *x -= SCORE_BIAS;
+        let mut constant = factor;
+        for constant in &mut constant {
+            *constant = (-bias_left).mul_add(*constant, -row_max);
         }
         match pv {
-            PvFormat::Fp8 => finish_row(scores, &factor, visible, row_max, state, round_e4m3),
-            PvFormat::F16 => finish_row(scores, &factor, visible, row_max, state, round_f16),
+            PvFormat::Fp8 => finish_row(scores, &factor, &constant, visible, row_max, state, round_e4m3),
+            PvFormat::F16 => finish_row(scores, &factor, &constant, visible, row_max, state, round_f16),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use sage_spec::quant::FOLDED_STEP_MAX;
+
     use super::*;
 
     #[test]
@@ -224,33 +244,30 @@ mod tests {
     }
 
     #[test]
-    fn row_bias_is_near_the_maximum_whatever_the_step() {
-        for step in [1e-6, 0.003, 0.1, 0.3, 1.0, 30.0, 1e6] {
+    fn the_row_maximum_leaves_p_in_range() {
+        for step in [1e-6, 0.003, FOLDED_STEP_MAX / 1.1, 0.3, 30.0, 1e6] {
             let factor = [1.0, 1.1, 0.7, 0.9].map(|x| x * step);
-            let biased_max = [100.0, 220.0, -50.0, f32::NEG_INFINITY].map(|x| SCORE_BIAS + x);
-            let row_max = row_bias(ROW_MAX_START, biased_max, factor, 8.807);
+            let scores = [100.0, 220.0, -50.0, f32::NEG_INFINITY];
             let exact = 220.0 * factor[1] - 8.807;
-            let slack = (2.7 * factor[1]).min(MAX_SPACING) + exact.abs() * 1e-6;
-            assert!(
-                (row_max - exact).abs() <= slack,
-                "{step}: {row_max} {exact}"
-            );
+            let start = ROW_MAX_START;
+            let max = new_row_max(Bias::Exact, start, scores, factor, 8.807);
+            assert!((max - exact).abs() <= exact.abs() * 1e-6, "{step}: {max}");
+            if step <= FOLDED_STEP_MAX {
+                let biased = scores.map(|x| SCORE_BIAS + x);
+                let max = new_row_max(Bias::Folded, start, biased, factor, 8.807);
+                assert!(max >= exact + factor[1] * 0.99 - 1e-5, "{step}: {max}");
+                assert!(max <= exact + factor[1] * 3.01 + 1e-5, "{step}: {max}");
+            }
         }
     }
 
     #[test]
-    fn row_bias_ignores_what_no_key_can_tell() {
-        let factor = [0.1; 4];
-        let nothing = [f32::NEG_INFINITY; 4];
-        assert_eq!(
-            row_bias(ROW_MAX_START, nothing, factor, 8.807),
-            ROW_MAX_START
-        );
-        assert!(row_bias(0.0, [SCORE_BIAS; 4], [f32::NAN, 0.1, 0.1, 0.1], 8.807).is_finite());
-        assert_eq!(
-            row_bias(ROW_MAX_START, [SCORE_BIAS; 4], [0.0; 4], 8.807),
-            -8.807
-        );
+    fn the_row_maximum_ignores_what_no_key_can_tell() {
+        let (factor, nothing) = ([0.1; 4], [f32::NEG_INFINITY; 4]);
+        let start = ROW_MAX_START;
+        assert_eq!(new_row_max(Bias::Exact, start, nothing, factor, 8.807), start);
+        let with_nan = [f32::NAN, 0.1, 0.1, 0.1];
+        assert!(new_row_max(Bias::Exact, 0.0, [0.0; 4], with_nan, 8.807).is_finite());
     }
 
     #[test]
@@ -283,7 +300,7 @@ mod tests {
                 delta_s: &[0.0; BLOCK_KV],
                 sm_scale_log2: 1.0,
             };
-            quantized_row(&mut scores, visible, &dequantize, PvFormat::Fp8, &mut state);
+            quantized_row(&mut scores, visible, Bias::Exact, &dequantize, PvFormat::Fp8, &mut state);
             assert_eq!(state.sum.is_nan(), is_nan);
         }
     }

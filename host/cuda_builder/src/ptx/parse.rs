@@ -30,8 +30,6 @@ pub struct Item {
     pub body: Vec<BodyLine>,
     /// Line of the module at which it starts, from 1.
     pub line: usize,
-    /// Line of the module that opens its body, from 1; 0 without a body.
-    pub(super) brace_line: usize,
     /// Launch bounds found in its body.
     pub(super) bounds: Option<String>,
 }
@@ -190,8 +188,10 @@ impl Pending {
                 text: piece,
             });
         }
-        let closed = line.text.ends_with([';', '}']) || self.first_line().starts_with(".file");
-        if closed && self.depth == 0 {
+        // `.file` and labels between debug sections end with their line.
+        let first = self.first_line();
+        let is_line = first.trim_start().starts_with(".file") || first.ends_with(':');
+        if self.depth == 0 && (is_line || line.text.ends_with([';', '}'])) {
             items.push(std::mem::take(self).into_item());
         }
     }
@@ -199,9 +199,9 @@ impl Pending {
     fn into_item(mut self) -> Item {
         let line = self.lines[0].number;
         let mut body = Vec::new();
-        let mut brace_line = 0;
+        let mut has_body = false;
         if let Some(brace) = self.brace {
-            brace_line = self.lines[brace].number;
+            has_body = true;
             body = self.lines.split_off(brace + 1);
             body.pop();
             self.lines.pop();
@@ -213,7 +213,7 @@ impl Pending {
         let kind = if has(".entry") {
             ItemKind::Entry
         } else if has(".func") {
-            if brace_line > 0 {
+            if has_body {
                 ItemKind::Function
             } else {
                 ItemKind::ExternFunction
@@ -235,7 +235,6 @@ impl Pending {
             head,
             body,
             line,
-            brace_line,
             bounds: self.bounds,
         }
     }

@@ -193,7 +193,8 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
                 unsafe {
                     let k_scale = global::load_f32(k_scale_address);
                     k_scale_address += (p.k_scales_per_block * 4) as u64;
-                    let f = q_factor * k_scale;
+                    // Never zero (a tiny sm_scale could underflow): masking relies on −inf · f.
+                    let f = math::max_propagate_nan(q_factor * k_scale, f32::MIN_POSITIVE);
                     let limits = if $exact { Limits::of_tile(p, query_block, kv_block) } else { Limits::NONE };
                     let mut alpha: Rows = [0.0; 4];
                     let scores = qk::scores::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale);

@@ -4,7 +4,7 @@
 #![feature(abi_ptx, asm_experimental_arch)]
 
 use cuda_std::kernel;
-use cuda_std::{convert, cp_async, global, ldmatrix, math, mma, shared, thread, warp};
+use cuda_std::{convert, cp_async, global, hint, ldmatrix, math, mma, shared, thread, warp};
 
 cuda_std::declare_dynamic_shared_memory!();
 
@@ -64,6 +64,8 @@ golden! {
     global_store_f32(address: u64, value: f32) = global::store_f32(address, value);
     global_store_u32x2(address: u64, a: u32, b: u32) = global::store_u32x2(address, [a, b]);
     global_store_u32x4(address: u64, a: u32, b: u32, c: u32, d: u32) = global::store_u32x4(address, [a, b, c, d]);
+
+    hint_opaque(value: u32) -> u32 = hint::opaque(value);
 
     ldmatrix_x4(address: u32) -> [u32; 4] = ldmatrix::x4(address);
     ldmatrix_x4_trans(address: u32) -> [u32; 4] = ldmatrix::x4_trans(address);

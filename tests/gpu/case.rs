@@ -1,0 +1,187 @@
+//! Random problems, each rebuilt from one number.
+
+use half::{bf16, f16};
+use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
+use sage_attn::error::Operand;
+use sage_attn::reference::{Data, HostTensor, Options};
+use sage_spec::symbol::{STEMS, Stem};
+use sage_spec::{PvFormat, ScaleGranularity};
+use sage_tests::generate::Random;
+
+/// A tensor's bytes, from its first element to its last, and how they are laid out.
+pub struct Tensor {
+    pub spec: TensorSpec,
+    elements: Elements,
+}
+
+enum Elements {
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+    F32(Vec<f32>),
+}
+
+impl Tensor {
+    /// `value(head, token, feature)` where the tensor has elements, NaN in the gaps of its strides.
+    fn fill(spec: TensorSpec, mut value: impl FnMut(usize, usize, usize) -> f32) -> Tensor {
+        let span = spec.span_elems(Operand::Tensor).expect("test extents are small");
+        let mut x = vec![f32::NAN; span];
+        let [batch, heads, tokens, head_dim] = spec.shape;
+        for b in 0..batch {
+            for h in 0..heads {
+                for n in 0..tokens {
+                    let row = b as i64 * spec.strides[0] + h as i64 * spec.strides[1] + n as i64 * spec.strides[2];
+                    for d in 0..head_dim {
+                        x[row as usize + d] = value(b * heads + h, n, d);
+                    }
+                }
+            }
+        }
+        let elements = match spec.dtype {
+            DType::F16 => Elements::F16(x.into_iter().map(f16::from_f32).collect()),
+            DType::BF16 => Elements::BF16(x.into_iter().map(bf16::from_f32).collect()),
+            DType::F32 => Elements::F32(x),
+        };
+        Tensor { spec, elements }
+    }
+
+    pub fn host(&self) -> HostTensor<'_> {
+        let data = match &self.elements {
+            Elements::F16(x) => Data::F16(x),
+            Elements::BF16(x) => Data::BF16(x),
+            Elements::F32(x) => Data::F32(x),
+        };
+        let [stride_batch, stride_head, stride_token, _] = self.spec.strides;
+        HostTensor { data, stride_batch, stride_head, stride_token }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        match &self.elements {
+            Elements::F16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::BF16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+}
+
+/// A problem with its operands.
+pub struct Case {
+    pub seed: u64,
+    pub stem: Stem,
+    pub problem: Problem,
+    pub options: Options,
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+}
+
+impl Case {
+    /// The problem of `seed`: any stem, extents to about four query blocks with many tails, all layouts
+    /// and options, keys and queries with channel offsets as real ones have.
+    pub fn random(seed: u64) -> Case {
+        let mut random = Random(seed);
+        let pick = |random: &mut Random, n: usize| (random.bits() % n as u64) as usize;
+        let stem = STEMS[pick(&mut random, STEMS.len())];
+        let batch = 1 + pick(&mut random, 2);
+        let num_heads_kv = 1 + pick(&mut random, 3);
+        let num_heads_q = num_heads_kv * [1, 1, 2, 3, 5][pick(&mut random, 5)];
+        let head_dim = match pick(&mut random, 4) {
+            0 => 64,
+            1 | 2 => 128,
+            _ => 1 + pick(&mut random, 128),
+        };
+        let tokens = |random: &mut Random| match pick(random, 8) {
+            0 => pick(random, 4),
+            1 => 64 * (1 + pick(random, 4)),
+            2 => 127 + pick(random, 3),
+            3 => 1 + pick(random, 64),
+            _ => 1 + pick(random, 500),
+        };
+        let (seqlen_q, seqlen_kv) = (tokens(&mut random), tokens(&mut random));
+        let seqlen_q = if pick(&mut random, 3) == 0 { seqlen_kv } else { seqlen_q };
+        let dtype = [DType::F16, DType::BF16, DType::F32][pick(&mut random, 3)];
+        let mut spec = |heads: usize, tokens: usize| {
+            let layout = match pick(&mut random, 4) {
+                0 => Layout::Nhd,
+                1 => {
+                    // Gaps: any multiple of eight keeps the fast path, anything else takes the other.
+                    let step = [1, 8][pick(&mut random, 2)];
+                    let pad = |x: usize, random: &mut Random| x + step * pick(random, 4);
+                    let token = if step == 8 { head_dim.next_multiple_of(8) } else { head_dim };
+                    let token = pad(token, &mut random);
+                    let head = pad(token * tokens.max(1), &mut random);
+                    let batch = pad(head * heads, &mut random);
+                    Layout::Strides([batch as i64, head as i64, token as i64, 1])
+                }
+                _ => Layout::Hnd,
+            };
+            let shape = match layout {
+                Layout::Nhd => [batch, tokens, heads, head_dim],
+                _ => [batch, heads, tokens, head_dim],
+            };
+            TensorSpec::new(Operand::Tensor, dtype, &shape, layout).expect("valid layout")
+        };
+        let (q, k, v) = (spec(num_heads_q, seqlen_q), spec(num_heads_kv, seqlen_kv), spec(num_heads_kv, seqlen_kv));
+        let mut out = spec(num_heads_q, seqlen_q);
+        out.dtype = [DType::F16, DType::BF16, DType::F32][pick(&mut random, 3)];
+        let granularity = [ScaleGranularity::PerBlock, ScaleGranularity::PerWarp, ScaleGranularity::PerThread][pick(&mut random, 3)];
+        let flags = random.bits();
+        let smoothing = Smoothing { q: flags & 1 != 0, k: flags & 2 != 0, v: flags & 4 != 0 };
+        let mut request = Request::new(q, k, v, out);
+        request.causal = flags & 8 != 0;
+        request.precision = match stem.qk {
+            sage_spec::Precision::Int4 => Precision::Int4,
+            sage_spec::Precision::Int8 => Precision::Int8,
+        };
+        request.granularity = granularity;
+        request.smoothing = Some(smoothing);
+        request.pv = Some(stem.pv);
+        request.kernel = Some(stem.name.into());
+        request.return_lse = flags & 16 != 0;
+        // Sharp and flat attention; one in sixteen with score steps too coarse to fold.
+        let sharpness = [0.3, 1.0, 1.0, 3.0][pick(&mut random, 4)] * if flags & 0x1e0 == 0 { 40.0 } else { 1.0 };
+        let problem = Problem::new(request).expect("a valid request");
+        let options = Options {
+            causal: problem.causal(),
+            sm_scale: problem.sm_scale(),
+            precision: stem.qk,
+            granularity,
+            pv: stem.pv,
+            smooth_q: smoothing.q,
+            smooth_k: smoothing.k,
+            smooth_v: smoothing.v,
+        };
+        let mut tensor = |spec: TensorSpec, scale: f32, offset: f32| {
+            let offsets = random.normals(spec.shape[3]);
+            // Some whole heads and channels are zero: their scales are the floor.
+            let (zero_head, zero_channel) = (pick(&mut random, 12), pick(&mut random, 256));
+            Tensor::fill(spec, |head, _, d| {
+                let x = scale * (offset * offsets[d] + random.normal());
+                if head == zero_head || d == zero_channel { 0.0 } else { x }
+            })
+        };
+        let q = tensor(q, sharpness, 1.0);
+        let k = tensor(k, 1.0, 3.0);
+        let v = tensor(v, 1.0, 0.5);
+        Case { seed, stem, problem, options, q, k, v }
+    }
+
+    /// One line that says what the problem is.
+    pub fn describe(&self) -> String {
+        let d = self.problem.dims();
+        format!(
+            "seed {} {} B{} H{}/{} M{} N{} D{} {:?} {:?}{}{}",
+            self.seed,
+            self.stem.name,
+            d.batch,
+            d.num_heads_q,
+            d.num_heads_kv,
+            d.seqlen_q,
+            d.seqlen_kv,
+            d.head_dim,
+            self.problem.input_dtype(),
+            self.options,
+            if self.stem.pv == PvFormat::Fp8 { "" } else { " f16" },
+            if self.problem.return_lse() { " lse" } else { "" },
+        )
+    }
+}

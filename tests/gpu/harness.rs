@@ -1,0 +1,203 @@
+//! Running plans with every buffer in the open.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs};
+use sage_attn::error::{DeviceError, Operand};
+use sage_attn::plan::{Plan, Slot, plan};
+use sage_attn::problem::{DType, TensorSpec};
+
+use crate::case::Case;
+
+/// Byte that memory holds before a launch. As f32, f16, bf16 and E4M3 it is NaN, as INT8 it is −1.
+const POISON: u8 = 0xff;
+/// Poisoned bytes on either side of each buffer.
+const RED_ZONE: usize = 1024;
+
+/// The GPU of this machine, or a line that says why the test is skipped.
+pub fn gpu() -> Option<Arc<Gpu>> {
+    match Gpu::shared(0) {
+        Ok(gpu) => Some(gpu),
+        Err(error @ (DeviceError::NoDriver { .. } | DeviceError::NoDevice { .. })) => {
+            println!("SKIPPED: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Number of random problems and the first seed.
+pub fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
+    };
+    let first = number("SAGE_GPU_SEED", 1);
+    first..first + number("SAGE_GPU_CASES", 200)
+}
+
+/// Leaves `figures` in the folder `SAGE_RESULTS`, if there is one.
+pub fn record(name: &str, figures: &serde_json::Value) {
+    println!("{name}: {figures}");
+    if let Ok(folder) = std::env::var("SAGE_RESULTS") {
+        let path = std::path::Path::new(&folder).join(format!("{name}.json"));
+        std::fs::write(&path, format!("{figures:#}\n")).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}
+
+/// A buffer between red zones.
+pub struct Buffer {
+    memory: CudaSlice<u8>,
+    len: usize,
+}
+
+impl Buffer {
+    fn poisoned(gpu: &Gpu, stream: &Arc<CudaStream>, len: usize) -> Buffer {
+        let mut memory = gpu.alloc(stream, len + 2 * RED_ZONE).expect("memory");
+        stream.memcpy_htod(&vec![POISON; len + 2 * RED_ZONE], &mut memory).expect("upload");
+        Buffer { memory, len }
+    }
+
+    fn of(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8]) -> Buffer {
+        let mut padded = vec![POISON; bytes.len() + 2 * RED_ZONE];
+        padded[RED_ZONE..RED_ZONE + bytes.len()].copy_from_slice(bytes);
+        let mut memory = gpu.alloc(stream, padded.len()).expect("memory");
+        stream.memcpy_htod(&padded, &mut memory).expect("upload");
+        Buffer { memory, len: bytes.len() }
+    }
+
+    fn address(&self, stream: &Arc<CudaStream>) -> u64 {
+        self.memory.device_ptr(stream).0 + RED_ZONE as u64
+    }
+
+    /// The contents; fails if a red zone was written.
+    fn read(&self, stream: &Arc<CudaStream>, name: &str) -> Vec<u8> {
+        let bytes = stream.clone_dtoh(&self.memory).expect("download");
+        let (before, rest) = bytes.split_at(RED_ZONE);
+        let (inside, after) = rest.split_at(self.len);
+        assert!(before.iter().chain(after).all(|&byte| byte == POISON), "{name}: written outside its buffer");
+        inside.to_vec()
+    }
+}
+
+/// What a launch left behind.
+pub struct Outcome {
+    /// `[B, Hq, M, D]` widened to f32.
+    pub out: Vec<f32>,
+    /// `[B, Hq, M]`.
+    pub lse: Option<Vec<f32>>,
+    workspace: Vec<u8>,
+    pub plan: Plan,
+    /// i32 `[B, Hq, Mp, Np]` of the kernel's own QK path.
+    pub scores: Option<Vec<i32>>,
+}
+
+impl Outcome {
+    /// Contents of a workspace buffer.
+    pub fn slot(&self, slot: Slot) -> Option<&[u8]> {
+        let buffer = self.plan.workspace().get(slot)?;
+        Some(&self.workspace[buffer.offset_bytes..buffer.offset_bytes + buffer.bytes])
+    }
+}
+
+/// f32 values of `bytes`.
+pub fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The elements of a tensor, widened; fails if a gap between rows was written.
+fn gather(spec: &TensorSpec, bytes: &[u8], name: &str) -> Vec<f32> {
+    let size = spec.dtype.bytes();
+    let [batch, heads, tokens, head_dim] = spec.shape;
+    let mut gaps = vec![true; bytes.len()];
+    let mut values = Vec::with_capacity(spec.shape.iter().product());
+    for b in 0..batch {
+        for h in 0..heads {
+            for n in 0..tokens {
+                let row = b as i64 * spec.strides[0] + h as i64 * spec.strides[1] + n as i64 * spec.strides[2];
+                for d in 0..head_dim {
+                    let at = (row as usize + d) * size;
+                    let element = &bytes[at..at + size];
+                    gaps[at..at + size].fill(false);
+                    values.push(match spec.dtype {
+                        DType::F16 => half::f16::from_le_bytes([element[0], element[1]]).to_f32(),
+                        DType::BF16 => half::bf16::from_le_bytes([element[0], element[1]]).to_f32(),
+                        DType::F32 => f32s(element)[0],
+                    });
+                }
+            }
+        }
+    }
+    assert!(gaps.iter().zip(bytes).all(|(gap, byte)| !gap || *byte == POISON), "{name}: written between its rows");
+    values
+}
+
+/// Runs `case` on `gpu` with every buffer poisoned and fenced in.
+pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
+    let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let stream = gpu.context().new_stream().expect("stream");
+    let upload = |tensor: &crate::case::Tensor| Buffer::of(gpu, &stream, &tensor.bytes());
+    let (q, k, v) = (upload(&case.q), upload(&case.k), upload(&case.v));
+    let out_spec = *case.problem.out();
+    let out_bytes = out_spec.span_elems(Operand::Out).expect("span") * out_spec.dtype.bytes();
+    let out = Buffer::poisoned(gpu, &stream, out_bytes);
+    let lse = case.problem.return_lse().then(|| Buffer::poisoned(gpu, &stream, case.problem.lse_elems() * 4));
+    let workspace = Buffer::poisoned(gpu, &stream, plan.workspace().total_bytes());
+    let tensor = |buffer: &Buffer, spec: &TensorSpec| DeviceTensor { ptr: buffer.address(&stream), spec: *spec };
+    let args = LaunchArgs {
+        q: tensor(&q, &case.q.spec),
+        k: tensor(&k, &case.k.spec),
+        v: tensor(&v, &case.v.spec),
+        out: tensor(&out, &out_spec),
+        lse: lse.as_ref().map(|lse| lse.address(&stream)),
+        workspace: DeviceMemory { ptr: workspace.address(&stream), bytes: plan.workspace().total_bytes() },
+    };
+    // SAFETY: every buffer was allocated above for this problem, is used on this stream only, and lives
+    // until the downloads below have synchronised it.
+    unsafe { gpu.launch(&plan, &args, stream.cu_stream()) }.unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let scores = scores(gpu, &stream, case, &plan, args.workspace.ptr);
+    for (buffer, tensor, name) in [(&q, &case.q, "q"), (&k, &case.k, "k"), (&v, &case.v, "v")] {
+        assert!(buffer.read(&stream, name) == tensor.bytes(), "{name} was written");
+    }
+    Outcome {
+        out: gather(&out_spec, &out.read(&stream, "out"), "out"),
+        lse: lse.map(|lse| f32s(&lse.read(&stream, "lse"))),
+        workspace: workspace.read(&stream, "workspace"),
+        plan,
+        scores,
+    }
+}
+
+/// Raw scores of the quantized operands that the launch left in the workspace.
+fn scores(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case, plan: &Plan, workspace: u64) -> Option<Vec<i32>> {
+    use sage_attn::plan::{Entry, Kernel};
+    use sage_spec::launch;
+    use sage_spec::params::ScoresParams;
+
+    let dims = case.problem.dims();
+    let q_codes = plan.workspace().address(workspace, Slot::QCodes);
+    if plan.entries().is_empty() || q_codes == 0 {
+        return None;
+    }
+    let (depth, rows, keys) = (dims.head_dim_padded(), dims.seqlen_q_padded(), dims.seqlen_kv_padded());
+    let scores = Buffer::poisoned(gpu, stream, dims.batch * dims.num_heads_q * rows * keys * 4);
+    let params = ScoresParams {
+        q_codes,
+        k_codes: plan.workspace().address(workspace, Slot::KCodes),
+        scores: scores.address(stream),
+        num_heads_q: dims.num_heads_q as u32,
+        num_heads_kv: dims.num_heads_kv as u32,
+        seqlen_q: dims.seqlen_q as u32,
+        seqlen_kv: dims.seqlen_kv as u32,
+    };
+    let entry = Entry {
+        kernel: Kernel::Attention,
+        symbol: format!("{}_scores_d{depth}", case.stem.name),
+        cta: launch::attention(depth, case.stem.qk, case.stem.pv),
+    };
+    let grid = [launch::quantize_q_grid(dims) as u32, 1];
+    // SAFETY: as in `run`; `scores` holds every padded score.
+    unsafe { gpu.launch_kernel(case.stem.arch, &entry, grid, &params, stream.cu_stream()) }.expect("scores");
+    let bytes = scores.read(stream, "scores");
+    Some(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
