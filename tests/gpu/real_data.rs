@@ -23,7 +23,7 @@ fn real_layers_have_the_same_accuracy_on_cpu_and_gpu() {
         let (q, k, v) = (view(&q, &qs), view(&k, &ks), view(&v, &vs));
         for precision in [Precision::Int8, Precision::Int4] {
             let attention = Attention::new().causal(true).precision(precision).smoothing(sage_attn::Smoothing { q: true, k: true, v: false });
-            let dims = *attention.problem(&q, &k, &v).expect("problem").dims();
+            let dims = *attention.problem(*q.spec(), *k.spec(), *v.spec(), *q.spec()).expect("problem").dims();
             let exact = sage_attn::reference::attention_f64(&dims, &q.host(), &k.host(), &v.host(), true, 1.0 / 128f64.sqrt());
             let metrics = [Device::Cpu, Device::Cuda(0)].map(|device| {
                 let output = attention.clone().device(device).forward(&q, &k, &v).expect("forward");
