@@ -151,6 +151,125 @@ fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Fi
         seen.worst_ratio = seen.worst_ratio.max(actual / allowed * 2.0);
     }
     if let Some(lse) = &outcome.lse {
+        for (row, (actual, own)) in lse.iter().zip(&reference.lse).enumerate() {
+            let ideal = ideal.lse[row];
+            let distance = |x: f32| if f64::from(x) == ideal { 0.0 } else { (f64::from(x) - ideal).abs() };
+            let (error, own) = (distance(*actual), distance(*own));
+            // One tie of P that rounds the other way moves the sum by up to a sixteenth of that key's
+            // weight; 1e-3 is a key of 1.6 %.
+            let allowed = 2.0 * own + 1e-3 + 2e-6 * ideal.abs();
+            if !(error <= allowed) {
+                return Err(format!("lse of row {row}: {actual}, off by {error:.2e} where the reference is off by {own:.2e}"));
+            }
+            seen.worst_lse = seen.worst_lse.max(error);
+        }
+    }
+    Ok(seen) => {
+                let figures = figures.entry(case.stem.name).or_default();
+                figures.problems += 1;
+                figures.rows += seen.rows;
+                figures.worst_ratio = figures.worst_ratio.max(seen.worst_ratio);
+                figures.worst_lse = figures.worst_lse.max(seen.worst_lse);
+            }
+            Err(what) => failures.push(format!("{}: {what}", case.describe())),
+        }
+    }
+    let kernels: serde_json::Map<String, serde_json::Value> = figures
+        .iter()
+        .map(|(name, f)| {
+            let figures = json!({
+                "problems": f.problems,
+                "rows": f.rows,
+                "worst_row_error_over_reference_rounding": f.worst_ratio,
+                "worst_lse_error": f.worst_lse,
+            });
+            ((*name).to_string(), figures)
+        })
+        .collect();
+    record(
+        "gpu_kernels",
+        &json!({
+            "device": gpu.name(),
+            "driver": sage_attn::device::driver_version().unwrap_or_default(),
+            "problems": seeds.end - seeds.start,
+            "failures": failures.len(),
+            "bit_equal": ["codes", "scales", "means", "delta_s", "integer scores"],
+            "kernels": kernels,
+        }),
+    );
+    let shown = failures.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
+    assert!(failures.is_empty(), "{} of {} problems fail; repeat one with SAGE_GPU_SEED=seed SAGE_GPU_CASES=1\n{shown}", failures.len(), seeds.end - seeds.start);
+}
+
+fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Figures, String> {
+    let dims = case.problem.dims();
+    let outcome = run(gpu, case);
+    let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
+    let quantized = quantize(dims, &q, &k, &v, &case.options);
+
+    let bytes = [
+        (Slot::QCodes, &quantized.q_codes),
+        (Slot::KCodes, &quantized.k_codes),
+        (Slot::VCodes, &quantized.v_codes),
+    ];
+    for (slot, expected) in bytes {
+        if let Some(actual) = outcome.slot(slot)
+            && let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b)
+        {
+            return Err(format!("{} differ at byte {at}: {} for {}", slot.name(), actual[at], expected[at]));
+        }
+    }
+    let floats = [
+        (Slot::KMean, quantized.k_mean.as_ref()),
+        (Slot::QMean, quantized.q_mean.as_ref()),
+        (Slot::VMean, quantized.v_mean.as_ref()),
+        (Slot::QScale, Some(&quantized.q_scale)),
+        (Slot::KScale, Some(&quantized.k_scale)),
+        (Slot::VScale, Some(&quantized.v_scale)),
+        (Slot::QkMean, quantized.qk_mean.as_ref()),
+    ];
+    for (slot, expected) in floats {
+        if let (Some(actual), Some(expected)) = (outcome.slot(slot), expected) {
+            let actual = f32s(actual);
+            if let Some(at) = first_difference(&actual, expected) {
+                return Err(format!("{} differ at {at}: {} for {}", slot.name(), actual[at], expected[at]));
+            }
+        }
+    }
+    if let Some(actual) = outcome.slot(Slot::DeltaS)
+        && outcome.plan.chunks().count() == 1
+    {
+        let (actual, expected) = (f32s(actual), delta_s(dims, &quantized, &k, &case.options));
+        if let Some(at) = first_difference(&actual, &expected) {
+            return Err(format!("delta_s differ at {at}: {} for {}", actual[at], expected[at]));
+        }
+    }
+    if let Some(actual) = &outcome.scores {
+        let expected = scores(dims, &quantized, case.options.precision);
+        if let Some(at) = actual.iter().zip(&expected).position(|(a, b)| a != b) {
+            return Err(format!("scores differ at {at}: {} for {}", actual[at], expected[at]));
+        }
+    }
+
+    let reference = attention_quantized(dims, &quantized, &k, &case.options);
+    let ideal = attention_unrounded_p(dims, &quantized, &k, &case.options);
+    let rounding = output_rounding(case.problem.out().dtype);
+    let mut seen = Figures::default();
+    let width = dims.head_dim;
+    for (row, ideal) in ideal.out.chunks(width).enumerate() {
+        let range = row * width..(row + 1) * width;
+        let distance = |x: &[f32]| -> f64 { x.iter().zip(ideal).map(|(x, ideal)| (f64::from(*x) - ideal).abs()).sum() };
+        let (actual, own) = (distance(&outcome.out[range.clone()]), distance(&reference.out[range.clone()]));
+        let size: f64 = ideal.iter().map(|x| x.abs()).sum();
+        // The reference's own rounding of P, plus what storing the output costs anyone.
+        let allowed = 2.0 * own + size * (rounding + 2e-6) + 1e-30;
+        if !(actual <= allowed) {
+            return Err(format!("row {row}: error {actual:.3e}, allowed {allowed:.3e} (reference {own:.3e}, size {size:.3e})"));
+        }
+        seen.rows += 1;
+        seen.worst_ratio = seen.worst_ratio.max(actual / allowed * 2.0);
+    }
+    if let Some(lse) = &outcome.lse {
         for (row, (actual, expected)) in lse.iter().zip(&reference.lse).enumerate() {
             let error = if actual == expected { 0.0 } else { f64::from((actual - expected).abs()) };
             let allowed = 1e-4 + 2e-6 * f64::from(expected.abs());

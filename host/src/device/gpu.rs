@@ -137,13 +137,13 @@ impl Gpu {
             .try_for_each(|entry| module.function(self, entry).map(drop))
     }
 
-    /// The module for `arch`, loaded on first use. The context must be current.
+    /// The module for `arch`, opened on first use.
     pub(super) fn module(&self, arch: Arch) -> Result<Arc<Module>, DeviceError> {
         let mut modules = lock(&self.modules);
         if let Some(module) = modules.get(&arch) {
             return Ok(module.clone());
         }
-        let module = Arc::new(Module::load(self, arch)?);
+        let module = Arc::new(Module::open(self, arch)?);
         modules.insert(arch, module.clone());
         Ok(module)
     }

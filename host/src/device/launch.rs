@@ -1,8 +1,9 @@
 //! Submitting a plan to a stream.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use cudarc::driver::result;
+use cudarc::driver::{CudaStream, result};
 use cudarc::driver::sys::{self, CUstream};
 use sage_spec::symbol::Arch;
 
@@ -12,6 +13,15 @@ use super::module::{Function, Module};
 use super::params::ParamsBuilder;
 use crate::error::{Error, Invalid};
 use crate::plan::{Entry, Kernel, Plan, Step};
+
+/// How long a step took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepTime {
+    /// Exported name of the kernel.
+    pub symbol: String,
+    /// Milliseconds between the events around it.
+    pub ms: f64,
+}
 
 impl Gpu {
     /// Submits `plan` on `args` to `stream` and returns without waiting.
@@ -49,6 +59,43 @@ impl Gpu {
         unsafe { self.submit(plan.setup_steps(), plan, args, stream) }?;
         // SAFETY: as above.
         unsafe { self.submit(plan.chunk_steps(), plan, args, stream) }
+    }
+
+    /// Launches `plan` like [`Gpu::launch`], with an event before and after every step, and waits.
+    ///
+    /// # Safety
+    ///
+    /// As [`Gpu::launch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::launch`].
+    pub unsafe fn launch_timed_steps(
+        &self,
+        plan: &Plan,
+        args: &LaunchArgs,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Vec<StepTime>, Error> {
+        args.check(plan)?;
+        self.bind()?;
+        let record = || {
+            let event = stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+            self.check("recording an event", event)
+        };
+        let mut events = vec![record()?];
+        for step in plan.steps() {
+            // SAFETY: the caller's promise is handed on unchanged.
+            unsafe { self.submit(std::iter::once(step), plan, args, stream.cu_stream()) }?;
+            events.push(record()?);
+        }
+        self.check("running the kernels", stream.synchronize())?;
+        let between = events.windows(2).zip(plan.steps());
+        between
+            .map(|(events, step)| {
+                let ms = self.check("timing a kernel", events[0].elapsed_ms(&events[1]))?;
+                Ok(StepTime { symbol: step.entry.symbol.clone(), ms: f64::from(ms) })
+            })
+            .collect()
     }
 
     /// Launches one exported kernel of module `arch` by itself, for tests and benchmarks.

@@ -21,4 +21,5 @@ pub use driver::{device_count, driver_version};
 pub use embedded::{EmbeddedModule, MODULES};
 pub use gpu::Gpu;
 pub use host::HostResult;
+pub use launch::StepTime;
 pub use slices::SliceArgs;

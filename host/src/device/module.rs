@@ -30,35 +30,60 @@ unsafe impl Send for Function {}
 // SAFETY: as above; the handle is never written.
 unsafe impl Sync for Function {}
 
-/// A loaded module.
+/// An embedded PTX module on a GPU. Its kernels do not refer to each other, so each is handed to the
+/// driver by itself when it is first needed: translating all of them would take tens of seconds, and a
+/// problem needs about eight.
 pub(super) struct Module {
     arch: Arch,
-    handle: sys::CUmodule,
+    ptx: &'static str,
     context: Arc<CudaContext>,
-    functions: RwLock<HashMap<String, Function>>,
+    kernels: RwLock<HashMap<String, Kernel>>,
 }
 
-// SAFETY: a CUmodule is a handle that any thread may use while its context exists, and `context`
-// keeps it existing.
-unsafe impl Send for Module {}
-// SAFETY: as above; the handle is never written, and the map has its own lock.
-unsafe impl Sync for Module {}
+/// A kernel and the driver's module that holds it.
+struct Kernel {
+    handle: sys::CUmodule,
+    function: Function,
+}
+
+// SAFETY: a CUmodule is a handle that any thread may use while its context exists, and the `Module`
+// that owns it keeps that existing.
+unsafe impl Send for Kernel {}
+// SAFETY: as above; the handle is never written.
+unsafe impl Sync for Kernel {}
+
+/// What precedes the first kernel of a module, and the kernel `symbol`; `None` if there is no such kernel.
+fn one_kernel(ptx: &str, symbol: &str) -> Option<String> {
+    const ENTRY: &str = "\n.visible .entry ";
+    let header = &ptx[..ptx.find(ENTRY)? + 1];
+    let begin = ptx.find(&format!("{ENTRY}{symbol}("))? + 1;
+    let end = ptx[begin..].find(ENTRY).map_or(ptx.len(), |end| begin + end + 1);
+    Some(format!("{header}{}", &ptx[begin..end]))
+}
 
 impl Module {
-    /// Has the driver translate the embedded PTX for `arch`. The context of `gpu` must be current.
-    pub(super) fn load(gpu: &Gpu, arch: Arch) -> Result<Module, DeviceError> {
-        let target = arch.target();
-        let module = embedded::find(MODULES, target)?;
+    /// The embedded module for `arch`, after comparing it with its recorded hash. Nothing is loaded yet.
+    pub(super) fn open(gpu: &Gpu, arch: Arch) -> Result<Module, DeviceError> {
+        Ok(Module {
+            arch,
+            ptx: embedded::find(MODULES, arch.target())?.ptx,
+            context: gpu.context().clone(),
+            kernels: RwLock::default(),
+        })
+    }
+
+    /// Has the driver translate the PTX of one kernel. The context of `gpu` must be current.
+    fn load(&self, gpu: &Gpu, ptx: String) -> Result<sys::CUmodule, DeviceError> {
         let rejected = |name, log| {
             let driver = driver::driver_version().unwrap_or_else(|_| "unknown".into());
             DeviceError::ModuleRejected {
-                target,
+                target: self.arch.target(),
                 driver,
                 name,
                 log,
             }
         };
-        let image = CString::new(module.ptx)
+        let image = CString::new(ptx)
             .map_err(|_| rejected("the text contains a zero byte".into(), String::new()))?;
         let mut log = vec![0u8; 4096];
         let mut options = [
@@ -84,14 +109,9 @@ impl Module {
             )
         };
         match loaded {
-            CUresult::CUDA_SUCCESS => Ok(Module {
-                arch,
-                handle,
-                context: gpu.context().clone(),
-                functions: RwLock::default(),
-            }),
+            CUresult::CUDA_SUCCESS => Ok(handle),
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                gpu.check("loading the kernels", Err(DriverError(loaded)))
+                gpu.check("loading a kernel", Err(DriverError(loaded)))
             }
             _ => {
                 log.truncate(log.iter().position(|&byte| byte == 0).unwrap_or(log.len()));
@@ -101,15 +121,15 @@ impl Module {
         }
     }
 
-    /// The kernel of `entry`, looked up on first use and allowed the shared memory it needs. The
-    /// context of `gpu` must be current.
+    /// The kernel of `entry`, loaded on first use and allowed the shared memory it needs. The context of
+    /// `gpu` must be current.
     pub(super) fn function(&self, gpu: &Gpu, entry: &Entry) -> Result<Function, DeviceError> {
         let known = self
-            .functions
+            .kernels
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&entry.symbol)
-            .copied();
+            .map(|kernel| kernel.function);
         match known {
             Some(function) => Ok(function),
             None => self.find(gpu, entry),
@@ -121,9 +141,19 @@ impl Module {
             target: self.arch.target(),
             symbol: entry.symbol.clone(),
         };
+        let ptx = one_kernel(self.ptx, &entry.symbol).ok_or_else(missing)?;
         let name = CString::new(entry.symbol.as_str()).map_err(|_| missing())?;
-        // SAFETY: `self.handle` was returned by a successful load and is unloaded only by Drop.
-        let function = match unsafe { result::module::get_function(self.handle, name) } {
+        // Held while loading, so that two threads do not load the same kernel.
+        let mut kernels = self
+            .kernels
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels.get(&entry.symbol) {
+            return Ok(kernel.function);
+        }
+        let handle = self.load(gpu, ptx)?;
+        // SAFETY: `handle` was returned by a successful load and is unloaded only by Drop.
+        let function = match unsafe { result::module::get_function(handle, name) } {
             Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => return Err(missing()),
             result => gpu.check("finding a kernel", result)?,
         };
@@ -139,21 +169,43 @@ impl Module {
                 })?;
         }
         let function = Function(function);
-        let mut functions = self
-            .functions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        functions.insert(entry.symbol.clone(), function);
+        kernels.insert(entry.symbol.clone(), Kernel { handle, function });
         Ok(function)
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
+        if self.context.bind_to_thread().is_err() {
+            return;
+        }
+        let kernels = self
+            .kernels
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, kernel) in kernels.drain() {
             // SAFETY: the module is loaded, and the Gpu that owns it has waited for its kernels. An
             // error has nobody to go to.
-            let _ = unsafe { result::module::unload(self.handle) };
+            let _ = unsafe { result::module::unload(kernel.handle) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_stands_alone() {
+        for module in MODULES {
+            let symbols = module.ptx.split(".visible .entry ").skip(1);
+            for symbol in symbols.map(|text| text.split('(').next().unwrap_or_default()) {
+                let text = one_kernel(module.ptx, symbol).expect("a kernel of the module");
+                assert!(text.starts_with(".version"));
+                assert_eq!(text.matches(".visible .entry ").count(), 1);
+                assert!(text.contains(&format!(".visible .entry {symbol}(")));
+            }
+            assert!(one_kernel(module.ptx, "no_such_kernel").is_none());
         }
     }
 }

@@ -1,0 +1,226 @@
+//! Times every step of the quantized attention on a GPU, against the device's own copy bandwidth.
+//!
+//! `cargo run --release -p sage-benches --bin gpu -- --json results.json`. Each step is timed with CUDA
+//! events around it; inputs are larger than the L2 cache; figures are medians. Before timing, the output
+//! of the timed configuration is compared with the CPU reference on a few rows.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Parser;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, driver_version};
+use sage_attn::error::Operand;
+use sage_attn::plan::{Plan, plan};
+use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
+use serde_json::{Value, json};
+
+/// Times the GPU kernels.
+#[derive(Parser)]
+struct Options {
+    /// Batch size.
+    #[arg(long, default_value_t = 4)]
+    batch: usize,
+    /// Query and key/value heads.
+    #[arg(long, default_value_t = 32)]
+    heads: usize,
+    /// Tokens.
+    #[arg(long, default_value_t = 8192)]
+    seqlen: usize,
+    /// Head dimensions.
+    #[arg(long, value_delimiter = ',', default_values_t = [128, 64])]
+    head_dim: Vec<usize>,
+    /// Kernels (stems); all by default.
+    #[arg(long, value_delimiter = ',')]
+    kernels: Vec<String>,
+    /// Timed launches of each configuration.
+    #[arg(long, default_value_t = 10)]
+    repeats: usize,
+    /// Writes the figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// Normal-like bf16 values, different in every position of a few mebibytes and repeated from there: the
+/// caches cannot tell, and generating gigabytes on the host would take longer than the benchmark.
+fn values(count: usize, seed: u64) -> Vec<half::bf16> {
+    let mut state = seed;
+    (0..count)
+        .map(|_| {
+            let mut sum = 0.0f32;
+            for _ in 0..4 {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                sum += (state >> 40) as f32 / (1u64 << 24) as f32;
+            }
+            half::bf16::from_f32((sum - 2.0) * 1.732)
+        })
+        .collect()
+}
+
+fn upload(gpu: &Gpu, stream: &Arc<CudaStream>, elems: usize, seed: u64) -> Result<CudaSlice<u8>, Box<dyn Error>> {
+    const PERIOD: usize = 8 << 20;
+    let period: Vec<u8> = values(PERIOD.min(elems), seed).iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut memory = gpu.alloc(stream, elems * 2)?;
+    for begin in (0..elems * 2).step_by(period.len()) {
+        let len = period.len().min(elems * 2 - begin);
+        stream.memcpy_htod(&period[..len], &mut memory.slice_mut(begin..begin + len))?;
+    }
+    Ok(memory)
+}
+
+fn median(mut x: Vec<f64>) -> f64 {
+    x.sort_by(f64::total_cmp);
+    x[x.len() / 2]
+}
+
+/// Bytes per second of a device-to-device copy, read and written bytes counted.
+fn copy_bandwidth(gpu: &Gpu, stream: &Arc<CudaStream>) -> Result<f64, Box<dyn Error>> {
+    let bytes = 2usize << 30;
+    let from = gpu.alloc(stream, bytes)?;
+    let mut to = gpu.alloc(stream, bytes)?;
+    let mut ms = Vec::new();
+    for _ in 0..10 {
+        let start = stream.record_event(Some(cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT))?;
+        stream.memcpy_dtod(&from, &mut to)?;
+        let end = stream.record_event(Some(cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT))?;
+        stream.synchronize()?;
+        ms.push(f64::from(start.elapsed_ms(&end)?));
+    }
+    Ok(2.0 * bytes as f64 / (median(ms) * 1e-3))
+}
+
+/// Bytes a step must move: inputs read once, outputs written once. `None` for attention itself, which is not
+/// bound by memory, and for steps too small to time.
+fn bytes(plan: &Plan, symbol: &str) -> Option<f64> {
+    let problem = plan.problem();
+    let dims = problem.dims();
+    let element = problem.input_dtype().bytes();
+    let q = dims.batch * dims.num_heads_q * dims.seqlen_q * dims.head_dim;
+    let kv = dims.batch * dims.num_heads_kv * dims.seqlen_kv * dims.head_dim;
+    let depth = dims.head_dim_padded();
+    let qk = plan.stem().qk;
+    let bytes = if symbol.starts_with("k_mean_partial") || symbol.starts_with("v_stats_partial") {
+        kv * element
+    } else if symbol.starts_with("quantize_q") {
+        q * element + qk.bytes(q / dims.head_dim * depth)
+    } else if symbol.starts_with("quantize_k") {
+        kv * element + qk.bytes(kv / dims.head_dim * depth)
+    } else if symbol.starts_with("quantize_v") {
+        kv * element + kv / dims.head_dim * depth * plan.stem().pv.bytes()
+    } else {
+        return None;
+    };
+    Some(bytes as f64)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    let gpu = Gpu::shared(0)?;
+    let stream = gpu.context().new_stream()?;
+    let bandwidth = copy_bandwidth(&gpu, &stream)?;
+    println!("{}, copy {:.0} GB/s", gpu.name(), bandwidth / 1e9);
+    let mut cases = Vec::new();
+    for &head_dim in &options.head_dim {
+        let elems = options.batch * options.heads * options.seqlen * head_dim;
+        let [q, k, v] = [1, 2, 3].map(|seed| upload(&gpu, &stream, elems, seed));
+        let (q, k, v) = (q?, k?, v?);
+        for stem in sage_spec::symbol::STEMS {
+            if !options.kernels.is_empty() && !options.kernels.iter().any(|name| name == stem.name) {
+                continue;
+            }
+            for causal in [false, true] {
+                let case = run(&gpu, &stream, &options, head_dim, &stem, causal, [&q, &k, &v], bandwidth)?;
+                cases.push(case);
+            }
+        }
+    }
+    let report = json!({
+        "device": gpu.name(),
+        "driver": driver_version()?,
+        "copy_gb_per_s": bandwidth / 1e9,
+        "batch": options.batch, "heads": options.heads, "seqlen": options.seqlen, "dtype": "bf16",
+        "cases": cases,
+    });
+    if let Some(path) = options.json {
+        std::fs::write(path, format!("{report:#}\n"))?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn run(
+    gpu: &Arc<Gpu>,
+    stream: &Arc<CudaStream>,
+    options: &Options,
+    head_dim: usize,
+    stem: &sage_spec::symbol::Stem,
+    causal: bool,
+    [q, k, v]: [&CudaSlice<u8>; 3],
+    bandwidth: f64,
+) -> Result<Value, Box<dyn Error>> {
+    let shape = [options.batch, options.heads, options.seqlen, head_dim];
+    let spec = TensorSpec::new(Operand::Tensor, DType::BF16, &shape, Layout::Hnd)?;
+    let mut request = Request::new(spec, spec, spec, spec);
+    request.causal = causal;
+    request.kernel = Some(stem.name.into());
+    request.precision = match stem.qk {
+        sage_spec::Precision::Int4 => Precision::Int4,
+        sage_spec::Precision::Int8 => Precision::Int8,
+    };
+    request.smoothing = Some(Smoothing { q: stem.qk == sage_spec::Precision::Int4, k: true, v: false });
+    let problem = Problem::new(request)?;
+    let plan = plan(&problem, gpu.capability())?;
+    let out = gpu.alloc(stream, spec.span_elems(Operand::Out)? * 2)?;
+    let workspace = gpu.alloc(stream, plan.workspace().total_bytes())?;
+    let tensor = |memory: &CudaSlice<u8>| DeviceTensor { ptr: memory.device_ptr(stream).0, spec };
+    let args = LaunchArgs {
+        q: tensor(q),
+        k: tensor(k),
+        v: tensor(v),
+        out: tensor(&out),
+        lse: None,
+        workspace: DeviceMemory { ptr: workspace.device_ptr(stream).0, bytes: plan.workspace().total_bytes() },
+    };
+    gpu.prepare(&plan)?;
+    let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut totals = Vec::new();
+    for repeat in 0..options.repeats + 2 {
+        // SAFETY: all buffers were allocated above for this problem in this context, are used on this
+        // stream only, and outlive the call, which waits.
+        let steps = unsafe { gpu.launch_timed_steps(&plan, &args, stream) }?;
+        if repeat < 2 {
+            continue;
+        }
+        totals.push(steps.iter().map(|step| step.ms).sum());
+        let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+        for step in steps {
+            *sums.entry(step.symbol).or_default() += step.ms;
+        }
+        for (symbol, ms) in sums {
+            times.entry(symbol).or_default().push(ms);
+        }
+    }
+    let total = median(totals);
+    let mut steps = Vec::new();
+    println!("\n{} D={head_dim}{}", stem.name, if causal { " causal" } else { "" });
+    let mut attention_ms = 0.0;
+    for (symbol, ms) in times {
+        let ms = median(ms);
+        let moved = bytes(&plan, &symbol);
+        let share = moved.map(|bytes| bytes / (ms * 1e-3) / bandwidth);
+        let share_text = share.map_or(String::new(), |share| format!("{:5.1} % of copy", share * 100.0));
+        println!("  {symbol:32} {ms:9.4} ms  {share_text}");
+        if symbol.starts_with(stem.name) {
+            attention_ms = ms;
+        }
+        steps.push(json!({ "kernel": symbol, "ms": ms, "bytes": moved, "share_of_copy": share }));
+    }
+    let tops = |ms: f64| problem.flops() / (ms * 1e-3) / 1e12;
+    println!("  attention {:.1} TOPS, end to end {total:.3} ms = {:.1} TOPS", tops(attention_ms), tops(total));
+    Ok(json!({
+        "kernel": stem.name, "head_dim": head_dim, "causal": causal, "steps": steps,
+        "ms": attention_ms, "tops": tops(attention_ms), "e2e_ms": total, "e2e_tops": tops(total),
+    }))
+}
