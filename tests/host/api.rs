@@ -327,7 +327,7 @@ fn a_huge_output_of_overlapping_inputs_is_an_error_and_not_an_abort() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// INT8 stays close for any shape and any choice of scales and smoothing. The output may be small
     /// where values cancel, so errors are measured against the attention of |V|, which cannot.
@@ -349,12 +349,20 @@ proptest! {
             .pv(if pv { PvFormat::Fp8 } else { PvFormat::F16 });
         let actual = inputs.run(&attention).out.to_f32();
         let exact = inputs.exact(causal).0;
+        let largest = |channel: usize| {
+            let values = inputs.v.iter().skip(channel).step_by(d);
+            values.fold(0.0f64, |max, &x| max.max(f64::from(x).abs()))
+        };
+        // Smoothing V quantizes the distance to the channel's mean, which may be large where V is small.
+        let offsets: Vec<f64> = (0..d).map(|channel| if v { largest(channel) } else { 0.0 }).collect();
         inputs.v.iter_mut().for_each(|x| *x = x.abs());
         let magnitude = inputs.exact(causal).0;
-        // E4M3 rounds P and V by at most 2⁻⁴ each; the rest is for the scores.
-        for ((actual, exact), magnitude) in actual.iter().zip(&exact).zip(&magnitude) {
+        // E4M3 rounds P and V by at most 2⁻⁴ each, and V below 2⁻¹⁴ of its channel's largest by more; the
+        // rest is for the scores.
+        for (i, (actual, exact)) in actual.iter().zip(&exact).enumerate() {
+            let allowed = 0.25 * (magnitude[i] + offsets[i % d]) + 1e-4;
             let error = (f64::from(*actual) - exact).abs();
-            prop_assert!(error <= 0.25 * magnitude, "{actual} for {exact}, magnitude {magnitude}");
+            prop_assert!(error <= allowed, "{actual} for {exact}, allowed {allowed}");
         }
     }
 }

@@ -203,42 +203,6 @@ fn long_sequences_need_less_than_twice_their_own_memory() {
     }
 }
 
-/// Every symbol a plan can name is a kernel of the module it loads.
-#[test]
-fn every_planned_kernel_exists() {
-    let smooth = Smoothing {
-        q: true,
-        k: true,
-        v: true,
-    };
-    for stem in sage_spec::symbol::STEMS {
-        let module = sage_attn::device::MODULES
-            .iter()
-            .find(|module| module.target == stem.arch.target())
-            .unwrap();
-        for dtype in [DType::F16, DType::BF16, DType::F32] {
-            for d in [64, 128] {
-                let mut request = request(1, [2, 1], [100, 100], d);
-                for tensor in [&mut request.q, &mut request.k, &mut request.v] {
-                    tensor.dtype = dtype;
-                }
-                let request = Request {
-                    kernel: Some(stem.name.into()),
-                    smoothing: Some(smooth),
-                    ..request
-                };
-                for symbol in symbols(&planned(request, &HOPPER)) {
-                    assert!(
-                        module.entries.contains(&symbol),
-                        "{} has no {symbol}",
-                        module.target
-                    );
-                }
-            }
-        }
-    }
-}
-
 #[test]
 fn many_heads_are_divided_at_the_limit_of_the_grid() {
     let plan = planned(request(70, [1000, 1000], [1, 1], 64), &ADA);

@@ -3,7 +3,7 @@
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sage_attn::{Attention, Device, Precision, PvFormat, ScaleGranularity, Smoothing};
+use sage_attn::{Attention, Device, Precision, ScaleGranularity, Smoothing};
 
 use super::compare::{Views, metrics};
 use super::file::Archive;
@@ -72,7 +72,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
         let exact = views.exact(prefix, causal)?;
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED).set_header([
-            "precision",
+            "kernel",
             "granularity",
             "smoothing",
             "cosine",
@@ -80,7 +80,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
             "RMSE",
             "worst row L1",
         ]);
-        let mut kernel = String::new();
+        let mut place = String::new();
         for variant in &variants {
             let output = attention(variant, causal, options.input.device)
                 .forward(&views.q, &views.k, &views.v)
@@ -90,7 +90,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
                 Record::new(prefix, causal, &output.report, Some(&metrics)).print()?;
             } else {
                 table.add_row([
-                    output.report.precision.to_owned(),
+                    output.report.kernel.clone(),
                     output.report.granularity.name().to_owned(),
                     output.report.smoothing.name(),
                     format!("{:.6}", metrics.cosine),
@@ -98,10 +98,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
                     format!("{:.6}", metrics.rmse),
                     format!("{:.6}", metrics.worst_row_rel_l1),
                 ]);
-                kernel = format!(
-                    "{} and others of its kind on {}",
-                    output.report.kernel, output.report.device
-                );
+                place.clone_from(&output.report.device);
             }
             progress.inc(1);
         }
@@ -111,7 +108,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
             } else {
                 format!("{prefix}*")
             };
-            progress.suspend(|| print(format_args!("{tensors} with {kernel}\n{table}")))?;
+            progress.suspend(|| print(format_args!("{tensors} on {place}\n{table}")))?;
         }
     }
     progress.finish_and_clear();
@@ -119,17 +116,12 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
 }
 
 fn attention(variant: &Variant, causal: bool, device: Device) -> Attention {
-    let attention = Attention::new()
+    Attention::new()
         .causal(causal)
         .precision(variant.precision)
         .granularity(variant.granularity)
         .smoothing(variant.smoothing)
-        .device(device);
-    match device {
-        // The same format on every CPU; on a GPU the best it has.
-        Device::Cpu => attention.pv(PvFormat::Fp8),
-        _ => attention,
-    }
+        .device(device)
 }
 
 /// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.

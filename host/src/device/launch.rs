@@ -137,7 +137,9 @@ impl Gpu {
         let module = self.module(plan.arch())?;
         let params = ParamsBuilder { plan, args };
         for step in steps {
-            let Step { entry, grid, chunk, .. } = step;
+            let Step {
+                entry, grid, chunk, ..
+            } = step;
             // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled with
             // the caller's addresses and with workspace buffers of the sizes the plan gave them.
             unsafe {

@@ -1,0 +1,128 @@
+//! The embedded kernels against the contract: each takes exactly the parameter struct the launcher
+//! passes, and allows the threads the planner launches. A mismatch would not fail at launch; the kernel
+//! would read garbage.
+
+use sage_attn::device::MODULES;
+use sage_attn::error::Operand;
+use sage_attn::plan::{Capability, Entry, Kernel, plan};
+use sage_attn::problem::{Problem, Request, TensorSpec};
+use sage_attn::{DType, Layout, Smoothing};
+use sage_spec::params::{
+    AttentionParams, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams,
+    QuantizeVParams, ReducePartialParams, VStatsFinalParams,
+};
+use sage_spec::symbol::STEMS;
+
+/// Bytes of the struct that the launcher passes to `kernel`.
+fn param_bytes(kernel: Kernel) -> usize {
+    match kernel {
+        Kernel::KMeanPartial | Kernel::VStatsPartial => size_of::<ReducePartialParams>(),
+        Kernel::KMeanFinal => size_of::<KMeanFinalParams>(),
+        Kernel::VStatsFinal => size_of::<VStatsFinalParams>(),
+        Kernel::QuantizeQ => size_of::<QuantizeQParams>(),
+        Kernel::QuantizeK => size_of::<QuantizeKParams>(),
+        Kernel::QuantizeV => size_of::<QuantizeVParams>(),
+        Kernel::DeltaS => size_of::<DeltaSParams>(),
+        Kernel::Attention => size_of::<AttentionParams>(),
+    }
+}
+
+/// What the PTX says about a kernel.
+#[derive(Debug, PartialEq)]
+struct Declared {
+    /// Bytes of each parameter.
+    params: Vec<usize>,
+    /// Largest CTA.
+    max_threads: usize,
+}
+
+/// The declaration of `symbol` in `ptx`.
+fn declared(ptx: &str, symbol: &str) -> Option<Declared> {
+    let start = ptx.find(&format!(".entry {symbol}("))?;
+    let header = &ptx[start..start + ptx[start..].find('{')?];
+    let params = header
+        .lines()
+        .filter(|line| line.contains(".param"))
+        .map(|line| {
+            line.split(['[', ']'])
+                .nth(1)
+                .and_then(|bytes| bytes.parse().ok())
+        })
+        .collect::<Option<_>>()?;
+    let bound = header
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(".maxntid "))?;
+    Some(Declared {
+        params,
+        max_threads: bound.split(',').next()?.trim().parse().ok()?,
+    })
+}
+
+/// Every entry that a plan can have.
+fn entries() -> Vec<(&'static str, Entry)> {
+    let device = Capability {
+        major: 9,
+        minor: 0,
+        sm_count: 132,
+        smem_opt_in: 232_448,
+    };
+    let mut entries = Vec::new();
+    for stem in STEMS {
+        for dtype in [DType::F16, DType::BF16, DType::F32] {
+            for head_dim in [64, 128] {
+                let spec = TensorSpec::new(Operand::Q, dtype, &[1, 2, 100, head_dim], Layout::Hnd)
+                    .unwrap();
+                let request = Request {
+                    kernel: Some(stem.name.into()),
+                    smoothing: Some(Smoothing {
+                        q: true,
+                        k: true,
+                        v: true,
+                    }),
+                    ..Request::new(spec, spec, spec, spec)
+                };
+                let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
+                entries.extend(
+                    plan.entries()
+                        .iter()
+                        .map(|entry| (plan.arch().target(), entry.clone())),
+                );
+            }
+        }
+    }
+    entries
+}
+
+#[test]
+fn every_planned_kernel_is_there_with_its_parameters_and_threads() {
+    for (target, entry) in entries() {
+        let module = MODULES
+            .iter()
+            .find(|module| module.target == target)
+            .unwrap();
+        let expected = Declared {
+            params: vec![param_bytes(entry.kernel)],
+            max_threads: entry.cta.threads,
+        };
+        assert_eq!(
+            declared(module.ptx, &entry.symbol),
+            Some(expected),
+            "{}",
+            entry.symbol
+        );
+    }
+}
+
+#[test]
+fn declarations_are_read_from_ptx() {
+    let ptx = ".visible .entry other(\n\t.param .u32 x\n)\n.maxntid 1, 1, 1\n{}\n\
+               .visible .entry k_d64(\n\t.param .align 8 .b8 k_d64_param_0[112]\n)\n.maxntid 256, 1, 1\n{\n";
+    assert_eq!(
+        declared(ptx, "k_d64"),
+        Some(Declared {
+            params: vec![112],
+            max_threads: 256
+        })
+    );
+    assert_eq!(declared(ptx, "k_d6"), None);
+}
