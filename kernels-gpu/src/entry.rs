@@ -62,8 +62,8 @@ macro_rules! step {
 macro_rules! steps {
     ($($element:ident, $head_dim:literal, $threads:literal => $k_mean:ident, $v_stats:ident, $delta_s:ident,
         $q_int4:ident, $q_int8:ident, $k_int4:ident, $k_int8:ident;)*) => { $(
-        step!($k_mean(ReducePartialParams), $threads => stats::partial::<crate::quant::element::$element, $head_dim, false>);
-        step!($v_stats(ReducePartialParams), $threads => stats::partial::<crate::quant::element::$element, $head_dim, true>);
+        step!($k_mean(ReducePartialParams), $threads => stats::partial::<crate::quant::element::$element, $head_dim, false, 4>);
+        step!($v_stats(ReducePartialParams), $threads => stats::partial::<crate::quant::element::$element, $head_dim, true, 2>);
         step!($delta_s(DeltaSParams), 256 => delta_s::delta_s::<crate::quant::element::$element, $head_dim>);
         step!($q_int4(QuantizeQParams), $threads => qk::quantize_q::<crate::quant::element::$element, true, $head_dim>);
         step!($q_int8(QuantizeQParams), $threads => qk::quantize_q::<crate::quant::element::$element, false, $head_dim>);
@@ -73,17 +73,17 @@ macro_rules! steps {
 }
 
 steps! {
-    F16, 64, 128 => k_mean_partial_f16_d64, v_stats_partial_f16_d64, delta_s_f16_d64,
+    F16, 64, 256 => k_mean_partial_f16_d64, v_stats_partial_f16_d64, delta_s_f16_d64,
         quantize_q_int4_f16_d64, quantize_q_int8_f16_d64, quantize_k_int4_f16_d64, quantize_k_int8_f16_d64;
-    F16, 128, 256 => k_mean_partial_f16_d128, v_stats_partial_f16_d128, delta_s_f16_d128,
+    F16, 128, 512 => k_mean_partial_f16_d128, v_stats_partial_f16_d128, delta_s_f16_d128,
         quantize_q_int4_f16_d128, quantize_q_int8_f16_d128, quantize_k_int4_f16_d128, quantize_k_int8_f16_d128;
-    Bf16, 64, 128 => k_mean_partial_bf16_d64, v_stats_partial_bf16_d64, delta_s_bf16_d64,
+    Bf16, 64, 256 => k_mean_partial_bf16_d64, v_stats_partial_bf16_d64, delta_s_bf16_d64,
         quantize_q_int4_bf16_d64, quantize_q_int8_bf16_d64, quantize_k_int4_bf16_d64, quantize_k_int8_bf16_d64;
-    Bf16, 128, 256 => k_mean_partial_bf16_d128, v_stats_partial_bf16_d128, delta_s_bf16_d128,
+    Bf16, 128, 512 => k_mean_partial_bf16_d128, v_stats_partial_bf16_d128, delta_s_bf16_d128,
         quantize_q_int4_bf16_d128, quantize_q_int8_bf16_d128, quantize_k_int4_bf16_d128, quantize_k_int8_bf16_d128;
-    F32, 64, 128 => k_mean_partial_f32_d64, v_stats_partial_f32_d64, delta_s_f32_d64,
+    F32, 64, 256 => k_mean_partial_f32_d64, v_stats_partial_f32_d64, delta_s_f32_d64,
         quantize_q_int4_f32_d64, quantize_q_int8_f32_d64, quantize_k_int4_f32_d64, quantize_k_int8_f32_d64;
-    F32, 128, 256 => k_mean_partial_f32_d128, v_stats_partial_f32_d128, delta_s_f32_d128,
+    F32, 128, 512 => k_mean_partial_f32_d128, v_stats_partial_f32_d128, delta_s_f32_d128,
         quantize_q_int4_f32_d128, quantize_q_int8_f32_d128, quantize_k_int4_f32_d128, quantize_k_int8_f32_d128;
 }
 
@@ -97,22 +97,22 @@ step!(v_stats_final_d128(VStatsFinalParams), 512 => stats::v_stats_final::<128>)
 mod v_f16 {
     use super::*;
 
-    step!(quantize_v_f16_f16_d64(QuantizeVParams), 128 => v::quantize_f16::<crate::quant::element::F16, 64>);
-    step!(quantize_v_f16_f16_d128(QuantizeVParams), 256 => v::quantize_f16::<crate::quant::element::F16, 128>);
-    step!(quantize_v_f16_bf16_d64(QuantizeVParams), 128 => v::quantize_f16::<crate::quant::element::Bf16, 64>);
-    step!(quantize_v_f16_bf16_d128(QuantizeVParams), 256 => v::quantize_f16::<crate::quant::element::Bf16, 128>);
-    step!(quantize_v_f16_f32_d64(QuantizeVParams), 128 => v::quantize_f16::<crate::quant::element::F32, 64>);
-    step!(quantize_v_f16_f32_d128(QuantizeVParams), 256 => v::quantize_f16::<crate::quant::element::F32, 128>);
+    step!(quantize_v_f16_f16_d64(QuantizeVParams), 256 => v::quantize_f16::<crate::quant::element::F16, 64>);
+    step!(quantize_v_f16_f16_d128(QuantizeVParams), 512 => v::quantize_f16::<crate::quant::element::F16, 128>);
+    step!(quantize_v_f16_bf16_d64(QuantizeVParams), 256 => v::quantize_f16::<crate::quant::element::Bf16, 64>);
+    step!(quantize_v_f16_bf16_d128(QuantizeVParams), 512 => v::quantize_f16::<crate::quant::element::Bf16, 128>);
+    step!(quantize_v_f16_f32_d64(QuantizeVParams), 256 => v::quantize_f16::<crate::quant::element::F32, 64>);
+    step!(quantize_v_f16_f32_d128(QuantizeVParams), 512 => v::quantize_f16::<crate::quant::element::F32, 128>);
 }
 
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
 mod v_fp8 {
     use super::*;
 
-    step!(quantize_v_fp8_f16_d64(QuantizeVParams), 128 => v::quantize_fp8::<crate::quant::element::F16, 64>);
-    step!(quantize_v_fp8_f16_d128(QuantizeVParams), 256 => v::quantize_fp8::<crate::quant::element::F16, 128>);
-    step!(quantize_v_fp8_bf16_d64(QuantizeVParams), 128 => v::quantize_fp8::<crate::quant::element::Bf16, 64>);
-    step!(quantize_v_fp8_bf16_d128(QuantizeVParams), 256 => v::quantize_fp8::<crate::quant::element::Bf16, 128>);
-    step!(quantize_v_fp8_f32_d64(QuantizeVParams), 128 => v::quantize_fp8::<crate::quant::element::F32, 64>);
-    step!(quantize_v_fp8_f32_d128(QuantizeVParams), 256 => v::quantize_fp8::<crate::quant::element::F32, 128>);
+    step!(quantize_v_fp8_f16_d64(QuantizeVParams), 256 => v::quantize_fp8::<crate::quant::element::F16, 64>);
+    step!(quantize_v_fp8_f16_d128(QuantizeVParams), 512 => v::quantize_fp8::<crate::quant::element::F16, 128>);
+    step!(quantize_v_fp8_bf16_d64(QuantizeVParams), 256 => v::quantize_fp8::<crate::quant::element::Bf16, 64>);
+    step!(quantize_v_fp8_bf16_d128(QuantizeVParams), 512 => v::quantize_fp8::<crate::quant::element::Bf16, 128>);
+    step!(quantize_v_fp8_f32_d64(QuantizeVParams), 256 => v::quantize_fp8::<crate::quant::element::F32, 64>);
+    step!(quantize_v_fp8_f32_d128(QuantizeVParams), 512 => v::quantize_fp8::<crate::quant::element::F32, 128>);
 }

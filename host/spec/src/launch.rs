@@ -29,14 +29,14 @@ pub const fn reduce_final(head_dim_padded: usize, sums: usize) -> Cta {
     Cta { threads: CHUNK_LANES * head_dim_padded, smem_bytes: sums * CHUNK_LANES * head_dim_padded * 4 }
 }
 
-/// `quantize_q_*`: the mean's lanes, the mean itself, a table of group maxima.
+/// `quantize_q_*`: the mean's lanes, the mean itself, a table of group maxima and one of scales.
 pub const fn quantize_q(head_dim_padded: usize) -> Cta {
-    Cta { threads: token_threads(head_dim_padded), smem_bytes: (TOKEN_LANES + 1) * head_dim_padded * 4 + 512 }
+    Cta { threads: token_threads(head_dim_padded), smem_bytes: (TOKEN_LANES + 1) * head_dim_padded * 4 + 1024 }
 }
 
-/// `quantize_k_*`: a table of group maxima.
+/// `quantize_k_*`: a table of group maxima and one of scales.
 pub const fn quantize_k(head_dim_padded: usize) -> Cta {
-    Cta { threads: token_threads(head_dim_padded), smem_bytes: 512 }
+    Cta { threads: token_threads(head_dim_padded), smem_bytes: 1024 }
 }
 
 /// `quantize_v_*`: the reciprocals of the scales; in FP8 also a transposed tile.

@@ -12,7 +12,7 @@
 //!   divided by their count.
 
 /// Lanes that share the tokens of a chunk or a query block.
-pub const TOKEN_LANES: usize = 16;
+pub const TOKEN_LANES: usize = 32;
 /// Lanes that share the chunks of a sequence.
 pub const CHUNK_LANES: usize = 4;
 /// Features that one thread holds of a row: one 16-byte load of a 16-bit type.

@@ -27,8 +27,8 @@ impl Position {
     }
 }
 
-/// Combines the sixteen lanes pairwise (`sage_spec::reduce`: lane r with lane r + 8, then + 4, ...), `N`
-/// rows of values at once. Lane 0 holds the results.
+/// Combines the token lanes pairwise (`sage_spec::reduce`: lane r with lane r + 16, then + 8, ...), `N` rows
+/// of values at once. Threads below `HEAD_DIM` hold the results of the feature with their index.
 ///
 /// # Safety
 /// All threads of the CTA call it; `smem` has `N * LANES * HEAD_DIM` f32 that nobody else uses.
@@ -36,44 +36,48 @@ impl Position {
 pub unsafe fn reduce_lanes<const HEAD_DIM: u32, const N: usize>(
     smem: u32,
     position: Position,
-    mut x: [[f32; 8]; N],
+    x: [[f32; 8]; N],
     combine: [fn(f32, f32) -> f32; N],
-) -> [[f32; 8]; N] {
-    let slot = |n: usize, lane: u32| smem + ((n as u32 * LANES + lane) * HEAD_DIM + position.first_feature) * 4;
-    let mut stride = LANES / 2;
-    while stride > 0 {
-        // Lanes stride..2·stride hand over; the slots they write are not those read in this round or
-        // the one before, so one barrier a round is enough.
-        if position.lane >= stride && position.lane < 2 * stride {
-            let mut n = 0;
-            while n < N {
-                let bits = x[n].map(f32::to_bits);
-                // SAFETY: the lane's own slot.
-                unsafe {
-                    shared::store_u32x4(slot(n, position.lane), [bits[0], bits[1], bits[2], bits[3]]);
-                    shared::store_u32x4(slot(n, position.lane) + 16, [bits[4], bits[5], bits[6], bits[7]]);
-                }
-                n += 1;
-            }
+) -> [f32; N] {
+    let mut n = 0;
+    while n < N {
+        let slot = smem + ((n as u32 * LANES + position.lane) * HEAD_DIM + position.first_feature) * 4;
+        let bits = x[n].map(f32::to_bits);
+        // SAFETY: the thread's own slot.
+        unsafe {
+            shared::store_u32x4(slot, [bits[0], bits[1], bits[2], bits[3]]);
+            shared::store_u32x4(slot + 16, [bits[4], bits[5], bits[6], bits[7]]);
         }
-        // SAFETY: uniform loop.
-        unsafe { thread::sync_threads() };
-        if position.lane < stride {
-            let mut n = 0;
-            while n < N {
-                // SAFETY: written before the barrier.
-                let other = unsafe { load8(slot(n, position.lane + stride)) };
-                let mut i = 0;
-                while i < 8 {
-                    x[n][i] = combine[n](x[n][i], other[i]);
-                    i += 1;
-                }
-                n += 1;
-            }
-        }
-        stride /= 2;
+        n += 1;
     }
-    x
+    // SAFETY: all threads are here.
+    unsafe { thread::sync_threads() };
+    let mut result = [0.0; N];
+    let feature = thread::thread_idx_x();
+    if feature < HEAD_DIM {
+        let mut n = 0;
+        while n < N {
+            let mut lanes = [0.0f32; TOKEN_LANES];
+            let mut lane = 0;
+            while lane < TOKEN_LANES {
+                // SAFETY: written before the barrier; neighbouring threads read neighbouring words.
+                lanes[lane] = unsafe { shared::load_f32(smem + ((n * TOKEN_LANES + lane) as u32 * HEAD_DIM + feature) * 4) };
+                lane += 1;
+            }
+            let mut stride = TOKEN_LANES / 2;
+            while stride > 0 {
+                let mut lane = 0;
+                while lane < stride {
+                    lanes[lane] = combine[n](lanes[lane], lanes[lane + stride]);
+                    lane += 1;
+                }
+                stride /= 2;
+            }
+            result[n] = lanes[0];
+            n += 1;
+        }
+    }
+    result
 }
 
 /// Eight f32 of shared memory.

@@ -16,8 +16,8 @@ const PER_THREAD: usize = (TOKENS / LANES) as usize;
 
 const _: () = assert!(BLOCK_Q == KV_PAD);
 
-/// `scale[segment * 16 + lane]` and the same for maxima, in shared memory: see [`group_scales`].
-const TABLE_BYTES: u32 = 256;
+/// Bytes of a table of one f32 per unit, `[segment * LANES + lane]`: see [`group_scales`].
+const TABLE_BYTES: u32 = 4 * LANES * 4;
 
 /// Stores eight codes whose first has index `element`.
 ///
@@ -53,8 +53,9 @@ unsafe fn store_codes<const INT4: bool>(codes: u64, element: u64, x: &[f32; 8], 
 
 /// Maxima of the scale groups of a CTA, from the maxima of its *units*: unit (segment, lane) is the
 /// `PER_THREAD / SEGMENTS` tokens that token lane `lane` holds of segment `segment` (a warp's 32 rows of
-/// Q, a block of 64 keys). Every group of every granularity is a union of units. `mates` yields, for a
-/// unit, the maximum of its group. Afterwards `table + TABLE_BYTES` holds each unit's scale.
+/// Q, a block of 64 keys). Every group of every granularity is a union of units. `group_amax`
+/// yields, for a unit, the maximum of its group, `finish` turns that into the scale. Afterwards the table at
+/// `table + TABLE_BYTES` holds each unit's reciprocal of its scale.
 #[inline(always)]
 unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
     table: u32,
@@ -90,7 +91,7 @@ unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
         if thread < SEGMENTS as u32 * LANES {
             let (segment, lane) = (thread / LANES, thread % LANES);
             let scale = finish(segment, lane, group_amax(segment, lane));
-            shared::store_f32(table + TABLE_BYTES + thread * 4, scale);
+            shared::store_f32(table + TABLE_BYTES + thread * 4, 1.0 / scale);
         }
         thread::sync_threads();
     }
@@ -125,7 +126,7 @@ unsafe fn store_tokens<const INT4: bool, const HEAD_DIM: u32, const SEGMENTS: us
         if i % (PER_THREAD / SEGMENTS) == 0 {
             let segment = (i / (PER_THREAD / SEGMENTS)) as u32;
             // SAFETY: inside the table.
-            inverse_scale = 1.0 / unsafe { shared::load_f32(table + TABLE_BYTES + (segment * LANES + position.lane) * 4) };
+            inverse_scale = unsafe { shared::load_f32(table + TABLE_BYTES + (segment * LANES + position.lane) * 4) };
         }
         let token = position.lane + i as u32 * LANES;
         let element = (first_row + token as u64) * HEAD_DIM as u64 + position.first_feature as u64;
@@ -202,18 +203,14 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
             add_weighted(&mut sum, &x[i], if exists { 1.0 } else { 0.0 });
             i += 1;
         }
-        // SAFETY: all threads are here; lane 0 writes the mean, everybody reads it after the barrier.
+        // SAFETY: all threads are here; a thread writes its feature's mean, everybody reads after the barrier.
         let mean = unsafe {
             let [sum] = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], [|a, b| a + b]);
-            if position.lane == 0 {
-                let count = TOKENS.min(p.seqlen_q - first_token) as f32;
-                let mean = sum.map(|sum| (sum / count).to_bits());
-                let (lo, hi) = ([mean[0], mean[1], mean[2], mean[3]], [mean[4], mean[5], mean[6], mean[7]]);
-                shared::store_u32x4(mean_slot + position.first_feature * 4, lo);
-                shared::store_u32x4(mean_slot + position.first_feature * 4 + 16, hi);
-                let address = p.mean + (block_index as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4;
-                global::store_u32x4(address, lo);
-                global::store_u32x4(address + 16, hi);
+            let feature = thread::thread_idx_x();
+            if feature < HEAD_DIM {
+                let mean = sum / TOKENS.min(p.seqlen_q - first_token) as f32;
+                shared::store_f32(mean_slot + feature * 4, mean);
+                global::store_f32(p.mean + (block_index as u64 * HEAD_DIM as u64 + feature as u64) * 4, mean);
             }
             thread::sync_threads();
             load8(mean_slot + position.first_feature * 4)
@@ -238,7 +235,7 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
         }
     }
 
-    // Segments are the 32 rows of a warp: tokens lane + 16·{2s, 2s + 1}.
+    // Segments are the 32 rows of a warp: the tokens lane + 32·s.
     // SAFETY: all threads are here; tables are inside shared memory, scales inside p.scale.
     unsafe {
         group_scales::<HEAD_DIM, 4>(
@@ -249,7 +246,7 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
             |segment, lane| match p.granularity {
                 0 => table_amax(table, 0, 1, 4 * LANES),
                 1 => table_amax(table, segment * LANES, 1, LANES),
-                _ => table_amax(table, segment * LANES + lane % 8, 8, 2),
+                _ => table_amax(table, segment * LANES + lane % 8, 8, 4),
             },
             |segment, lane, amax| {
                 let scale = math::max_propagate_nan(qk_scale(amax, precision(INT4)), scale_floor);
@@ -304,7 +301,7 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
             i += 1;
         }
     }
-    // Segments are key blocks: tokens lane + 16·{4s, ..., 4s + 3}.
+    // Segments are key blocks: the tokens lane + 32·{2s, 2s + 1}.
     const { assert!(TOKENS == 2 * BLOCK_KV as u32) };
     // SAFETY: all threads are here; tables are inside shared memory, scales inside p.scale.
     unsafe {
@@ -317,7 +314,7 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
                 0 | 1 => table_amax(table, segment * LANES, 1, LANES),
                 _ => {
                     let first = segment * LANES + lane % 8 / 2 * 2;
-                    math::max_propagate_nan(table_amax(table, first, 8, 2), table_amax(table, first + 1, 8, 2))
+                    math::max_propagate_nan(table_amax(table, first, 8, 4), table_amax(table, first + 1, 8, 4))
                 }
             },
             |segment, lane, amax| {

@@ -11,29 +11,14 @@ use super::element::{Element, Rows, add_weighted};
 use super::lanes::{LANES, Position, reduce_lanes};
 
 const TOKENS_PER_LANE: usize = REDUCE_CHUNK / LANES as usize;
-/// Loads of a thread in flight.
-const LOADS: usize = 8;
 
-/// Stores the features of lane 0.
-#[inline(always)]
-unsafe fn store(base: u64, index: u64, position: Position, x: [f32; 8]) {
-    if position.lane == 0 {
-        let address = base + (index + position.first_feature as u64) * 4;
-        let bits = x.map(f32::to_bits);
-        // SAFETY: the caller vouches for a row of the padded head dimension.
-        unsafe {
-            global::store_u32x4(address, [bits[0], bits[1], bits[2], bits[3]]);
-            global::store_u32x4(address + 16, [bits[4], bits[5], bits[6], bits[7]]);
-        }
-    }
-}
-
-/// One CTA: one chunk of one head. `EXTREMES` adds the channel maxima and minima.
+/// One CTA: one chunk of one head. `EXTREMES` adds the channel maxima and minima. A thread has `LOADS` loads
+/// in flight: as many as its registers allow.
 ///
 /// # Safety
 /// `sage_spec::params::ReducePartialParams`, `sage_spec::launch::reduce_partial`.
 #[inline(always)]
-pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool>(p: &ReducePartialParams) {
+pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, const LOADS: usize>(p: &ReducePartialParams) {
     let position = Position::new::<HEAD_DIM>();
     // SAFETY: counts of a launched problem are not zero.
     let (head, batch) = unsafe {
@@ -46,7 +31,6 @@ pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool>(p: 
     let mut sum = [0.0f32; 8];
     let mut max = [f32::NEG_INFINITY; 8];
     let mut min = [f32::INFINITY; 8];
-    // A few tokens at a time: enough bytes in flight, few enough registers.
     let mut token = chunk * REDUCE_CHUNK as u32 + position.lane;
     let mut pass = 0;
     while pass < hint::opaque((TOKENS_PER_LANE / LOADS) as u32) {
@@ -71,19 +55,24 @@ pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool>(p: 
     }
 
     let smem = shared::dynamic_shared_mem();
-    let index = thread::block_idx_x() as u64 * HEAD_DIM as u64;
+    let feature = thread::thread_idx_x();
+    let index = thread::block_idx_x() as u64 * HEAD_DIM as u64 + feature as u64;
     let add = |a: f32, b: f32| a + b;
-    // SAFETY: all threads are here.
+    // SAFETY: all threads are here; the outputs have a row for every chunk.
     unsafe {
+        let combine = [add, math::max_propagate_nan, math::min_propagate_nan];
         if EXTREMES {
-            let combine = [add, math::max_propagate_nan, math::min_propagate_nan];
             let [sum, max, min] = reduce_lanes::<HEAD_DIM, 3>(smem, position, [sum, max, min], combine);
-            store(p.sum, index, position, sum);
-            store(p.max, index, position, max);
-            store(p.min, index, position, min);
+            if feature < HEAD_DIM {
+                global::store_f32(p.sum + index * 4, sum);
+                global::store_f32(p.max + index * 4, max);
+                global::store_f32(p.min + index * 4, min);
+            }
         } else {
             let [sum] = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], [add]);
-            store(p.sum, index, position, sum);
+            if feature < HEAD_DIM {
+                global::store_f32(p.sum + index * 4, sum);
+            }
         }
     }
 }

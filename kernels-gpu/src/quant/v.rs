@@ -40,16 +40,16 @@ impl Channels {
         }
     }
 
-    /// Value to be rounded, for each channel; zero for a token that does not exist.
+    /// Value to be rounded, for each channel.
     #[inline(always)]
-    fn scale(&self, x: &[f32; 8], exists: bool) -> [f32; 8] {
+    fn scale(&self, x: &[f32; 8]) -> [f32; 8] {
         let mut scaled = [0.0; 8];
         let mut i = 0;
         while i < 8 {
             scaled[i] = (x[i] - self.mean[i]) * self.inverse_scale[i];
             i += 1;
         }
-        if exists { scaled } else { [0.0; 8] }
+        scaled
     }
 }
 
@@ -82,7 +82,7 @@ pub unsafe fn quantize_f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
     let mut i = 0;
     while i < PER_THREAD {
         let token = position.lane + i as u32 * LANES;
-        let x = channels.scale(&x[i], rows.contains(first_token + token));
+        let x = channels.scale(&x[i]);
         let row = thread::block_idx_x() as u64 * TOKENS as u64 + token as u64;
         let packed = [
             convert::f32_to_f16x2(x[0], x[1]),
@@ -90,6 +90,7 @@ pub unsafe fn quantize_f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
             convert::f32_to_f16x2(x[4], x[5]),
             convert::f32_to_f16x2(x[6], x[7]),
         ];
+        let packed = packed.map(|word| if rows.contains(first_token + token) { word } else { 0 });
         // SAFETY: the row is inside the padded tensor.
         unsafe { global::store_u32x4(p.codes + (row * HEAD_DIM as u64 + position.first_feature as u64) * 2, packed) };
         i += 1;
@@ -110,52 +111,36 @@ pub unsafe fn quantize_f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
 #[inline(always)]
 pub unsafe fn quantize_fp8<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams) {
     let (batch, head, first_token) = tile(p);
-    let warps = HEAD_DIM / 16;
+    let warps = LANES * HEAD_DIM / 8 / 32;
     let halves = HEAD_DIM / 64;
     let thread = thread::thread_idx_x();
     let (warp_index, lane) = (thread / 32, thread % 32);
     let (octet, t) = (warp_index % halves * 8 + lane % 8, lane / 8);
     let rows = Rows::new::<E>(&p.v, batch, head - batch * p.num_heads_kv, p.seqlen_kv, octet * 8, p.head_dim, p.vectorized);
     let smem = shared::dynamic_shared_mem();
-    let groups_per_pass = warps / halves;
-    let first_group = warp_index / halves;
-    let first = first_token + first_group * 16 + 2 * t;
-    const PASSES: usize = 2;
-    const { assert!(TOKENS / 16 / (HEAD_DIM / 16 / (HEAD_DIM / 64)) == PASSES as u32) };
-    // SAFETY: forwarded contract. Tokens 2t and 2t + 1, and eight further on, of each pass's group.
-    let (x, channels) = unsafe {
-        let load = |pass: usize| {
-            let first = first + pass as u32 * groups_per_pass * 16;
-            (rows.load::<E, 2, 1>(first), rows.load::<E, 2, 1>(first + 8))
-        };
-        let x: [_; PASSES] = [load(0), load(1)];
-        (x, Channels::load::<HEAD_DIM>(p, smem + HEAD_DIM * TOKENS, head, octet * 8))
+    const { assert!(LANES * HEAD_DIM / 8 / 32 / (HEAD_DIM / 64) == TOKENS / 16, "a group of 16 tokens for every warp") };
+    let group = warp_index / halves;
+    let first = first_token + group * 16 + 2 * t;
+    // SAFETY: forwarded contract.
+    let (near, far, channels) = unsafe {
+        let (near, far) = (rows.load::<E, 2, 1>(first), rows.load::<E, 2, 1>(first + 8));
+        (near, far, Channels::load::<HEAD_DIM>(p, smem + HEAD_DIM * TOKENS, head, octet * 8))
     };
-    let mut pass = 0;
-    while pass < PASSES {
-        let group = first_group + pass as u32 * groups_per_pass;
-        let token = first + pass as u32 * groups_per_pass * 16;
-        let (near, far) = &x[pass];
-        let x = [
-            channels.scale(&near[0], rows.contains(token)),
-            channels.scale(&near[1], rows.contains(token + 1)),
-            channels.scale(&far[0], rows.contains(token + 8)),
-            channels.scale(&far[1], rows.contains(token + 9)),
-        ];
-        let mut channel = 0;
-        while channel < 8 {
-            let word = convert::f32_to_e4m3x4([x[0][channel], x[1][channel], x[2][channel], x[3][channel]]);
-            let row = smem + (octet * 8 + channel as u32) * TOKENS;
-            // SAFETY: inside the CTA's HEAD_DIM x 128 bytes, each word written by one thread.
-            unsafe { shared::store_u32(row + (group ^ (octet % 8)) * 16 + t * 4, word) };
-            channel += 1;
-        }
-        pass += 1;
+    let x = [channels.scale(&near[0]), channels.scale(&near[1]), channels.scale(&far[0]), channels.scale(&far[1])];
+    let byte = |offset: u32, mask: u32| if rows.contains(first + offset) { mask } else { 0 };
+    let exists = byte(0, 0xff) | byte(1, 0xff00) | byte(8, 0xff_0000) | byte(9, 0xff00_0000);
+    let mut channel = 0;
+    while channel < 8 {
+        let word = convert::f32_to_e4m3x4([x[0][channel], x[1][channel], x[2][channel], x[3][channel]]) & exists;
+        let row = smem + (octet * 8 + channel as u32) * TOKENS;
+        // SAFETY: inside the CTA's HEAD_DIM x 128 bytes, each word written by one thread.
+        unsafe { shared::store_u32(row + (group ^ (octet % 8)) * 16 + t * 4, word) };
+        channel += 1;
     }
     // SAFETY: all threads are here.
     unsafe { thread::sync_threads() };
     let seqlen_padded = p.seqlen_kv.div_ceil(TOKENS) * TOKENS;
-    let threads = HEAD_DIM * 2;
+    let threads = warps * 32;
     let mut i = 0;
     while i < HEAD_DIM * 8 / threads {
         let index = i * threads + thread;
