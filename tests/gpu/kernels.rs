@@ -156,8 +156,9 @@ fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Fi
             let distance = |x: f32| if f64::from(x) == ideal { 0.0 } else { (f64::from(x) - ideal).abs() };
             let (error, own) = (distance(*actual), distance(*own));
             // One tie of P that rounds the other way moves the sum by up to a sixteenth of that key's
-            // weight; 1e-3 is a key of 1.6 %.
-            let allowed = 2.0 * own + 1e-3 + 2e-6 * ideal.abs();
+            // weight: allowed for a key of twice the average weight.
+            let tie = 2.0 / dims.seqlen_kv.max(2) as f64 / 16.0;
+            let allowed = 2.0 * own + tie + 1e-4 + 2e-6 * ideal.abs();
             if !(error <= allowed) {
                 return Err(format!("lse of row {row}: {actual}, off by {error:.2e} where the reference is off by {own:.2e}"));
             }
