@@ -34,9 +34,12 @@ pub const fn quantize_q(head_dim_padded: usize) -> Cta {
     Cta { threads: token_threads(head_dim_padded), smem_bytes: (TOKEN_LANES + 1) * head_dim_padded * 4 + 1024 }
 }
 
+/// Token lanes of `quantize_k_*`.
+pub const QUANTIZE_K_LANES: usize = 16;
+
 /// `quantize_k_*`: a table of group maxima and one of scales.
 pub const fn quantize_k(head_dim_padded: usize) -> Cta {
-    Cta { threads: token_threads(head_dim_padded), smem_bytes: 1024 }
+    Cta { threads: QUANTIZE_K_LANES * head_dim_padded / FEATURES_PER_THREAD, smem_bytes: 1024 }
 }
 
 /// `quantize_v_*`: the reciprocals of the scales; in FP8 also a transposed tile.
@@ -83,8 +86,13 @@ pub const fn quantize_q_grid(dims: &Dims) -> usize {
     dims.batch * dims.num_heads_q * dims.num_query_blocks()
 }
 
-/// CTAs of `quantize_k_*` and `quantize_v_*`.
-pub const fn quantize_kv_grid(dims: &Dims) -> usize {
+/// CTAs of `quantize_k_*`.
+pub const fn quantize_k_grid(dims: &Dims) -> usize {
+    dims.batch * dims.num_heads_kv * dims.num_kv_blocks_padded()
+}
+
+/// CTAs of `quantize_v_*`.
+pub const fn quantize_v_grid(dims: &Dims) -> usize {
     dims.batch * dims.num_heads_kv * (dims.seqlen_kv_padded() / KV_PAD)
 }
 

@@ -107,7 +107,7 @@ pub struct QuantizeQParams {
     pub vectorized: u32,
 }
 
-/// `quantize_k_*`: one CTA per (batch, kv head, 128 keys).
+/// `quantize_k_*`: one CTA per (batch, kv head, 64 keys).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct QuantizeKParams {

@@ -309,7 +309,8 @@ impl Plan {
             Kernel::KMeanPartial | Kernel::VStatsPartial => launch::reduce_partial_grid(dims),
             Kernel::KMeanFinal | Kernel::VStatsFinal => launch::reduce_final_grid(dims),
             Kernel::QuantizeQ => launch::quantize_q_grid(dims),
-            Kernel::QuantizeK | Kernel::QuantizeV => launch::quantize_kv_grid(dims),
+            Kernel::QuantizeK => launch::quantize_k_grid(dims),
+            Kernel::QuantizeV => launch::quantize_v_grid(dims),
             Kernel::DeltaS => launch::delta_s_grid(dims, heads, blocks),
         };
         [ctas, 1]

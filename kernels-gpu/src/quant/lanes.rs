@@ -28,17 +28,19 @@ impl Position {
 }
 
 /// Combines the token lanes pairwise (`sage_spec::reduce`: lane r with lane r + 16, then + 8, ...), `N` rows
-/// of values at once. Threads below `HEAD_DIM` hold the results of the feature with their index.
+/// of values at once, each by its own `HEAD_DIM` threads: thread `n * HEAD_DIM + feature` returns the result of
+/// row `n`, the others return 0. `combine` gets the row.
 ///
 /// # Safety
-/// All threads of the CTA call it; `smem` has `N * LANES * HEAD_DIM` f32 that nobody else uses.
+/// All threads of the CTA call it, at least `N * HEAD_DIM`; `smem` has `N * LANES * HEAD_DIM` f32 that nobody
+/// else uses.
 #[inline(always)]
 pub unsafe fn reduce_lanes<const HEAD_DIM: u32, const N: usize>(
     smem: u32,
     position: Position,
     x: [[f32; 8]; N],
-    combine: [fn(f32, f32) -> f32; N],
-) -> [f32; N] {
+    combine: impl Fn(usize, f32, f32) -> f32,
+) -> f32 {
     let mut n = 0;
     while n < N {
         let slot = smem + ((n as u32 * LANES + position.lane) * HEAD_DIM + position.first_feature) * 4;
@@ -52,11 +54,11 @@ pub unsafe fn reduce_lanes<const HEAD_DIM: u32, const N: usize>(
     }
     // SAFETY: all threads are here.
     unsafe { thread::sync_threads() };
-    let mut result = [0.0; N];
-    let feature = thread::thread_idx_x();
-    if feature < HEAD_DIM {
-        let mut n = 0;
-        while n < N {
+    let (row, feature) = (thread::thread_idx_x() / HEAD_DIM, thread::thread_idx_x() % HEAD_DIM);
+    let mut result = 0.0;
+    let mut n = 0;
+    while n < N {
+        if row == n as u32 {
             let mut lanes = [0.0f32; TOKEN_LANES];
             let mut lane = 0;
             while lane < TOKEN_LANES {
@@ -68,14 +70,14 @@ pub unsafe fn reduce_lanes<const HEAD_DIM: u32, const N: usize>(
             while stride > 0 {
                 let mut lane = 0;
                 while lane < stride {
-                    lanes[lane] = combine[n](lanes[lane], lanes[lane + stride]);
+                    lanes[lane] = combine(n, lanes[lane], lanes[lane + stride]);
                     lane += 1;
                 }
                 stride /= 2;
             }
-            result[n] = lanes[0];
-            n += 1;
+            result = lanes[0];
         }
+        n += 1;
     }
     result
 }

@@ -1,6 +1,6 @@
-//! Q and K to INT4 or INT8. One CTA holds 128 tokens in registers: each is read once and written once.
+//! Q and K to INT4 or INT8. A CTA holds its tokens in registers: each is read once and written once.
 
-use cuda_std::{convert, global, math, shared, thread};
+use cuda_std::{convert, global, math, shared, thread, warp};
 use sage_spec::Precision;
 use sage_spec::params::{QuantizeKParams, QuantizeQParams};
 use sage_spec::quant::{SCORE_BIAS, qk_scale, smooth_q_scale_floor};
@@ -9,12 +9,10 @@ use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD};
 use super::element::{Element, Rows, add_weighted};
 use super::lanes::{LANES, Position, amax, load8, reduce_lanes, reduce_row};
 
-/// Tokens of a CTA: a query block, or two key blocks.
+/// Tokens of a CTA of [`quantize_q`].
 const TOKENS: u32 = BLOCK_Q as u32;
 /// Tokens of a thread.
 const PER_THREAD: usize = (TOKENS / LANES) as usize;
-
-const _: () = assert!(BLOCK_Q == KV_PAD);
 
 /// Bytes of a table of one f32 per unit, `[segment * LANES + lane]`: see [`group_scales`].
 const TABLE_BYTES: u32 = 4 * LANES * 4;
@@ -51,13 +49,45 @@ unsafe fn store_codes<const INT4: bool>(codes: u64, element: u64, x: &[f32; 8], 
     }
 }
 
-/// Maxima of the scale groups of a CTA, from the maxima of its *units*: unit (segment, lane) is the
-/// `PER_THREAD / SEGMENTS` tokens that token lane `lane` holds of segment `segment` (a warp's 32 rows of
-/// Q, a block of 64 keys). Every group of every granularity is a union of units. `group_amax`
-/// yields, for a unit, the maximum of its group, `finish` turns that into the scale. Afterwards the table at
-/// `table + TABLE_BYTES` holds each unit's reciprocal of its scale.
+/// Maximum over a row's threads of one value per segment, all `SEGMENTS` at once: in the first steps a thread
+/// hands over half of its segments and keeps the other, so 4 segments take 5 shuffles instead of 16. Returns
+/// the maximum of one segment, and which.
+///
+/// # Safety
+/// All lanes of the warp call it.
 #[inline(always)]
-unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
+unsafe fn reduce_segments<const HEAD_DIM: u32, const SEGMENTS: usize>(position: Position, mut x: [f32; SEGMENTS]) -> (u32, f32) {
+    let column = position.first_feature / 8;
+    let mut mask = HEAD_DIM / 8 / 2;
+    let (mut count, mut segment) = (SEGMENTS, 0);
+    while mask > 0 {
+        let upper = column & mask != 0;
+        if count > 1 {
+            count /= 2;
+            segment += if upper { count as u32 } else { 0 };
+            let mut i = 0;
+            while i < count {
+                let (keep, give) = if upper { (x[i + count], x[i]) } else { (x[i], x[i + count]) };
+                // SAFETY: forwarded contract.
+                x[i] = math::max_propagate_nan(keep, unsafe { warp::shuffle_xor_f32(give, mask) });
+                i += 1;
+            }
+        } else {
+            // SAFETY: forwarded contract.
+            x[0] = math::max_propagate_nan(x[0], unsafe { warp::shuffle_xor_f32(x[0], mask) });
+        }
+        mask /= 2;
+    }
+    (segment, x[0])
+}
+
+/// Scales of a CTA, from the maxima of its *units*: unit (segment, lane) is the `PER_THREAD / SEGMENTS` tokens
+/// that token lane `lane` holds of segment `segment` (a warp's 32 rows of Q, a block of 64 keys). Every group
+/// of every granularity is a union of units. `group_amax` yields, for a unit, the maximum of its group,
+/// `finish` turns that into the scale. Afterwards the table at `table + TABLE_BYTES` holds each unit's
+/// reciprocal of its scale.
+#[inline(always)]
+unsafe fn group_scales<const HEAD_DIM: u32, const LANES: u32, const SEGMENTS: usize>(
     table: u32,
     position: Position,
     x: &[[f32; 8]; PER_THREAD],
@@ -65,27 +95,19 @@ unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
     group_amax: impl Fn(u32, u32) -> f32,
     finish: impl Fn(u32, u32, f32) -> f32,
 ) {
-    let mut segment = 0;
-    while segment < SEGMENTS {
-        let mut unit = 0.0f32;
-        let mut i = 0;
-        while i < PER_THREAD / SEGMENTS {
-            let token = segment * (PER_THREAD / SEGMENTS) + i;
-            let amax = if exists(position.lane + token as u32 * LANES) { amax(&x[token]) } else { 0.0 };
-            unit = math::max_propagate_nan(unit, amax);
-            i += 1;
-        }
-        // SAFETY: all threads are here.
-        unsafe {
-            unit = reduce_row::<HEAD_DIM>(unit, math::max_propagate_nan);
-            if position.first_feature == 0 {
-                shared::store_f32(table + (segment as u32 * LANES + position.lane) * 4, unit);
-            }
-        }
-        segment += 1;
+    let mut units = [0.0f32; SEGMENTS];
+    let mut token = 0;
+    while token < PER_THREAD {
+        let amax = if exists(position.lane + token as u32 * LANES) { amax(&x[token]) } else { 0.0 };
+        let unit = &mut units[token / (PER_THREAD / SEGMENTS)];
+        *unit = math::max_propagate_nan(*unit, amax);
+        token += 1;
     }
-    // SAFETY: all threads are here; the table is written before the barrier and read after it.
+    // SAFETY: all threads are here; threads that hold the same segment store the same value; tables are
+    // written before a barrier and read after it.
     unsafe {
+        let (segment, unit) = reduce_segments::<HEAD_DIM, SEGMENTS>(position, units);
+        shared::store_f32(table + (segment * LANES + position.lane) * 4, unit);
         thread::sync_threads();
         let thread = thread::thread_idx_x();
         if thread < SEGMENTS as u32 * LANES {
@@ -112,7 +134,7 @@ unsafe fn table_amax(table: u32, first: u32, step: u32, count: u32) -> f32 {
 
 /// Quantizes and stores the thread's tokens with the scales left by [`group_scales`].
 #[inline(always)]
-unsafe fn store_tokens<const INT4: bool, const HEAD_DIM: u32, const SEGMENTS: usize>(
+unsafe fn store_tokens<const INT4: bool, const HEAD_DIM: u32, const LANES: u32, const SEGMENTS: usize>(
     table: u32,
     position: Position,
     x: &[[f32; 8]; PER_THREAD],
@@ -205,7 +227,7 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
         }
         // SAFETY: all threads are here; a thread writes its feature's mean, everybody reads after the barrier.
         let mean = unsafe {
-            let [sum] = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], [|a, b| a + b]);
+            let sum = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], |_, a, b| a + b);
             let feature = thread::thread_idx_x();
             if feature < HEAD_DIM {
                 let mean = sum / TOKENS.min(p.seqlen_q - first_token) as f32;
@@ -224,21 +246,13 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
         // SAFETY: all lanes are here.
         l1 = unsafe { reduce_row::<HEAD_DIM>(l1, |a, b| a + b) };
         scale_floor = smooth_q_scale_floor(l1, precision(INT4));
-        let mut i = 0;
-        while i < PER_THREAD {
-            let mut j = 0;
-            while j < 8 {
-                x[i][j] -= mean[j];
-                j += 1;
-            }
-            i += 1;
-        }
+        subtract(&mut x, &mean);
     }
 
     // Segments are the 32 rows of a warp: the tokens lane + 32·s.
     // SAFETY: all threads are here; tables are inside shared memory, scales inside p.scale.
     unsafe {
-        group_scales::<HEAD_DIM, 4>(
+        group_scales::<HEAD_DIM, LANES, 4>(
             table,
             position,
             &x,
@@ -262,64 +276,59 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
                 scale
             },
         );
-        store_tokens::<INT4, HEAD_DIM, 4>(table, position, &x, p.codes, first_row, |token| rows.contains(first_token + token));
+        store_tokens::<INT4, HEAD_DIM, LANES, 4>(table, position, &x, p.codes, first_row, |token| rows.contains(first_token + token));
     }
 }
 
-/// One CTA: 128 keys, two key blocks.
+/// Token lanes of a CTA of [`quantize_k`]: it has no sums, so no order to keep to, and small CTAs overlap
+/// better.
+const K_LANES: u32 = sage_spec::launch::QUANTIZE_K_LANES as u32;
+
+/// One CTA: one key block.
 ///
 /// # Safety
 /// `sage_spec::params::QuantizeKParams`, `sage_spec::launch::quantize_k`.
 #[inline(always)]
 pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &QuantizeKParams) {
+    const TOKENS: u32 = BLOCK_KV as u32;
+    const { assert!(TOKENS / K_LANES == PER_THREAD as u32) };
     let position = Position::new::<HEAD_DIM>();
-    let num_tiles = p.seqlen_kv.div_ceil(TOKENS);
-    let tile_index = thread::block_idx_x();
+    let num_blocks = p.seqlen_kv.div_ceil(KV_PAD as u32) * (KV_PAD as u32 / TOKENS);
+    let block_index = thread::block_idx_x();
     // SAFETY: counts of a launched problem are not zero.
     let (head, batch) = unsafe {
-        let head = math::div_u32(tile_index, num_tiles);
+        let head = math::div_u32(block_index, num_blocks);
         (head, math::div_u32(head, p.num_heads_kv))
     };
-    let first_token = (tile_index - head * num_tiles) * TOKENS;
+    let first_token = (block_index - head * num_blocks) * TOKENS;
     let rows = Rows::new::<E>(&p.k, batch, head - batch * p.num_heads_kv, p.seqlen_kv, position.first_feature, p.head_dim, p.vectorized);
     let table = shared::dynamic_shared_mem();
 
     // SAFETY: forwarded contract.
-    let mut x = unsafe { rows.load::<E, PER_THREAD, LANES>(first_token + position.lane) };
+    let mut x = unsafe { rows.load::<E, PER_THREAD, K_LANES>(first_token + position.lane) };
     if p.mean != 0 {
         let mean = p.mean + (head as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4;
         // SAFETY: f32 [B, Hkv, Dp].
         let (a, b) = unsafe { (global::load_u32x4(mean), global::load_u32x4(mean + 16)) };
-        let mean = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits);
-        let mut i = 0;
-        while i < PER_THREAD {
-            let mut j = 0;
-            while j < 8 {
-                x[i][j] -= mean[j];
-                j += 1;
-            }
-            i += 1;
-        }
+        subtract(&mut x, &[a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits));
     }
-    // Segments are key blocks: the tokens lane + 32·{2s, 2s + 1}.
-    const { assert!(TOKENS == 2 * BLOCK_KV as u32) };
     // SAFETY: all threads are here; tables are inside shared memory, scales inside p.scale.
     unsafe {
-        group_scales::<HEAD_DIM, 2>(
+        group_scales::<HEAD_DIM, K_LANES, 1>(
             table,
             position,
             &x,
             |token| rows.contains(first_token + token),
-            |segment, lane| match p.granularity {
-                0 | 1 => table_amax(table, segment * LANES, 1, LANES),
+            |_, lane| match p.granularity {
+                0 | 1 => table_amax(table, 0, 1, K_LANES),
                 _ => {
-                    let first = segment * LANES + lane % 8 / 2 * 2;
-                    math::max_propagate_nan(table_amax(table, first, 8, 4), table_amax(table, first + 1, 8, 4))
+                    let first = lane % 8 / 2 * 2;
+                    math::max_propagate_nan(table_amax(table, first, 8, 2), table_amax(table, first + 1, 8, 2))
                 }
             },
-            |segment, lane, amax| {
+            |_, lane, amax| {
                 let scale = qk_scale(amax, precision(INT4));
-                let block = tile_index as u64 * 2 + segment as u64;
+                let block = block_index as u64;
                 let (index, first) = match p.granularity {
                     0 | 1 => (block, lane == 0),
                     _ => (block * 4 + lane as u64 / 2, lane < 8 && lane % 2 == 0),
@@ -330,6 +339,21 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
                 scale
             },
         );
-        store_tokens::<INT4, HEAD_DIM, 2>(table, position, &x, p.codes, tile_index as u64 * TOKENS as u64, |token| rows.contains(first_token + token));
+        let exists = |token| rows.contains(first_token + token);
+        store_tokens::<INT4, HEAD_DIM, K_LANES, 1>(table, position, &x, p.codes, block_index as u64 * TOKENS as u64, exists);
+    }
+}
+
+/// Subtracts `mean` from every token.
+#[inline(always)]
+fn subtract(x: &mut [[f32; 8]; PER_THREAD], mean: &[f32; 8]) {
+    let mut i = 0;
+    while i < PER_THREAD {
+        let mut j = 0;
+        while j < 8 {
+            x[i][j] -= mean[j];
+            j += 1;
+        }
+        i += 1;
     }
 }

@@ -55,24 +55,22 @@ pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, con
     }
 
     let smem = shared::dynamic_shared_mem();
-    let feature = thread::thread_idx_x();
-    let index = thread::block_idx_x() as u64 * HEAD_DIM as u64 + feature as u64;
-    let add = |a: f32, b: f32| a + b;
+    let (row, feature) = (thread::thread_idx_x() / HEAD_DIM, thread::thread_idx_x() % HEAD_DIM);
     // SAFETY: all threads are here; the outputs have a row for every chunk.
     unsafe {
-        let combine = [add, math::max_propagate_nan, math::min_propagate_nan];
-        if EXTREMES {
-            let [sum, max, min] = reduce_lanes::<HEAD_DIM, 3>(smem, position, [sum, max, min], combine);
-            if feature < HEAD_DIM {
-                global::store_f32(p.sum + index * 4, sum);
-                global::store_f32(p.max + index * 4, max);
-                global::store_f32(p.min + index * 4, min);
-            }
+        let (result, out) = if EXTREMES {
+            let combine = |row, a, b| match row {
+                0 => a + b,
+                1 => math::max_propagate_nan(a, b),
+                _ => math::min_propagate_nan(a, b),
+            };
+            let result = reduce_lanes::<HEAD_DIM, 3>(smem, position, [sum, max, min], combine);
+            (result, if row == 0 { p.sum } else if row == 1 { p.max } else { p.min })
         } else {
-            let [sum] = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], [add]);
-            if feature < HEAD_DIM {
-                global::store_f32(p.sum + index * 4, sum);
-            }
+            (reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], |_, a, b| a + b), p.sum)
+        };
+        if row < if EXTREMES { 3 } else { 1 } {
+            global::store_f32(out + (thread::block_idx_x() as u64 * HEAD_DIM as u64 + feature as u64) * 4, result);
         }
     }
 }

@@ -11,6 +11,7 @@ const TOKENS: u32 = KV_PAD as u32;
 
 /// The thread's eight channels: what to subtract and what to multiply by.
 struct Channels {
+    smoothed: bool,
     mean: [f32; 8],
     inverse_scale: [f32; 8],
 }
@@ -36,20 +37,26 @@ impl Channels {
                 mean = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits);
             }
             thread::sync_threads();
-            Channels { mean, inverse_scale: load8(smem + first_channel * 4) }
+            Channels { smoothed: p.mean != 0, mean, inverse_scale: load8(smem + first_channel * 4) }
         }
     }
 
     /// Value to be rounded, for each channel.
     #[inline(always)]
-    fn scale(&self, x: &[f32; 8]) -> [f32; 8] {
-        let mut scaled = [0.0; 8];
+    fn scale(&self, mut x: [f32; 8]) -> [f32; 8] {
         let mut i = 0;
+        if self.smoothed {
+            while i < 8 {
+                x[i] -= self.mean[i];
+                i += 1;
+            }
+        }
+        i = 0;
         while i < 8 {
-            scaled[i] = (x[i] - self.mean[i]) * self.inverse_scale[i];
+            x[i] *= self.inverse_scale[i];
             i += 1;
         }
-        scaled
+        x
     }
 }
 
@@ -82,7 +89,7 @@ pub unsafe fn quantize_f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
     let mut i = 0;
     while i < PER_THREAD {
         let token = position.lane + i as u32 * LANES;
-        let x = channels.scale(&x[i]);
+        let x = channels.scale(x[i]);
         let row = thread::block_idx_x() as u64 * TOKENS as u64 + token as u64;
         let packed = [
             convert::f32_to_f16x2(x[0], x[1]),
@@ -126,7 +133,7 @@ pub unsafe fn quantize_fp8<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
         let (near, far) = (rows.load::<E, 2, 1>(first), rows.load::<E, 2, 1>(first + 8));
         (near, far, Channels::load::<HEAD_DIM>(p, smem + HEAD_DIM * TOKENS, head, octet * 8))
     };
-    let x = [channels.scale(&near[0]), channels.scale(&near[1]), channels.scale(&far[0]), channels.scale(&far[1])];
+    let x = [channels.scale(near[0]), channels.scale(near[1]), channels.scale(far[0]), channels.scale(far[1])];
     let byte = |offset: u32, mask: u32| if rows.contains(first + offset) { mask } else { 0 };
     let exists = byte(0, 0xff) | byte(1, 0xff00) | byte(8, 0xff_0000) | byte(9, 0xff00_0000);
     let mut channel = 0;
