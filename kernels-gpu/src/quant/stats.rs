@@ -56,21 +56,31 @@ pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, con
 
     let smem = shared::dynamic_shared_mem();
     let (row, feature) = (thread::thread_idx_x() / HEAD_DIM, thread::thread_idx_x() % HEAD_DIM);
-    // SAFETY: all threads are here; the outputs have a row for every chunk.
+    let index = (thread::block_idx_x() as u64 * HEAD_DIM as u64 + feature as u64) * 4;
+    // SAFETY: all threads are here; the outputs have a row for every chunk. (Three stores, because choosing
+    // an address among the parameters by index would copy them to local memory.)
     unsafe {
-        let (result, out) = if EXTREMES {
+        if EXTREMES {
             let combine = |row, a, b| match row {
                 0 => a + b,
                 1 => math::max_propagate_nan(a, b),
                 _ => math::min_propagate_nan(a, b),
             };
             let result = reduce_lanes::<HEAD_DIM, 3>(smem, position, [sum, max, min], combine);
-            (result, if row == 0 { p.sum } else if row == 1 { p.max } else { p.min })
+            if row == 0 {
+                global::store_f32(p.sum + index, result);
+            }
+            if row == 1 {
+                global::store_f32(p.max + index, result);
+            }
+            if row == 2 {
+                global::store_f32(p.min + index, result);
+            }
         } else {
-            (reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], |_, a, b| a + b), p.sum)
-        };
-        if row < if EXTREMES { 3 } else { 1 } {
-            global::store_f32(out + (thread::block_idx_x() as u64 * HEAD_DIM as u64 + feature as u64) * 4, result);
+            let result = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], |_, a, b| a + b);
+            if row == 0 {
+                global::store_f32(p.sum + index, result);
+            }
         }
     }
 }
