@@ -63,7 +63,7 @@ macro_rules! steps {
     ($($element:ident, $head_dim:literal, $threads:literal, $k_threads:literal => $k_mean:ident, $v_stats:ident, $delta_s:ident,
         $q_int4:ident, $q_int8:ident, $k_int4:ident, $k_int8:ident;)*) => { $(
         step!($k_mean(ReducePartialParams), $threads x 2 => stats::partial::<crate::quant::element::$element, $head_dim, false, 4>);
-        step!($v_stats(ReducePartialParams), $threads x 2 => stats::partial::<crate::quant::element::$element, $head_dim, true, 4>);
+        step!($v_stats(ReducePartialParams), $threads x 2 => stats::partial::<crate::quant::element::$element, $head_dim, true, 2>);
         step!($delta_s(DeltaSParams), 256 x 2 => delta_s::delta_s::<crate::quant::element::$element, $head_dim>);
         step!($q_int4(QuantizeQParams), $threads x 2 => qk::quantize_q::<crate::quant::element::$element, true, $head_dim>);
         step!($q_int8(QuantizeQParams), $threads x 2 => qk::quantize_q::<crate::quant::element::$element, false, $head_dim>);

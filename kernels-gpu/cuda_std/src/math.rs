@@ -82,3 +82,16 @@ pub fn reciprocal(x: f32) -> f32 {
     unsafe { asm!("rcp.approx.ftz.f32 {}, {};", out(reg32) estimate, in(reg32) x, options(pure, nomem, nostack)) };
     fma(estimate, fma(-x, estimate, 1.0), estimate)
 }
+
+/// `x` in a register of its own, which no compiler can tell to be a copy: what is computed from both is
+/// computed twice. `selp` [selp] on a condition that only the launch makes true.
+#[inline(always)]
+pub fn distinct_copy(x: f32) -> f32 {
+    let copy: f32;
+    // SAFETY: reads a special register.
+    unsafe {
+        asm!("{{ .reg .pred p; .reg .b32 n; mov.u32 n, %ntid.x; setp.ne.u32 p, n, 0; selp.f32 {0}, {1}, 0f00000000, p; }}",
+            out(reg32) copy, in(reg32) x, options(pure, nomem, nostack));
+    }
+    copy
+}

@@ -15,6 +15,17 @@ pub type OutputTile = [[f32; 4]; 32];
 /// One value for each of the four rows a lane holds: `rows[m * 2 + e / 2]`.
 pub type Rows = [f32; 4];
 
+/// Whether the product with V is complete before channel `channel` because all that follow are padding;
+/// asked once for each 32 channels.
+///
+/// The branch also divides the product into basic blocks, across which ptxas moves nothing. In one
+/// block it loads V's operands before the scores are spent and puts off the additions to the output,
+/// until 255 registers do not suffice.
+#[inline(always)]
+pub fn ends_before(channel: u32, head_dim: u32) -> bool {
+    channel % 32 == 0 && channel >= head_dim
+}
+
 /// A kernel: its types, its sizes and its product with V.
 pub trait Config {
     /// Padded head dimension, 64 or 128.
@@ -56,11 +67,11 @@ pub trait Config {
     /// Copies the tile at global address `src`, and those that follow.
     fn v_copy(src: u64, seqlen_kv_padded: u32) -> Self::VCopy;
 
-    /// Starts the copies of a tile to shared address `dst` and moves on to the next tile.
+    /// Starts the copies of tile `tile` to shared address `dst`.
     ///
     /// # Safety
     /// As for [`super::load::TileCopy::start`].
-    unsafe fn start_v(copy: &mut Self::VCopy, dst: u32, seqlen_kv_padded: u32);
+    unsafe fn start_v(copy: &Self::VCopy, tile: u32, dst: u32, seqlen_kv_padded: u32);
 
     /// Rounds P to its 8- or 16-bit format, as A operands.
     fn round_p(p: &Probabilities) -> Self::P;
@@ -69,9 +80,9 @@ pub trait Config {
     fn v_lane_offset(lane: u32) -> u32;
 
     /// `output = output · alpha + P V`, `row_sum = row_sum · alpha + P 1`; `v` is the shared address of
-    /// V's tile plus [`Config::v_lane_offset`].
+    /// V's tile plus [`Config::v_lane_offset`], `head_dim` the unpadded head dimension.
     ///
     /// # Safety
     /// The whole warp calls it; the tile is complete.
-    unsafe fn multiply_v(p: &[Self::P; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows);
+    unsafe fn multiply_v(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows);
 }

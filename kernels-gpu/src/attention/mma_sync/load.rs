@@ -11,9 +11,10 @@ const THREADS: u32 = ATTENTION_THREADS as u32;
 /// copy consecutive 16-byte chunks, and the tile is swizzled on its way.
 #[derive(Clone, Copy)]
 pub struct TileCopy<const ROWS: u32, const ROW_BYTES: u32> {
-    /// Global address of the thread's first chunk.
+    /// Global address of the thread's second chunk, one pass after its first: the signed 12-bit offsets
+    /// of `cp.async` in SASS then reach both from one address.
     src: u64,
-    /// Offset of that chunk in the shared tile.
+    /// Offset of the thread's first chunk in the shared tile.
     dst: u32,
 }
 
@@ -27,7 +28,7 @@ impl<const ROWS: u32, const ROW_BYTES: u32> TileCopy<ROWS, ROW_BYTES> {
     pub fn new(src: u64, row_pitch: u64) -> Self {
         let thread = thread::thread_idx_x();
         let (row, chunk) = (thread / Self::CHUNKS_PER_ROW, thread % Self::CHUNKS_PER_ROW);
-        TileCopy { src: src + row as u64 * row_pitch + chunk as u64 * 16, dst: chunk_offset(ROW_BYTES, row, chunk) }
+        TileCopy { src: src + (row + Self::ROWS_PER_PASS) as u64 * row_pitch + chunk as u64 * 16, dst: chunk_offset(ROW_BYTES, row, chunk) }
     }
 
     /// Starts the copies to the shared tile at `dst`.
@@ -40,15 +41,17 @@ impl<const ROWS: u32, const ROW_BYTES: u32> TileCopy<ROWS, ROW_BYTES> {
         let mut row = 0;
         while row < ROWS {
             // SAFETY: forwarded contract.
-            unsafe { cp_async::copy16(dst + self.dst + row * ROW_BYTES, self.src + row as u64 * row_pitch) };
+            unsafe { cp_async::copy16(dst + self.dst + row * ROW_BYTES, self.src + row as u64 * row_pitch - Self::ROWS_PER_PASS as u64 * row_pitch) };
             row += Self::ROWS_PER_PASS;
         }
     }
 
-    /// Moves the source on by `bytes`.
+    /// Copies the tile `index` tiles after this one, which are `bytes` bytes apart. Computed from the first
+    /// tile each time: one wide multiply-add on a constant pair of registers, where an advancing
+    /// 64-bit address costs four instructions (ptxas moves its halves about).
     #[inline(always)]
-    pub fn advance(&mut self, bytes: u64) {
-        self.src += bytes;
+    pub fn tile(&self, index: u32, bytes: u32) -> Self {
+        TileCopy { src: self.src + index as u64 * bytes as u64, dst: self.dst }
     }
 }
 

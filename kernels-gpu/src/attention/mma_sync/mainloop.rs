@@ -48,7 +48,7 @@ impl Work {
     }
 }
 
-/// The next tile of K, V and ΔS in global memory.
+/// K, V and ΔS of the CTA in global memory: their first tiles.
 struct Source<C: Config, const ROW_BYTES: u32> {
     k: TileCopy<KEYS, ROW_BYTES>,
     v: C::VCopy,
@@ -56,23 +56,21 @@ struct Source<C: Config, const ROW_BYTES: u32> {
 }
 
 impl<C: Config, const ROW_BYTES: u32> Source<C, ROW_BYTES> {
-    /// Starts the copies of the next tile into the stage at shared address `stage`, as one group.
+    /// Starts the copies of tile `tile` into the stage at shared address `stage`, as one group.
     ///
     /// # Safety
     /// All threads of the CTA call it; the tile exists and nobody uses the stage.
     #[inline(always)]
-    unsafe fn start_tile<const DELTA_S: bool>(&mut self, stage: u32, seqlen_kv_padded: u32) {
+    unsafe fn start_tile<const DELTA_S: bool>(&self, tile: u32, stage: u32, seqlen_kv_padded: u32) {
         // SAFETY: forwarded contract.
         unsafe {
-            self.k.start(stage, ROW_BYTES as u64);
-            C::start_v(&mut self.v, stage + C::V_OFFSET, seqlen_kv_padded);
             if DELTA_S {
-                load::delta_s(stage + C::DELTA_S_OFFSET, self.delta_s);
-                self.delta_s += KEYS as u64 * 4;
+                load::delta_s(stage + C::DELTA_S_OFFSET, self.delta_s + tile as u64 * (KEYS as u64 * 4));
             }
+            self.k.tile(tile, C::K_BYTES).start(stage, ROW_BYTES as u64);
+            C::start_v(&self.v, tile, stage + C::V_OFFSET, seqlen_kv_padded);
         }
         cp_async::commit_group();
-        self.k.advance(C::K_BYTES as u64);
     }
 }
 
@@ -127,13 +125,14 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
         _ => warp_idx * 8 + g,
     };
     let codes = head_kv as u64 * p.seqlen_kv_padded as u64;
-    let mut source: Source<C, ROW_BYTES> = Source {
+    let source: Source<C, ROW_BYTES> = Source {
         k: TileCopy::new(p.k_codes + codes * ROW_BYTES as u64, ROW_BYTES as u64),
         v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
         delta_s: p.delta_s + (head_local as u64 * p.chunk.block_count as u64 + block_local as u64) * p.seqlen_kv_padded as u64 * 4,
     };
     let k_scales = p.k_scale + head_kv as u64 * (p.seqlen_kv_padded / KEYS * p.k_scales_per_block) as u64 * 4;
-    let mut k_scale_address = k_scales + k_scale_lane as u64 * 4;
+    // All scales of K number less than 2³²: one for 16 tokens at most.
+    let mut k_scale_index = head_kv * (p.seqlen_kv_padded / KEYS * p.k_scales_per_block) + k_scale_lane;
 
     // Row i sees `visible(i)` keys. Tiles before `full_tiles` are visible to all rows of the block,
     // tiles from `num_tiles` on to none.
@@ -157,11 +156,12 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
         // SAFETY: a scale for every padded row group (params); Q's tile is inside the padded tensor.
         let q_scale = unsafe { global::load_f32(p.q_scale + (q_block * p.q_scales_per_block as u64 + q_scale_lane as u64) * 4) };
         let (q_factor, inverse_q_scale) = (q_scale * p.sm_scale_log2, math::reciprocal(q_scale));
+        let inverse_q_scale = [inverse_q_scale, math::distinct_copy(inverse_q_scale)];
         // SAFETY: as above; nobody reads shared memory yet.
         unsafe {
             let q = TileCopy::<QUERY_ROWS, ROW_BYTES>::new(p.q_codes + q_block * (QUERY_ROWS * ROW_BYTES) as u64, ROW_BYTES as u64);
             q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
-            source.start_tile::<DELTA_S>(smem + C::RING_OFFSET, p.seqlen_kv_padded);
+            source.start_tile::<DELTA_S>(0, smem + C::RING_OFFSET, p.seqlen_kv_padded);
         }
         // SAFETY: all threads are here; scales of this block and of existing tiles.
         let (largest_q, largest_k) = unsafe {
@@ -187,14 +187,17 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
                 unsafe { thread::sync_threads() };
                 if kv_block + 1 < num_tiles {
                     // SAFETY: the other stage is free and the tile exists.
-                    unsafe { source.start_tile::<DELTA_S>(next_stage, p.seqlen_kv_padded) };
+                    unsafe { source.start_tile::<DELTA_S>(kv_block + 1, next_stage, p.seqlen_kv_padded) };
                 }
                 // SAFETY: the warp is converged; Q and the stage are complete.
                 unsafe {
-                    let k_scale = global::load_f32(k_scale_address);
-                    k_scale_address += (p.k_scales_per_block * 4) as u64;
-                    // Never zero (a tiny sm_scale could underflow): masking relies on −inf · f.
-                    let f = math::max_propagate_nan(q_factor * k_scale, f32::MIN_POSITIVE);
+                    let k_scale = global::load_f32(p.k_scale + k_scale_index as u64 * 4);
+                    k_scale_index += p.k_scales_per_block;
+                    let mut f = q_factor * k_scale;
+                    if $exact {
+                        // Never zero (a tiny sm_scale could underflow): masking relies on −inf · f.
+                        f = math::max_propagate_nan(f, f32::MIN_POSITIVE);
+                    }
                     let limits = if $exact { Limits::of_tile(p, query_block, kv_block) } else { Limits::NONE };
                     let mut alpha: Rows = [0.0; 4];
                     let scores = qk::scores::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale);
@@ -202,10 +205,7 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
                         let p_max = C::PV.p_max_log2();
                         C::round_p(&softmax::probabilities::<$exact>(&scores[m], m, &limits, f, p_max, &mut state.row_max, &mut alpha))
                     });
-                    // Nothing to wait for: it keeps ptxas from loading V's operands before the scores are
-                    // spent, for which there are not enough registers.
-                    warp::sync_warp();
-                    C::multiply_v(&rounded, stage + v_lane, &alpha, &mut output, &mut state.row_sum);
+                    C::multiply_v(&rounded, stage + v_lane, p.head_dim, &alpha, &mut output, &mut state.row_sum);
                 }
                 stage = next_stage;
             }};

@@ -47,12 +47,14 @@ unsafe fn multiply<C: Config>(a: [u32; 4], b: [u32; 2], c: [u32; 4]) -> [u32; 4]
 
 /// Scores of both halves of the warp's rows and the tile at shared address `stage`, as bits of
 /// `SCORE_BIAS + score`. With `DELTA_S` the stage's ΔS row (in units of k_scale) times
-/// `inverse_q_scale` is part of the bias.
+/// `inverse_q_scale` is part of the bias. Both elements of `inverse_q_scale` are the same number, for
+/// rows `g` and `g + 8`: if they are distinct registers (`math::distinct_copy`), ptxas computes the four
+/// registers of a C operand in place, and does not copy them there for each product.
 ///
 /// # Safety
 /// The whole warp calls it; Q's tile and the stage are complete.
 #[inline(always)]
-pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, inverse_q_scale: f32) -> [Scores; 2] {
+pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, inverse_q_scale: [f32; 2]) -> [Scores; 2] {
     let mut d: [Scores; 2] = [[[SCORE_BIAS_BITS; 4]; 8]; 2];
     // One step is 32 bytes of K: the depth of one product. Outermost, so that few operands are alive.
     let mut step = 0;
@@ -66,12 +68,12 @@ pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, 
             if DELTA_S && step == 0 {
                 // SAFETY: inside the stage's ΔS row. Order of the values: sage_spec::layout::delta_s_slot.
                 let steps = unsafe { shared::load_u32x4(stage + lane.delta_s + pair as u32 * 64) };
-                let bias = steps.map(|x| math::fma(f32::from_bits(x), inverse_q_scale, SCORE_BIAS).to_bits());
+                let [upper, lower] = inverse_q_scale.map(|scale| steps.map(|x| math::fma(f32::from_bits(x), scale, SCORE_BIAS).to_bits()));
                 let mut m = 0;
                 while m < 2 {
                     // ΔS belongs to the column: all rows of the lane share it.
-                    d[m][2 * pair] = [bias[0], bias[1], bias[0], bias[1]];
-                    d[m][2 * pair + 1] = [bias[2], bias[3], bias[2], bias[3]];
+                    d[m][2 * pair] = [upper[0], upper[1], lower[0], lower[1]];
+                    d[m][2 * pair + 1] = [upper[2], upper[3], lower[2], lower[3]];
                     m += 1;
                 }
             }

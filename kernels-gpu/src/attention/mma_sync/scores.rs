@@ -35,15 +35,14 @@ pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &ScoresParams) {
     unsafe {
         let q = TileCopy::<{ BLOCK_Q as u32 }, ROW_BYTES>::new(p.q_codes + q_block as u64 * (BLOCK_Q as u32 * ROW_BYTES) as u64, ROW_BYTES as u64);
         q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
-        let mut k = TileCopy::<{ BLOCK_KV as u32 }, ROW_BYTES>::new(k_codes, ROW_BYTES as u64);
+        let k = TileCopy::<{ BLOCK_KV as u32 }, ROW_BYTES>::new(k_codes, ROW_BYTES as u64);
         let mut kv_block = 0;
         while kv_block < seqlen_kv_padded / BLOCK_KV as u32 {
-            k.start(stage, ROW_BYTES as u64);
-            k.advance(C::K_BYTES as u64);
+            k.tile(kv_block, C::K_BYTES).start(stage, ROW_BYTES as u64);
             cp_async::commit_group();
             cp_async::wait_group::<0>();
             thread::sync_threads();
-            let scores = qk::scores::<C, false>(&qk_lane, stage, 1.0);
+            let scores = qk::scores::<C, false>(&qk_lane, stage, [1.0; 2]);
             let mut i = 0;
             while i < 16 {
                 let mut e = 0;

@@ -5,7 +5,7 @@ use cuda_std::{convert, ldmatrix, math, mma};
 use sage_spec::tiling::BLOCK_KV;
 use sage_spec::{Precision, PvFormat};
 
-use super::mma_sync::config::{Config, OutputTile, Probabilities, Rows};
+use super::mma_sync::config::{Config, OutputTile, Probabilities, Rows, ends_before};
 use super::mma_sync::load::TileCopy;
 use crate::tile::swizzle::chunk_offset;
 
@@ -31,10 +31,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn start_v(copy: &mut Self::VCopy, dst: u32, _seqlen_kv_padded: u32) {
+            unsafe fn start_v(copy: &Self::VCopy, tile: u32, dst: u32, _seqlen_kv_padded: u32) {
                 // SAFETY: forwarded contract.
-                unsafe { copy.start(dst, $head_dim * 2) };
-                copy.advance(BLOCK_KV as u64 * $head_dim * 2);
+                unsafe { copy.tile(tile, BLOCK_KV as u32 * $head_dim * 2).start(dst, $head_dim * 2) };
             }
 
             #[inline(always)]
@@ -49,9 +48,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
-                unsafe { multiply_v::<$head_dim>(p, v, alpha, output, row_sum) }
+                unsafe { multiply_v::<$head_dim>(p, v, head_dim, alpha, output, row_sum) }
             }
         }
     };
@@ -94,7 +93,7 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 4] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 4]; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 4]; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
     let row_bytes = HEAD_DIM as u32 * 2;
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
@@ -113,6 +112,9 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 4]; 2], v: u32, alph
         }
         let mut pair = 0;
         while pair < HEAD_DIM / 16 {
+            if ends_before(16 * pair as u32, head_dim) {
+                break;
+            }
             // Channels 16 · pair are 2 · pair chunks on: an XOR within the swizzle's 128 bytes (tiles are
             // 128-byte aligned), an addition beyond.
             let address = (v ^ (pair as u32 % 4 * 32)) + pair as u32 / 4 * 128;

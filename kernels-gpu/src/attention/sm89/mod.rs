@@ -6,7 +6,7 @@ use cuda_std::{convert, ldmatrix, math, mma};
 use sage_spec::tiling::BLOCK_KV;
 use sage_spec::{Precision, PvFormat};
 
-use super::mma_sync::config::{Config, OutputTile, Probabilities, Rows};
+use super::mma_sync::config::{Config, OutputTile, Probabilities, Rows, ends_before};
 use super::mma_sync::load::TileCopy;
 use crate::tile::swizzle::chunk_offset;
 
@@ -32,10 +32,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn start_v(copy: &mut Self::VCopy, dst: u32, seqlen_kv_padded: u32) {
+            unsafe fn start_v(copy: &Self::VCopy, tile: u32, dst: u32, seqlen_kv_padded: u32) {
                 // SAFETY: forwarded contract.
-                unsafe { copy.start(dst, seqlen_kv_padded as u64) };
-                copy.advance(BLOCK_KV as u64);
+                unsafe { copy.tile(tile, BLOCK_KV as u32).start(dst, seqlen_kv_padded as u64) };
             }
 
             #[inline(always)]
@@ -50,9 +49,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
-                unsafe { multiply_v::<$head_dim>(p, v, alpha, output, row_sum) }
+                unsafe { multiply_v::<$head_dim>(p, v, head_dim, alpha, output, row_sum) }
             }
         }
     };
@@ -95,7 +94,7 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 2] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 2]; 2], v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 2]; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
         let mut m = 0;
@@ -109,6 +108,9 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 2]; 2], v: u32, alph
         }
         let mut c = 0;
         while c < HEAD_DIM / 8 {
+            if ends_before(8 * c as u32, head_dim) {
+                break;
+            }
             let b = ldmatrix::x4(v + c as u32 * 8 * BLOCK_KV as u32);
             let mut m = 0;
             while m < 2 {
