@@ -15,11 +15,7 @@ use cuda_builder::manifest::{self, Manifest, ModuleEntry};
 use cuda_builder::{CudaBuilder, NvvmArch, inspect, toolchain};
 
 /// One module each; `sage_spec::symbol::Arch` lists the same targets.
-const ARCHS: [NvvmArch; 3] = [
-    NvvmArch::Compute80,
-    NvvmArch::Compute89,
-    NvvmArch::Compute90a,
-];
+const ARCHS: [NvvmArch; 3] = [NvvmArch::Compute80, NvvmArch::Compute89, NvvmArch::Compute90a];
 
 /// What decides the contents of the modules, relative to the workspace.
 const SOURCES: [&str; 2] = ["kernels-gpu", "host/spec"];
@@ -37,9 +33,7 @@ fn main() {
 fn embed() -> Result<(), Box<dyn Error>> {
     let host = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
-    let root = host
-        .parent()
-        .ok_or("the crate lies at the root of the file system")?;
+    let root = host.parent().ok_or("the crate lies at the root of the file system")?;
     let checked_in = host.join("ptx");
     println!("cargo::rerun-if-changed={}", checked_in.display());
     for name in [REBUILD, "CUDA_BUILDER_RUSTC", "CUDA_BUILDER_CARGO"] {
@@ -67,10 +61,7 @@ fn embed() -> Result<(), Box<dyn Error>> {
     if write_back {
         fs::create_dir_all(&checked_in)?;
         for target in manifest.modules.keys() {
-            fs::copy(
-                manifest::module_path(&fresh, target),
-                manifest::module_path(&checked_in, target),
-            )?;
+            fs::copy(manifest::module_path(&fresh, target), manifest::module_path(&checked_in, target))?;
         }
         manifest.store(&checked_in)?;
     }
@@ -106,10 +97,7 @@ fn build(root: &Path, folder: &Path, source_sha256: String) -> Result<Manifest, 
     for arch in ARCHS {
         let target = arch.target_name();
         let path = manifest::module_path(folder, target);
-        builder(root, arch)
-            .toolchain(toolchain.clone())
-            .copy_to(&path)
-            .build()?;
+        builder(root, arch).toolchain(toolchain.clone()).copy_to(&path).build()?;
         let ptx = fs::read_to_string(&path)?;
         let module = ModuleEntry {
             sha256: manifest::text_hash(ptx.as_bytes()),
@@ -118,13 +106,8 @@ fn build(root: &Path, folder: &Path, source_sha256: String) -> Result<Manifest, 
         };
         modules.insert(target.to_owned(), module);
     }
-    let manifest = Manifest {
-        schema: manifest::SCHEMA,
-        rustc: toolchain.version,
-        llvm: toolchain.llvm,
-        source_sha256,
-        modules,
-    };
+    let manifest =
+        Manifest { schema: manifest::SCHEMA, rustc: toolchain.version, llvm: toolchain.llvm, source_sha256, modules };
     manifest.store(folder)?;
     Ok(manifest)
 }
@@ -135,9 +118,7 @@ fn generate(out_dir: &Path, folder: &Path, manifest: &Manifest) -> Result<(), Bo
     let mut text = String::from("&[\n");
     for (target, module) in &manifest.modules {
         let path = manifest::module_path(folder, target);
-        let path = path
-            .to_str()
-            .ok_or("the path of the kernels is not Unicode")?;
+        let path = path.to_str().ok_or("the path of the kernels is not Unicode")?;
         let (sha256, source_sha256) = (&module.sha256, &manifest.source_sha256);
         text += &format!(
             "    EmbeddedModule {{ target: {target:?}, ptx: include_str!({path:?}), sha256: {sha256:?}, \

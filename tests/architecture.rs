@@ -48,26 +48,13 @@ const RULES: &[Rule] = &[
         why: "the contract depends on nobody",
         within: &["host/spec/"],
         except: &[],
-        words: &[
-            "sage_attn",
-            "sage_kernels_gpu",
-            "cuda_std",
-            "cuda_builder",
-            "std::",
-        ],
+        words: &["sage_attn", "sage_kernels_gpu", "cuda_std", "cuda_builder", "std::"],
     },
     Rule {
         why: "a reference that shares the planner's arithmetic shares its bugs",
         within: &["host/src/reference/"],
         except: &[],
-        words: &[
-            "crate::plan",
-            "crate::device",
-            "crate::problem",
-            "crate::api",
-            "sage_kernels_gpu",
-            "cudarc",
-        ],
+        words: &["crate::plan", "crate::device", "crate::problem", "crate::api", "sage_kernels_gpu", "cudarc"],
     },
     Rule {
         why: "planning runs without a GPU",
@@ -79,13 +66,7 @@ const RULES: &[Rule] = &[
         why: "a problem knows nothing of how it is solved",
         within: &["host/src/problem/"],
         except: &[],
-        words: &[
-            "crate::plan",
-            "crate::device",
-            "crate::api",
-            "crate::reference",
-            "cudarc",
-        ],
+        words: &["crate::plan", "crate::device", "crate::api", "crate::reference", "cudarc"],
     },
     Rule {
         why: "the device layer serves the API, not the reverse",
@@ -127,12 +108,7 @@ const RULES: &[Rule] = &[
         why: "tiles are below pipelines, attention and quantization",
         within: &["kernels-gpu/src/tile/"],
         except: &[],
-        words: &[
-            "crate::pipeline",
-            "crate::attention",
-            "crate::quant",
-            "crate::entry",
-        ],
+        words: &["crate::pipeline", "crate::attention", "crate::quant", "crate::entry"],
     },
     Rule {
         why: "pipelines are below attention and quantization",
@@ -162,51 +138,20 @@ const RULES: &[Rule] = &[
 
 /// Forbidden dependencies: (manifest, package, why).
 const MANIFESTS: &[(&str, &str, &str)] = &[
-    (
-        "host/Cargo.toml",
-        "sage-kernels-gpu",
-        "the host library sees PTX, never the kernel crate",
-    ),
-    (
-        "host/Cargo.toml",
-        "sage-tests",
-        "nothing depends on the tests",
-    ),
-    (
-        "host/Cargo.toml",
-        "cuda_std",
-        "the host library sees PTX, never the kernel crate",
-    ),
-    (
-        "kernels-gpu/Cargo.toml",
-        "sage-attn",
-        "kernels are below the host",
-    ),
-    (
-        "kernels-gpu/Cargo.toml",
-        "sage-tests",
-        "nothing depends on the tests",
-    ),
-    (
-        "kernels-gpu/cuda_std/Cargo.toml",
-        "sage-spec",
-        "cuda_std knows nothing of attention",
-    ),
-    (
-        "host/cuda_builder/Cargo.toml",
-        "sage-attn",
-        "the builder is below the library",
-    ),
+    ("host/Cargo.toml", "sage-kernels-gpu", "the host library sees PTX, never the kernel crate"),
+    ("host/Cargo.toml", "sage-tests", "nothing depends on the tests"),
+    ("host/Cargo.toml", "cuda_std", "the host library sees PTX, never the kernel crate"),
+    ("kernels-gpu/Cargo.toml", "sage-attn", "kernels are below the host"),
+    ("kernels-gpu/Cargo.toml", "sage-tests", "nothing depends on the tests"),
+    ("kernels-gpu/cuda_std/Cargo.toml", "sage-spec", "cuda_std knows nothing of attention"),
+    ("host/cuda_builder/Cargo.toml", "sage-attn", "the builder is below the library"),
 ];
 
 /// The broken rules in `text`, a source file at `path` from the root of the workspace.
 fn violations(path: &str, text: &str) -> Vec<String> {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| path.starts_with(prefix));
     let mut found = Vec::new();
-    for rule in RULES
-        .iter()
-        .filter(|rule| starts(rule.within) && !starts(rule.except))
-    {
+    for rule in RULES.iter().filter(|rule| starts(rule.within) && !starts(rule.except)) {
         for (number, line) in text.lines().enumerate() {
             let code = code_of(line);
             for word in rule.words.iter().filter(|word| has_word(&code, word)) {
@@ -260,10 +205,7 @@ fn dependencies(manifest: &str) -> Vec<&str> {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 /// Every Rust file below `folder`, as paths from the root.
@@ -302,111 +244,60 @@ fn every_source_file_obeys_the_rules() {
 #[test]
 fn every_manifest_obeys_the_rules() {
     let spec = fs::read_to_string(root().join("host/spec/Cargo.toml")).unwrap();
-    assert_eq!(
-        dependencies(&spec),
-        Vec::<&str>::new(),
-        "the contract depends on nobody"
-    );
+    assert_eq!(dependencies(&spec), Vec::<&str>::new(), "the contract depends on nobody");
     for (path, package, why) in MANIFESTS {
         let manifest = fs::read_to_string(root().join(path)).unwrap();
-        assert!(
-            !dependencies(&manifest).contains(package),
-            "{path} depends on {package}: {why}"
-        );
+        assert!(!dependencies(&manifest).contains(package), "{path} depends on {package}: {why}");
     }
 }
 
 #[test]
 fn the_guard_fails_on_planted_violations() {
     for (path, text) in [
-        (
-            "kernels-gpu/src/attention/sm89/mod.rs",
-            "    core::arch::asm!(\"bar.sync 0;\");",
-        ),
+        ("kernels-gpu/src/attention/sm89/mod.rs", "    core::arch::asm!(\"bar.sync 0;\");"),
         ("host/src/api/mod.rs", "let x = unsafe { *p };"),
         ("host/src/plan/mod.rs", "use crate::device::Gpu;"),
         ("host/src/plan/mod.rs", "use {cudarc::driver, std::fmt};"),
-        (
-            "host/src/reference/mod.rs",
-            "    crate::plan::plan(&problem, &capability)",
-        ),
-        (
-            "host/src/problem/mod.rs",
-            "use crate::plan::Plan; // a comment",
-        ),
+        ("host/src/reference/mod.rs", "    crate::plan::plan(&problem, &capability)"),
+        ("host/src/problem/mod.rs", "use crate::plan::Plan; // a comment"),
         ("host/src/device/mod.rs", "use crate::api::TensorView;"),
         ("host/spec/src/dims.rs", "use std::vec::Vec;"),
-        (
-            "kernels-gpu/src/attention/sm80/mod.rs",
-            "use super::sm89::Config;",
-        ),
-        (
-            "kernels-gpu/src/attention/sm90/mod.rs",
-            "use super::mma_sync::qk;",
-        ),
-        (
-            "kernels-gpu/src/tile/fragment.rs",
-            "use crate::attention::mma_sync::qk;",
-        ),
-        (
-            "kernels-gpu/src/quant/mod.rs",
-            "use crate::attention::sm80;",
-        ),
+        ("kernels-gpu/src/attention/sm80/mod.rs", "use super::sm89::Config;"),
+        ("kernels-gpu/src/attention/sm90/mod.rs", "use super::mma_sync::qk;"),
+        ("kernels-gpu/src/tile/fragment.rs", "use crate::attention::mma_sync::qk;"),
+        ("kernels-gpu/src/quant/mod.rs", "use crate::attention::sm80;"),
         ("kernels-gpu/src/attention/mod.rs", "use crate::quant;"),
         ("kernels-gpu/cuda_std/src/mma.rs", "use sage_spec::Dims;"),
     ] {
         assert!(!violations(path, text).is_empty(), "{path}: {text}");
     }
-    assert_eq!(
-        dependencies("[dependencies]\nsage-attn.workspace = true\nx = \"1\"\n"),
-        ["sage-attn", "x"]
-    );
+    assert_eq!(dependencies("[dependencies]\nsage-attn.workspace = true\nx = \"1\"\n"), ["sage-attn", "x"]);
 }
 
 #[test]
 fn the_guard_passes_what_is_allowed() {
     for (path, text) in [
-        (
-            "kernels-gpu/cuda_std/src/mma.rs",
-            "unsafe { asm!(\"mma.sync\") }",
-        ),
+        ("kernels-gpu/cuda_std/src/mma.rs", "unsafe { asm!(\"mma.sync\") }"),
         ("host/src/device/launch.rs", "unsafe { launch() }"),
         ("host/spec/src/lib.rs", "#![forbid(unsafe_code)]"),
         ("host/src/api/mod.rs", "// unsafe code is in crate::device"),
         ("host/src/api/mod.rs", "print(\"unsafe asm!\");"),
         ("host/src/api/mod.rs", "use crate::device::Gpu;"),
-        (
-            "host/src/plan/mod.rs",
-            "let device_name = planner::crate_device();",
-        ),
-        (
-            "kernels-gpu/src/attention/sm89/mod.rs",
-            "use super::mma_sync::qk;",
-        ),
+        ("host/src/plan/mod.rs", "let device_name = planner::crate_device();"),
+        ("kernels-gpu/src/attention/sm89/mod.rs", "use super::mma_sync::qk;"),
     ] {
-        assert_eq!(
-            violations(path, text),
-            Vec::<String>::new(),
-            "{path}: {text}"
-        );
+        assert_eq!(violations(path, text), Vec::<String>::new(), "{path}: {text}");
     }
 }
 
 /// Paths between backquotes in `text`: they contain a slash or end in a known extension, and neither
 /// spaces nor placeholders.
 fn named_paths(text: &str) -> Vec<&str> {
-    let extension = |word: &str| {
-        [".md", ".rs", ".toml", ".json", ".safetensors"]
-            .iter()
-            .any(|e| word.ends_with(e))
-    };
+    let extension = |word: &str| [".md", ".rs", ".toml", ".json", ".safetensors"].iter().any(|e| word.ends_with(e));
     text.split('`')
         .skip(1)
         .step_by(2)
-        .filter(|word| {
-            (word.contains('/') || extension(word))
-                && !word.contains([' ', '<', '*', ':', '\n', '('])
-        })
+        .filter(|word| (word.contains('/') || extension(word)) && !word.contains([' ', '<', '*', ':', '\n', '(']))
         .collect()
 }
 
@@ -416,13 +307,7 @@ fn every_path_in_the_map_exists() {
     let paths = named_paths(&map);
     assert!(paths.len() > 10, "the map names only {paths:?}");
     for path in paths {
-        assert!(
-            root().join(path).exists(),
-            "docs/README.md names {path}, which does not exist"
-        );
+        assert!(root().join(path).exists(), "docs/README.md names {path}, which does not exist");
     }
-    assert_eq!(
-        named_paths("see `docs/nowhere.md` and `let x`"),
-        ["docs/nowhere.md"]
-    );
+    assert_eq!(named_paths("see `docs/nowhere.md` and `let x`"), ["docs/nowhere.md"]);
 }

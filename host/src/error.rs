@@ -234,9 +234,7 @@ pub enum Invalid {
         head_dim: usize,
     },
     /// Two entries of the output may share memory.
-    #[error(
-        "out has stride {stride} along {axis}, which overlaps inner axes; it must be at least {needed}"
-    )]
+    #[error("out has stride {stride} along {axis}, which overlaps inner axes; it must be at least {needed}")]
     OutputOverlap {
         /// Axis of the stride.
         axis: Axis,
@@ -316,9 +314,7 @@ pub enum Invalid {
         align: usize,
     },
     /// The address range of a device tensor wraps around.
-    #[error(
-        "{tensor} starts at address {address:#x} and spans {bytes} bytes, beyond the address space"
-    )]
+    #[error("{tensor} starts at address {address:#x} and spans {bytes} bytes, beyond the address space")]
     AddressOverflow {
         /// Offending tensor.
         tensor: Operand,
@@ -400,9 +396,7 @@ pub enum Unsupported {
         max: usize,
     },
     /// Exact attention was asked of a GPU.
-    #[error(
-        "precision exact runs on the CPU only; choose int4 or int8 for {device}, or device cpu"
-    )]
+    #[error("precision exact runs on the CPU only; choose int4 or int8 for {device}, or device cpu")]
     ExactOnGpu {
         /// Device asked for.
         device: String,
@@ -460,10 +454,7 @@ pub enum PlanError {
         max: usize,
     },
     /// The workspace does not fit the address space.
-    #[error(
-        "the workspace would need {bytes} bytes; at most {} are addressable",
-        i64::MAX
-    )]
+    #[error("the workspace would need {bytes} bytes; at most {} are addressable", i64::MAX)]
     WorkspaceOverflow {
         /// Bytes needed.
         bytes: u128,
@@ -532,9 +523,7 @@ pub enum DeviceError {
         available: Vec<&'static str>,
     },
     /// The embedded PTX is not the one that was recorded when it was built.
-    #[error(
-        "the embedded PTX for {target} has SHA-256 {actual}, but its manifest records {recorded}"
-    )]
+    #[error("the embedded PTX for {target} has SHA-256 {actual}, but its manifest records {recorded}")]
     ModuleHash {
         /// PTX target.
         target: &'static str,
@@ -544,9 +533,7 @@ pub enum DeviceError {
         actual: String,
     },
     /// The driver cannot translate the module.
-    #[error(
-        "driver {driver} cannot load the kernels for {target} ({name}); a newer driver is needed"
-    )]
+    #[error("driver {driver} cannot load the kernels for {target} ({name}); a newer driver is needed")]
     ModuleRejected {
         /// PTX target.
         target: &'static str,

@@ -32,15 +32,10 @@ impl Metrics {
     /// If the lengths differ or are not a multiple of `row_len`.
     pub fn compare(actual: &[f32], reference: &[f64], row_len: usize) -> Metrics {
         assert_eq!(actual.len(), reference.len(), "outputs of different sizes");
-        assert!(
-            actual.is_empty() || actual.len().is_multiple_of(row_len),
-            "not whole rows of {row_len}"
-        );
+        assert!(actual.is_empty() || actual.len().is_multiple_of(row_len), "not whole rows of {row_len}");
         let mut total = Sums::default();
         let mut worst = (0.0, 0);
-        let rows = actual
-            .chunks(row_len.max(1))
-            .zip(reference.chunks(row_len.max(1)));
+        let rows = actual.chunks(row_len.max(1)).zip(reference.chunks(row_len.max(1)));
         for (index, (actual, reference)) in rows.enumerate() {
             let row = Sums::of(actual, reference);
             if !row.is_finite() {
@@ -63,14 +58,7 @@ impl Metrics {
 
     fn nan(worst_row: usize) -> Metrics {
         let nan = f64::NAN;
-        Metrics {
-            cosine: nan,
-            rel_l1: nan,
-            rmse: nan,
-            max_abs: nan,
-            worst_row_rel_l1: nan,
-            worst_row,
-        }
+        Metrics { cosine: nan, rel_l1: nan, rmse: nan, max_abs: nan, worst_row_rel_l1: nan, worst_row }
     }
 }
 
@@ -121,11 +109,7 @@ impl Sums {
     }
 
     fn rel_l1(&self) -> f64 {
-        if self.error == 0.0 {
-            0.0
-        } else {
-            self.error / self.reference
-        }
+        if self.error == 0.0 { 0.0 } else { self.error / self.reference }
     }
 
     fn cosine(&self) -> f64 {
@@ -133,11 +117,7 @@ impl Sums {
             return 1.0;
         }
         let norms = self.actual_squared.sqrt() * self.reference_squared.sqrt();
-        if norms == 0.0 {
-            0.0
-        } else {
-            self.product / norms
-        }
+        if norms == 0.0 { 0.0 } else { self.product / norms }
     }
 }
 
@@ -149,10 +129,7 @@ mod tests {
     fn equal_is_perfect() {
         let m = Metrics::compare(&[1.0, -2.0, 0.0, 0.0], &[1.0, -2.0, 0.0, 0.0], 2);
         assert!((m.cosine - 1.0).abs() < 1e-12);
-        assert_eq!(
-            (m.rel_l1, m.rmse, m.max_abs, m.worst_row_rel_l1),
-            (0.0, 0.0, 0.0, 0.0)
-        );
+        assert_eq!((m.rel_l1, m.rmse, m.max_abs, m.worst_row_rel_l1), (0.0, 0.0, 0.0, 0.0));
         assert_eq!(Metrics::compare(&[], &[], 4).cosine, 1.0);
     }
 

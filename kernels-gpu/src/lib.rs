@@ -8,10 +8,7 @@
 //! Exactly one feature `sm_80`, `sm_89` or `sm_90a` selects the module to build for nvptx64. On other
 //! targets only the pure layers are compiled, so that their algebra is tested on the CPU.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
-#![cfg_attr(
-    target_arch = "nvptx64",
-    feature(abi_ptx, asm_experimental_arch)
-)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
 #[cfg(target_arch = "nvptx64")]
 cuda_std::declare_dynamic_shared_memory!();

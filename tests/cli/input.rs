@@ -25,9 +25,7 @@ fn header(tensors: [(&str, &[usize]); 3]) -> (String, usize) {
                 _ => 2,
             };
             end += shape.iter().product::<usize>() * bytes;
-            format!(
-                r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
-            )
+            format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#)
         })
         .collect();
     (format!("{{{}}}", entries.join(",")), end)
@@ -53,11 +51,7 @@ fn rejected(name: &str, bytes: &[u8], words: &[&str]) {
 fn a_missing_file() {
     let run = sage_attn(["run", "/nowhere/x.safetensors"]);
     run.fails(2);
-    assert!(
-        run.stderr.contains("/nowhere/x.safetensors: cannot open"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("/nowhere/x.safetensors: cannot open"), "{}", run.stderr);
 }
 
 #[test]
@@ -68,16 +62,8 @@ fn an_empty_and_a_tiny_file() {
 
 #[test]
 fn a_header_larger_than_allowed() {
-    rejected(
-        "huge",
-        &u64::MAX.to_le_bytes(),
-        &["header claims 18446744073709551615 bytes"],
-    );
-    rejected(
-        "large",
-        &(1u64 << 30).to_le_bytes(),
-        &["header claims 1073741824 bytes"],
-    );
+    rejected("huge", &u64::MAX.to_le_bytes(), &["header claims 18446744073709551615 bytes"]);
+    rejected("large", &(1u64 << 30).to_le_bytes(), &["header claims 1073741824 bytes"]);
 }
 
 #[test]
@@ -87,16 +73,8 @@ fn a_header_longer_than_the_file() {
 
 #[test]
 fn a_header_that_is_not_json() {
-    rejected(
-        "garbage",
-        &file("this is not JSON", 0),
-        &["damaged", "JSON"],
-    );
-    rejected(
-        "utf8",
-        &[&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat(),
-        &["damaged", "UTF-8"],
-    );
+    rejected("garbage", &file("this is not JSON", 0), &["damaged", "JSON"]);
+    rejected("utf8", &[&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat(), &["damaged", "UTF-8"]);
 }
 
 #[test]
@@ -117,23 +95,14 @@ fn no_tensors_of_these_names() {
 fn a_prefix_that_is_not_there() {
     let run = sage_attn(["run", SAMPLE, "--prefix", "layer1."]);
     run.fails(2);
-    assert!(
-        run.stderr
-            .contains("no tensor layer1.q; the file has layer0.k"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("no tensor layer1.q; the file has layer0.k"), "{}", run.stderr);
 }
 
 #[test]
 fn a_wrong_type() {
     let shape: &[usize] = &[1, 1, 4, 8];
     let (text, len) = header([("F16", shape), ("I64", shape), ("F16", shape)]);
-    rejected(
-        "type",
-        &file(&text, len),
-        &["tensor k is I64", "F16, BF16 or F32"],
-    );
+    rejected("type", &file(&text, len), &["tensor k is I64", "F16, BF16 or F32"]);
     let (text, len) = header([("F16", shape), ("BF16", shape), ("F16", shape)]);
     rejected("mixed", &file(&text, len), &["k is bf16, but q is f16"]);
 }
@@ -142,34 +111,14 @@ fn a_wrong_type() {
 fn a_wrong_shape() {
     let shape: &[usize] = &[1, 1, 4, 8];
     let (text, len) = header([("F16", &[1, 4, 8]), ("F16", shape), ("F16", shape)]);
-    rejected(
-        "rank",
-        &file(&text, len),
-        &["tensor q of shape [1, 4, 8]", "3 axes", "must have 4"],
-    );
+    rejected("rank", &file(&text, len), &["tensor q of shape [1, 4, 8]", "3 axes", "must have 4"]);
     let (text, len) = header([("F16", shape), ("F16", &[1, 1, 4, 16]), ("F16", shape)]);
-    rejected(
-        "head-dim",
-        &file(&text, len),
-        &["k has head_dim 16, but q has 8"],
-    );
-    let (text, len) = header([
-        ("F16", &[1, 3, 4, 8]),
-        ("F16", &[1, 2, 4, 8]),
-        ("F16", &[1, 2, 4, 8]),
-    ]);
-    rejected(
-        "heads",
-        &file(&text, len),
-        &["q has 3 heads", "2 heads of k"],
-    );
+    rejected("head-dim", &file(&text, len), &["k has head_dim 16, but q has 8"]);
+    let (text, len) = header([("F16", &[1, 3, 4, 8]), ("F16", &[1, 2, 4, 8]), ("F16", &[1, 2, 4, 8])]);
+    rejected("heads", &file(&text, len), &["q has 3 heads", "2 heads of k"]);
     let wide: &[usize] = &[1, 1, 2, 256];
     let (text, len) = header([("F16", wide), ("F16", wide), ("F16", wide)]);
-    rejected(
-        "wide",
-        &file(&text, len),
-        &["head_dim is 256; supported are 1 to 128"],
-    );
+    rejected("wide", &file(&text, len), &["head_dim is 256; supported are 1 to 128"]);
     let none: &[usize] = &[1, 1, 4, 0];
     let (text, len) = header([("F16", none), ("F16", none), ("F16", none)]);
     rejected("zero", &file(&text, len), &["head_dim is 0"]);
@@ -179,8 +128,7 @@ fn a_wrong_shape() {
 fn offsets_that_lie() {
     let beyond = r#"{"q":{"dtype":"F16","shape":[1,1,1,2],"data_offsets":[0,400]}}"#;
     rejected("beyond", &file(beyond, 4), &["damaged"]);
-    let shape =
-        r#"{"q":{"dtype":"F16","shape":[18446744073709551615,2,2,2],"data_offsets":[0,4]}}"#;
+    let shape = r#"{"q":{"dtype":"F16","shape":[18446744073709551615,2,2,2],"data_offsets":[0,4]}}"#;
     rejected("overflow", &file(shape, 4), &["damaged"]);
 }
 
@@ -196,30 +144,9 @@ fn bad_options() {
         &["run", SAMPLE, "--causal=maybe"],
         &["run"],
         &["fly"],
-        &[
-            "run",
-            SAMPLE,
-            "--kernel",
-            "sm70_int8_f16_fwd",
-            "--device",
-            "cpu",
-        ],
-        &[
-            "run",
-            SAMPLE,
-            "--kernel",
-            "sm80_int8_f16_fwd",
-            "--device",
-            "cpu",
-        ],
-        &[
-            "run",
-            SAMPLE,
-            "--kernel",
-            "sm80_int8_f16_fwd",
-            "--precision",
-            "int4",
-        ],
+        &["run", SAMPLE, "--kernel", "sm70_int8_f16_fwd", "--device", "cpu"],
+        &["run", SAMPLE, "--kernel", "sm80_int8_f16_fwd", "--device", "cpu"],
+        &["run", SAMPLE, "--kernel", "sm80_int8_f16_fwd", "--precision", "int4"],
     ] {
         sage_attn(arguments).fails(2);
     }
@@ -229,18 +156,10 @@ fn bad_options() {
 fn files_without_output_are_fine() {
     let folder = Folder::new("empty-tensors");
     let path = folder.path("input.safetensors");
-    let (text, len) = header([
-        ("F16", &[1, 2, 0, 8]),
-        ("F16", &[1, 1, 4, 8]),
-        ("F16", &[1, 1, 4, 8]),
-    ]);
+    let (text, len) = header([("F16", &[1, 2, 0, 8]), ("F16", &[1, 1, 4, 8]), ("F16", &[1, 1, 4, 8])]);
     std::fs::write(&path, file(&text, len)).unwrap();
     sage_attn(["run", &path, "--compare", "--device", "cpu"]).success();
-    let (text, len) = header([
-        ("F16", &[1, 2, 3, 8]),
-        ("F16", &[1, 1, 0, 8]),
-        ("F16", &[1, 1, 0, 8]),
-    ]);
+    let (text, len) = header([("F16", &[1, 2, 3, 8]), ("F16", &[1, 1, 0, 8]), ("F16", &[1, 1, 0, 8])]);
     std::fs::write(&path, file(&text, len)).unwrap();
     sage_attn(["run", &path, "--compare", "--device", "cpu"]).success();
 }

@@ -13,30 +13,15 @@ const CPU: [&str; 2] = ["--device", "cpu"];
 fn the_command_of_the_readme_works() {
     let run = sage_attn(["run", SAMPLE, "--compare"]);
     run.success();
-    for words in [
-        "layer0.*",
-        "layer4.*",
-        "layer7.*",
-        "cosine",
-        "relative L1",
-        "worst row",
-    ] {
-        assert!(
-            run.stdout.contains(words),
-            "{words} is not in\n{}",
-            run.stdout
-        );
+    for words in ["layer0.*", "layer4.*", "layer7.*", "cosine", "relative L1", "worst row"] {
+        assert!(run.stdout.contains(words), "{words} is not in\n{}", run.stdout);
     }
     assert!(run.stderr.contains("causal mask is on"), "{}", run.stderr);
 }
 
 #[test]
 fn json_has_one_object_per_line_with_the_documented_keys() {
-    let run = sage_attn(
-        ["run", SAMPLE, "--compare", "--json"]
-            .into_iter()
-            .chain(CPU),
-    );
+    let run = sage_attn(["run", SAMPLE, "--compare", "--json"].into_iter().chain(CPU));
     run.success();
     let records = lines(&run.stdout);
     assert_eq!(records.len(), 3);
@@ -45,9 +30,7 @@ fn json_has_one_object_per_line_with_the_documented_keys() {
         assert_eq!(record["kernel"], "cpu_int8_fp8_fwd");
         assert_eq!(record["device"], "cpu");
         assert_eq!(record["precision"], "int8");
-        for key in [
-            "cosine", "rel_l1", "rmse", "max_abs", "ms", "tops", "e2e_ms", "e2e_tops",
-        ] {
+        for key in ["cosine", "rel_l1", "rmse", "max_abs", "ms", "tops", "e2e_ms", "e2e_tops"] {
             assert!(record[key].is_f64(), "{key} in {record}");
         }
         assert!(record["cosine"].as_f64().unwrap() > 0.9995, "{record}");
@@ -57,31 +40,15 @@ fn json_has_one_object_per_line_with_the_documented_keys() {
 
 #[test]
 fn without_compare_the_figures_are_null() {
-    let run = sage_attn(
-        ["run", SAMPLE, "--prefix", "layer0.", "--json"]
-            .into_iter()
-            .chain(CPU),
-    );
+    let run = sage_attn(["run", SAMPLE, "--prefix", "layer0.", "--json"].into_iter().chain(CPU));
     run.success();
     assert_eq!(lines(&run.stdout)[0]["cosine"], Value::Null);
 }
 
 #[test]
 fn options_reach_the_computation() {
-    let arguments = [
-        "run",
-        SAMPLE,
-        "--prefix=layer4.",
-        "--precision=int4",
-        "--granularity=warp",
-        "--smooth=none",
-    ];
-    let run = sage_attn(
-        arguments
-            .into_iter()
-            .chain(["--causal=false", "--compare", "--json"])
-            .chain(CPU),
-    );
+    let arguments = ["run", SAMPLE, "--prefix=layer4.", "--precision=int4", "--granularity=warp", "--smooth=none"];
+    let run = sage_attn(arguments.into_iter().chain(["--causal=false", "--compare", "--json"]).chain(CPU));
     run.success();
     let record = &lines(&run.stdout)[0];
     assert_eq!(record["kernel"], "cpu_int4_fp8_fwd");
@@ -89,14 +56,7 @@ fn options_reach_the_computation() {
     assert_eq!(record["smoothing"], "none");
     assert_eq!(record["causal"], false);
     assert!(!run.stderr.contains("causal"), "{}", run.stderr);
-    let exact = sage_attn([
-        "run",
-        SAMPLE,
-        "--prefix=layer4.",
-        "--precision=exact",
-        "--compare",
-        "--json",
-    ]);
+    let exact = sage_attn(["run", SAMPLE, "--prefix=layer4.", "--precision=exact", "--compare", "--json"]);
     let record = &lines(&exact.stdout)[0];
     assert_eq!(record["kernel"], "cpu_exact_fwd");
     // bf16 output: half a unit in the eighth place.
@@ -105,11 +65,7 @@ fn options_reach_the_computation() {
 
 #[test]
 fn layers_all_is_the_default_and_excludes_prefix() {
-    let all = sage_attn(
-        ["run", SAMPLE, "--layers", "all", "--json"]
-            .into_iter()
-            .chain(CPU),
-    );
+    let all = sage_attn(["run", SAMPLE, "--layers", "all", "--json"].into_iter().chain(CPU));
     assert_eq!(lines(&all.stdout).len(), 3);
     sage_attn(["run", SAMPLE, "--layers", "all", "--prefix", "layer0."]).fails(2);
 }
@@ -137,74 +93,40 @@ fn a_failed_run_leaves_the_old_output_alone() {
     let out = folder.path("o.safetensors");
     std::fs::write(&out, "what was there before").unwrap();
     sage_attn(["run", SAMPLE, "--prefix", "layer9.", "--out", &out]).fails(2);
-    assert_eq!(
-        std::fs::read_to_string(&out).unwrap(),
-        "what was there before"
-    );
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "what was there before");
     assert_eq!(folder.names(), ["o.safetensors"]);
 }
 
 #[test]
 fn an_output_that_cannot_be_written_is_not_bad_input() {
-    let run = sage_attn([
-        "run",
-        SAMPLE,
-        "--prefix=layer0.",
-        "--out",
-        "/nowhere/at/all/o.safetensors",
-    ]);
+    let run = sage_attn(["run", SAMPLE, "--prefix=layer0.", "--out", "/nowhere/at/all/o.safetensors"]);
     run.fails(1);
-    assert!(
-        run.stderr.contains("/nowhere/at/all/o.safetensors"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("/nowhere/at/all/o.safetensors"), "{}", run.stderr);
 }
 
 #[test]
 fn accuracy_measures_every_combination() {
-    let run = sage_attn(
-        ["accuracy", SAMPLE, "--prefix", "layer7.", "--json"]
-            .into_iter()
-            .chain(CPU),
-    );
+    let run = sage_attn(["accuracy", SAMPLE, "--prefix", "layer7.", "--json"].into_iter().chain(CPU));
     run.success();
     let records = lines(&run.stdout);
     assert_eq!(records.len(), 2 * 3 * 4);
     let cosine = |precision: &str, smoothing: &str| {
-        let matches = |r: &&Value| {
-            r["precision"] == precision
-                && r["granularity"] == "thread"
-                && r["smoothing"] == smoothing
-        };
-        records.iter().find(matches).unwrap()["cosine"]
-            .as_f64()
-            .unwrap()
+        let matches =
+            |r: &&Value| r["precision"] == precision && r["granularity"] == "thread" && r["smoothing"] == smoothing;
+        records.iter().find(matches).unwrap()["cosine"].as_f64().unwrap()
     };
     // What smoothing is for.
     assert!(cosine("int4", "k") > cosine("int4", "none"));
     assert!(cosine("int4", "q,k") > cosine("int4", "k"));
     assert!(cosine("int8", "k") > cosine("int4", "q,k"));
-    assert!(
-        !run.stderr.contains('█'),
-        "progress must be hidden: {}",
-        run.stderr
-    );
+    assert!(!run.stderr.contains('█'), "progress must be hidden: {}", run.stderr);
 }
 
 #[test]
 fn accuracy_prints_a_table() {
-    let run = sage_attn(
-        ["accuracy", SAMPLE, "--prefix", "layer0."]
-            .into_iter()
-            .chain(CPU),
-    );
+    let run = sage_attn(["accuracy", SAMPLE, "--prefix", "layer0."].into_iter().chain(CPU));
     run.success();
-    assert!(
-        run.stdout.contains("granularity") && run.stdout.contains("q,k,v"),
-        "{}",
-        run.stdout
-    );
+    assert!(run.stdout.contains("granularity") && run.stdout.contains("q,k,v"), "{}", run.stdout);
 }
 
 #[test]

@@ -7,10 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The shipped sample: layers 0, 4 and 7 of a small model.
-pub const SAMPLE: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../tests/data/rustlm_qkv.safetensors"
-);
+pub const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/rustlm_qkv.safetensors");
 
 /// What a run printed and how it ended.
 pub struct Run {
@@ -21,10 +18,7 @@ pub struct Run {
 
 /// Runs the binary.
 pub fn sage_attn<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_sage-attn"))
-        .args(arguments)
-        .output()
-        .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_sage-attn")).args(arguments).output().unwrap();
     Run {
         status: output.status.code(),
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -49,9 +43,7 @@ impl Run {
 
 /// The JSON objects of a text, one per line.
 pub fn lines(text: &str) -> Vec<Value> {
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// A temporary folder of its own for each test.
@@ -59,8 +51,7 @@ pub struct Folder(PathBuf);
 
 impl Folder {
     pub fn new(name: &str) -> Folder {
-        let path =
-            std::env::temp_dir().join(format!("sage-attn-cli-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("sage-attn-cli-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Folder(path)
     }
@@ -72,9 +63,7 @@ impl Folder {
     /// Names of the files inside, sorted.
     pub fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }

@@ -8,8 +8,8 @@ use sage_attn::plan::{Capability, Entry, Kernel, plan};
 use sage_attn::problem::{Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Smoothing};
 use sage_spec::params::{
-    AttentionParams, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams,
-    QuantizeVParams, ReducePartialParams, VStatsFinalParams,
+    AttentionParams, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
+    ReducePartialParams, VStatsFinalParams,
 };
 use sage_spec::symbol::STEMS;
 
@@ -43,50 +43,27 @@ fn declared(ptx: &str, symbol: &str) -> Option<Declared> {
     let params = header
         .lines()
         .filter(|line| line.contains(".param"))
-        .map(|line| {
-            line.split(['[', ']'])
-                .nth(1)
-                .and_then(|bytes| bytes.parse().ok())
-        })
+        .map(|line| line.split(['[', ']']).nth(1).and_then(|bytes| bytes.parse().ok()))
         .collect::<Option<_>>()?;
-    let bound = header
-        .lines()
-        .find_map(|line| line.trim().strip_prefix(".maxntid "))?;
-    Some(Declared {
-        params,
-        max_threads: bound.split(',').next()?.trim().parse().ok()?,
-    })
+    let bound = header.lines().find_map(|line| line.trim().strip_prefix(".maxntid "))?;
+    Some(Declared { params, max_threads: bound.split(',').next()?.trim().parse().ok()? })
 }
 
 /// Every entry that a plan can have.
 fn entries() -> Vec<(&'static str, Entry)> {
-    let device = Capability {
-        major: 9,
-        minor: 0,
-        sm_count: 132,
-        smem_opt_in: 232_448,
-    };
+    let device = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
     let mut entries = Vec::new();
     for stem in STEMS {
         for dtype in [DType::F16, DType::BF16, DType::F32] {
             for head_dim in [64, 128] {
-                let spec = TensorSpec::new(Operand::Q, dtype, &[1, 2, 100, head_dim], Layout::Hnd)
-                    .unwrap();
+                let spec = TensorSpec::new(Operand::Q, dtype, &[1, 2, 100, head_dim], Layout::Hnd).unwrap();
                 let request = Request {
                     kernel: Some(stem.name.into()),
-                    smoothing: Some(Smoothing {
-                        q: true,
-                        k: true,
-                        v: true,
-                    }),
+                    smoothing: Some(Smoothing { q: true, k: true, v: true }),
                     ..Request::new(spec, spec, spec, spec)
                 };
                 let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
-                entries.extend(
-                    plan.entries()
-                        .iter()
-                        .map(|entry| (plan.arch().target(), entry.clone())),
-                );
+                entries.extend(plan.entries().iter().map(|entry| (plan.arch().target(), entry.clone())));
             }
         }
     }
@@ -96,20 +73,9 @@ fn entries() -> Vec<(&'static str, Entry)> {
 #[test]
 fn every_planned_kernel_is_there_with_its_parameters_and_threads() {
     for (target, entry) in entries() {
-        let module = MODULES
-            .iter()
-            .find(|module| module.target == target)
-            .unwrap();
-        let expected = Declared {
-            params: vec![param_bytes(entry.kernel)],
-            max_threads: entry.cta.threads,
-        };
-        assert_eq!(
-            declared(module.ptx, &entry.symbol),
-            Some(expected),
-            "{}",
-            entry.symbol
-        );
+        let module = MODULES.iter().find(|module| module.target == target).unwrap();
+        let expected = Declared { params: vec![param_bytes(entry.kernel)], max_threads: entry.cta.threads };
+        assert_eq!(declared(module.ptx, &entry.symbol), Some(expected), "{}", entry.symbol);
     }
 }
 
@@ -117,12 +83,6 @@ fn every_planned_kernel_is_there_with_its_parameters_and_threads() {
 fn declarations_are_read_from_ptx() {
     let ptx = ".visible .entry other(\n\t.param .u32 x\n)\n.maxntid 1, 1, 1\n{}\n\
                .visible .entry k_d64(\n\t.param .align 8 .b8 k_d64_param_0[112]\n)\n.maxntid 256, 1, 1\n{\n";
-    assert_eq!(
-        declared(ptx, "k_d64"),
-        Some(Declared {
-            params: vec![112],
-            max_threads: 256
-        })
-    );
+    assert_eq!(declared(ptx, "k_d64"), Some(Declared { params: vec![112], max_threads: 256 }));
     assert_eq!(declared(ptx, "k_d6"), None);
 }

@@ -1,8 +1,8 @@
 //! Random problems, each rebuilt from one number.
 
 use half::{bf16, f16};
-use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::error::Operand;
+use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::{Data, HostTensor, Options};
 use sage_spec::symbol::{STEMS, Stem};
 use sage_spec::{PvFormat, ScaleGranularity};
@@ -123,7 +123,8 @@ impl Case {
         let (q, k, v) = (spec(num_heads_q, seqlen_q), spec(num_heads_kv, seqlen_kv), spec(num_heads_kv, seqlen_kv));
         let mut out = spec(num_heads_q, seqlen_q);
         out.dtype = [DType::F16, DType::BF16, DType::F32][pick(&mut random, 3)];
-        let granularity = [ScaleGranularity::PerBlock, ScaleGranularity::PerWarp, ScaleGranularity::PerThread][pick(&mut random, 3)];
+        let granularity =
+            [ScaleGranularity::PerBlock, ScaleGranularity::PerWarp, ScaleGranularity::PerThread][pick(&mut random, 3)];
         let flags = random.bits();
         let smoothing = Smoothing { q: flags & 1 != 0, k: flags & 2 != 0, v: flags & 4 != 0 };
         let mut request = Request::new(q, k, v, out);

@@ -30,7 +30,8 @@ pub fn gpu() -> Option<Arc<Gpu>> {
 /// Number of random problems and the first seed.
 pub fn seeds() -> std::ops::Range<u64> {
     let number = |name: &str, default: u64| {
-        std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
+        std::env::var(name)
+            .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
     };
     let first = number("SAGE_GPU_SEED", 1);
     first..first + number("SAGE_GPU_CASES", 200)
@@ -154,7 +155,8 @@ pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
     };
     // SAFETY: every buffer was allocated above for this problem, is used on this stream only, and lives
     // until the downloads below have synchronised it.
-    unsafe { gpu.launch(&plan, &args, stream.cu_stream()) }.unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    unsafe { gpu.launch(&plan, &args, stream.cu_stream()) }
+        .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let scores = scores(gpu, &stream, case, &plan, args.workspace.ptr);
     for (buffer, tensor, name) in [(&q, &case.q, "q"), (&k, &case.k, "k"), (&v, &case.v, "v")] {
         assert!(buffer.read(&stream, name) == tensor.bytes(), "{name} was written");

@@ -79,7 +79,12 @@ fn kernels_agree_with_the_reference() {
         }),
     );
     let shown = failures.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
-    assert!(failures.is_empty(), "{} of {} problems fail; repeat one with SAGE_GPU_SEED=seed SAGE_GPU_CASES=1\n{shown}", failures.len(), seeds.end - seeds.start);
+    assert!(
+        failures.is_empty(),
+        "{} of {} problems fail; repeat one with SAGE_GPU_SEED=seed SAGE_GPU_CASES=1\n{shown}",
+        failures.len(),
+        seeds.end - seeds.start
+    );
 }
 
 fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Figures, String> {
@@ -88,11 +93,8 @@ fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Fi
     let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
     let quantized = quantize(dims, &q, &k, &v, &case.options);
 
-    let bytes = [
-        (Slot::QCodes, &quantized.q_codes),
-        (Slot::KCodes, &quantized.k_codes),
-        (Slot::VCodes, &quantized.v_codes),
-    ];
+    let bytes =
+        [(Slot::QCodes, &quantized.q_codes), (Slot::KCodes, &quantized.k_codes), (Slot::VCodes, &quantized.v_codes)];
     for (slot, expected) in bytes {
         if let Some(actual) = outcome.slot(slot)
             && let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b)
@@ -145,7 +147,9 @@ fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Fi
         // The reference's own rounding of P, plus what storing the output costs anyone.
         let allowed = 2.0 * own + size * (rounding + 2e-6) + 1e-30;
         if !(actual <= allowed) {
-            return Err(format!("row {row}: error {actual:.3e}, allowed {allowed:.3e} (reference {own:.3e}, size {size:.3e})"));
+            return Err(format!(
+                "row {row}: error {actual:.3e}, allowed {allowed:.3e} (reference {own:.3e}, size {size:.3e})"
+            ));
         }
         seen.rows += 1;
         seen.worst_ratio = seen.worst_ratio.max(actual / allowed * 2.0);
@@ -160,7 +164,9 @@ fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Fi
             let tie = 2.0 / dims.seqlen_kv.max(2) as f64 / 16.0;
             let allowed = 2.0 * own + tie + 1e-4 + 2e-6 * ideal.abs();
             if !(error <= allowed) {
-                return Err(format!("lse of row {row}: {actual}, off by {error:.2e} where the reference is off by {own:.2e}"));
+                return Err(format!(
+                    "lse of row {row}: {actual}, off by {error:.2e} where the reference is off by {own:.2e}"
+                ));
             }
             seen.worst_lse = seen.worst_lse.max(error);
         }

@@ -15,16 +15,22 @@ fn real_layers_have_the_same_accuracy_on_cpu_and_gpu() {
     for layer in [0, 4, 7] {
         let load = |name: &str| {
             let view = tensors.tensor(&format!("layer{layer}.{name}")).expect("tensor");
-            let data: Vec<half::bf16> = view.data().chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]])).collect();
+            let data: Vec<half::bf16> =
+                view.data().chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]])).collect();
             (data, view.shape().to_vec())
         };
         let [(q, qs), (k, ks), (v, vs)] = ["q", "k", "v"].map(load);
         let view = |x, s| TensorView::new(x, s, Layout::Hnd).expect("view");
         let (q, k, v) = (view(&q, &qs), view(&k, &ks), view(&v, &vs));
         for precision in [Precision::Int8, Precision::Int4] {
-            let attention = Attention::new().causal(true).precision(precision).smoothing(sage_attn::Smoothing { q: true, k: true, v: false });
+            let attention = Attention::new().causal(true).precision(precision).smoothing(sage_attn::Smoothing {
+                q: true,
+                k: true,
+                v: false,
+            });
             let dims = *attention.problem(*q.spec(), *k.spec(), *v.spec(), *q.spec()).expect("problem").dims();
-            let exact = sage_attn::reference::attention_f64(&dims, &q.host(), &k.host(), &v.host(), true, 1.0 / 128f64.sqrt());
+            let exact =
+                sage_attn::reference::attention_f64(&dims, &q.host(), &k.host(), &v.host(), true, 1.0 / 128f64.sqrt());
             let metrics = [Device::Cpu, Device::Cuda(0)].map(|device| {
                 let output = attention.clone().device(device).forward(&q, &k, &v).expect("forward");
                 Metrics::compare(&output.out.to_f32(), &exact.out, dims.head_dim)
@@ -33,7 +39,12 @@ fn real_layers_have_the_same_accuracy_on_cpu_and_gpu() {
             println!("layer {layer} {precision:?} cpu {cpu:?} gpu {on_gpu:?}");
             let round = |x: f64| (x * 1000.0).round();
             assert_eq!(round(cpu.cosine), round(on_gpu.cosine), "cosine, layer {layer}");
-            assert!((cpu.rel_l1 - on_gpu.rel_l1).abs() < 5e-4, "relative L1, layer {layer}: {} {}", cpu.rel_l1, on_gpu.rel_l1);
+            assert!(
+                (cpu.rel_l1 - on_gpu.rel_l1).abs() < 5e-4,
+                "relative L1, layer {layer}: {} {}",
+                cpu.rel_l1,
+                on_gpu.rel_l1
+            );
             rows.push(json!({ "layer": layer, "precision": format!("{precision:?}"), "cpu": cpu, "gpu": on_gpu }));
         }
     }

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use sage_attn::reference::attention_f64;
 use sage_attn::{
-    Attention, DType, Device, Layout, Output, Precision, PvFormat, ScaleGranularity, Smoothing,
-    TensorView, TensorViewMut,
+    Attention, DType, Device, Layout, Output, Precision, PvFormat, ScaleGranularity, Smoothing, TensorView,
+    TensorViewMut,
 };
 use sage_spec::Dims;
 use sage_tests::compare::{Bounds, compare_rows};
@@ -24,30 +24,15 @@ impl Inputs {
         let mut random = Random(seed);
         let kv = dims.batch * dims.num_heads_kv * dims.seqlen_kv * dims.head_dim;
         let q = random.normals(dims.batch * dims.num_heads_q * dims.seqlen_q * dims.head_dim);
-        Inputs {
-            dims,
-            q,
-            k: random.normals(kv),
-            v: random.normals(kv),
-        }
+        Inputs { dims, q, k: random.normals(kv), v: random.normals(kv) }
     }
 
     fn q_shape(&self) -> [usize; 4] {
-        [
-            self.dims.batch,
-            self.dims.num_heads_q,
-            self.dims.seqlen_q,
-            self.dims.head_dim,
-        ]
+        [self.dims.batch, self.dims.num_heads_q, self.dims.seqlen_q, self.dims.head_dim]
     }
 
     fn kv_shape(&self) -> [usize; 4] {
-        [
-            self.dims.batch,
-            self.dims.num_heads_kv,
-            self.dims.seqlen_kv,
-            self.dims.head_dim,
-        ]
+        [self.dims.batch, self.dims.num_heads_kv, self.dims.seqlen_kv, self.dims.head_dim]
     }
 
     fn views(&self) -> [TensorView<'_>; 3] {
@@ -60,53 +45,26 @@ impl Inputs {
 
     fn run(&self, attention: &Attention) -> Output {
         let [q, k, v] = self.views();
-        attention
-            .clone()
-            .device(Device::Cpu)
-            .forward(&q, &k, &v)
-            .unwrap()
+        attention.clone().device(Device::Cpu).forward(&q, &k, &v).unwrap()
     }
 
     /// Exact output and log-sum-exp.
     fn exact(&self, causal: bool) -> (Vec<f64>, Vec<f64>) {
         let [q, k, v] = self.views();
         let sm_scale = 1.0 / (self.dims.head_dim as f64).sqrt();
-        let exact = attention_f64(
-            &self.dims,
-            &q.host(),
-            &k.host(),
-            &v.host(),
-            causal,
-            sm_scale,
-        );
+        let exact = attention_f64(&self.dims, &q.host(), &k.host(), &v.host(), causal, sm_scale);
         (exact.out, exact.lse)
     }
 }
 
 fn dims(batch: usize, heads: [usize; 2], tokens: [usize; 2], head_dim: usize) -> Dims {
-    Dims {
-        batch,
-        num_heads_q: heads[0],
-        num_heads_kv: heads[1],
-        seqlen_q: tokens[0],
-        seqlen_kv: tokens[1],
-        head_dim,
-    }
+    Dims { batch, num_heads_q: heads[0], num_heads_kv: heads[1], seqlen_q: tokens[0], seqlen_kv: tokens[1], head_dim }
 }
 
 /// FP8 P and V round to 4 significant bits, and codes of Q and K add to that.
-const INT8: Bounds = Bounds {
-    element: 0.15,
-    row_l1: 0.09,
-};
-const INT4: Bounds = Bounds {
-    element: 1.0,
-    row_l1: 0.6,
-};
-const EXACT: Bounds = Bounds {
-    element: 1e-5,
-    row_l1: 1e-5,
-};
+const INT8: Bounds = Bounds { element: 0.15, row_l1: 0.09 };
+const INT4: Bounds = Bounds { element: 1.0, row_l1: 0.6 };
+const EXACT: Bounds = Bounds { element: 1e-5, row_l1: 1e-5 };
 
 #[test]
 fn every_precision_is_as_close_as_it_should_be() {
@@ -119,28 +77,13 @@ fn every_precision_is_as_close_as_it_should_be() {
             (Precision::Int4, INT4, "cpu_int4_fp8_fwd"),
             (Precision::Exact, EXACT, "cpu_exact_fwd"),
         ] {
-            let output = inputs.run(
-                &Attention::new()
-                    .causal(causal)
-                    .precision(precision)
-                    .return_lse(true),
-            );
-            assert_eq!(
-                (output.report.kernel.as_str(), output.report.device.as_str()),
-                (kernel, "cpu")
-            );
+            let output = inputs.run(&Attention::new().causal(causal).precision(precision).return_lse(true));
+            assert_eq!((output.report.kernel.as_str(), output.report.device.as_str()), (kernel, "cpu"));
             compare_rows(&output.out.to_f32(), &exact, 64, bounds).unwrap();
             let lse = output.lse.unwrap();
             for (actual, exact) in lse.iter().zip(&exact_lse) {
-                let allowed = if precision == Precision::Int4 {
-                    0.5
-                } else {
-                    0.02
-                };
-                assert!(
-                    (f64::from(*actual) - exact).abs() < allowed,
-                    "{actual} {exact}"
-                );
+                let allowed = if precision == Precision::Int4 { 0.5 } else { 0.02 };
+                assert!((f64::from(*actual) - exact).abs() < allowed, "{actual} {exact}");
             }
         }
     }
@@ -151,31 +94,14 @@ fn the_defaults_are_the_documented_ones() {
     let inputs = Inputs::new(dims(1, [2, 1], [64, 64], 64), 2);
     let output = inputs.run(&Attention::new());
     assert_eq!(output.report.precision, "int8");
-    assert_eq!(
-        output.report.smoothing,
-        Smoothing {
-            q: false,
-            k: true,
-            v: false
-        }
-    );
+    assert_eq!(output.report.smoothing, Smoothing { q: false, k: true, v: false });
     assert_eq!(output.report.granularity, ScaleGranularity::PerThread);
     assert_eq!(output.out.dtype(), DType::F32);
     assert_eq!(output.lse, None);
     let int4 = inputs.run(&Attention::new().precision(Precision::Int4));
-    assert_eq!(
-        int4.report.smoothing,
-        Smoothing {
-            q: true,
-            k: true,
-            v: false
-        }
-    );
+    assert_eq!(int4.report.smoothing, Smoothing { q: true, k: true, v: false });
     let scale = 1.0 / 64f32.sqrt();
-    assert_eq!(
-        inputs.run(&Attention::new().sm_scale(scale)).out,
-        output.out
-    );
+    assert_eq!(inputs.run(&Attention::new().sm_scale(scale)).out, output.out);
 }
 
 #[test]
@@ -193,27 +119,18 @@ fn layouts_and_strides_do_not_change_the_result() {
     };
     let (q, k, v) = (nhd(&inputs.q), nhd(&inputs.k), nhd(&inputs.v));
     let view = |x| TensorView::new(x, &[b, n, h, d], Layout::Nhd).unwrap();
-    let output = Attention::new()
-        .device(Device::Cpu)
-        .forward(&view(&q), &view(&k), &view(&v))
-        .unwrap();
+    let output = Attention::new().device(Device::Cpu).forward(&view(&q), &view(&k), &view(&v)).unwrap();
     assert_eq!(output.out, expected);
 
     // The same into rows of 50 elements, token-major, between elements that must not change.
     let strides = Layout::Strides([(n * h * 50) as i64, 50, (h * 50) as i64, 1]);
     let mut out = vec![-7.0f32; b * n * h * 50];
     let mut out_view = TensorViewMut::new(&mut out, &[b, h, n, d], strides).unwrap();
-    Attention::new()
-        .device(Device::Cpu)
-        .forward_into(&view(&q), &view(&k), &view(&v), &mut out_view)
-        .unwrap();
+    Attention::new().device(Device::Cpu).forward_into(&view(&q), &view(&k), &view(&v), &mut out_view).unwrap();
     let expected = expected.to_f32();
     for (i, row) in out.chunks(50).enumerate() {
         let (head, token, batch) = (i % h, i / h % n, i / h / n);
-        assert_eq!(
-            row[..d],
-            expected[((batch * h + head) * n + token) * d..][..d]
-        );
+        assert_eq!(row[..d], expected[((batch * h + head) * n + token) * d..][..d]);
         assert!(row[d..].iter().all(|&x| x == -7.0));
     }
 }
@@ -222,15 +139,11 @@ fn layouts_and_strides_do_not_change_the_result() {
 fn sixteen_bit_tensors_work_and_the_output_type_can_be_chosen() {
     let inputs = Inputs::new(dims(1, [2, 2], [50, 60], 32), 4);
     let (exact, _) = inputs.exact(false);
-    let loose = Bounds {
-        element: 0.2,
-        row_l1: 0.12,
-    };
+    let loose = Bounds { element: 0.2, row_l1: 0.12 };
     let attention = Attention::new().device(Device::Cpu);
     macro_rules! check {
         ($type:ty, $dtype:expr) => {{
-            let convert =
-                |x: &[f32]| -> Vec<$type> { x.iter().map(|&x| <$type>::from_f32(x)).collect() };
+            let convert = |x: &[f32]| -> Vec<$type> { x.iter().map(|&x| <$type>::from_f32(x)).collect() };
             let (q, k, v) = (convert(&inputs.q), convert(&inputs.k), convert(&inputs.v));
             let q = TensorView::new(&q, &inputs.q_shape(), Layout::Hnd).unwrap();
             let k = TensorView::new(&k, &inputs.kv_shape(), Layout::Hnd).unwrap();
@@ -238,18 +151,9 @@ fn sixteen_bit_tensors_work_and_the_output_type_can_be_chosen() {
             let output = attention.forward(&q, &k, &v).unwrap();
             assert_eq!(output.out.dtype(), $dtype);
             compare_rows(&output.out.to_f32(), &exact, 32, loose).unwrap();
-            let wide = attention
-                .clone()
-                .out_dtype(DType::F32)
-                .forward(&q, &k, &v)
-                .unwrap();
+            let wide = attention.clone().out_dtype(DType::F32).forward(&q, &k, &v).unwrap();
             assert_eq!(wide.out.dtype(), DType::F32);
-            let rounded: Vec<f32> = wide
-                .out
-                .to_f32()
-                .iter()
-                .map(|&x| <$type>::from_f32(x).to_f32())
-                .collect();
+            let rounded: Vec<f32> = wide.out.to_f32().iter().map(|&x| <$type>::from_f32(x).to_f32()).collect();
             assert_eq!(rounded, output.out.to_f32());
         }};
     }
@@ -310,10 +214,7 @@ fn without_a_driver_auto_says_why_it_used_the_cpu_and_cuda_fails() {
     let output = Attention::new().forward(&q, &k, &v).unwrap();
     assert_eq!(output.report.device, "cpu");
     assert!(output.report.note.is_some());
-    let error = Attention::new()
-        .device(Device::Cuda(0))
-        .forward(&q, &k, &v)
-        .unwrap_err();
+    let error = Attention::new().device(Device::Cuda(0)).forward(&q, &k, &v).unwrap_err();
     assert!(matches!(error, sage_attn::Error::Device(_)), "{error}");
 }
 

@@ -3,9 +3,7 @@
 use sage_attn::error::{Axis, Invalid, Operand, PlanError, Unsupported};
 use sage_attn::plan::{Capability, plan};
 use sage_attn::problem::{Problem, Request, TensorSpec};
-use sage_attn::{
-    Attention, DType, Device, Error, Layout, Precision, PvFormat, TensorView, TensorViewMut,
-};
+use sage_attn::{Attention, DType, Device, Error, Layout, Precision, PvFormat, TensorView, TensorViewMut};
 
 fn spec(shape: [usize; 4]) -> TensorSpec {
     TensorSpec::new(Operand::Q, DType::F16, &shape, Layout::Hnd).unwrap()
@@ -48,55 +46,25 @@ fn wrong_rank() {
         let found = TensorView::new(&[0.0f32; 4 * 100 * 64], shape, Layout::Hnd).unwrap_err();
         let rank = shape.len();
         let found = checked(found, &[&rank.to_string(), "must have 4"]);
-        assert_eq!(
-            found,
-            invalid(Invalid::Rank {
-                tensor: Operand::Tensor,
-                rank
-            })
-        );
+        assert_eq!(found, invalid(Invalid::Rank { tensor: Operand::Tensor, rank }));
     }
 }
 
 #[test]
 fn batch_mismatch() {
     let wrong = spec([3, 2, 300, 64]);
-    let expect = |tensor| {
-        invalid(Invalid::BatchMismatch {
-            tensor,
-            batch: 3,
-            expected: 2,
-        })
-    };
+    let expect = |tensor| invalid(Invalid::BatchMismatch { tensor, batch: 3, expected: 2 });
     assert_eq!(error(|r| r.k = wrong, &["k", "3", "2"]), expect(Operand::K));
     assert_eq!(error(|r| r.v = wrong, &["v", "3", "2"]), expect(Operand::V));
-    assert_eq!(
-        error(|r| r.out = spec([3, 4, 100, 64]), &["out", "3", "2"]),
-        expect(Operand::Out)
-    );
+    assert_eq!(error(|r| r.out = spec([3, 4, 100, 64]), &["out", "3", "2"]), expect(Operand::Out));
 }
 
 #[test]
 fn head_dim_mismatch() {
-    let expect = |tensor| {
-        invalid(Invalid::HeadDimMismatch {
-            tensor,
-            head_dim: 128,
-            expected: 64,
-        })
-    };
-    assert_eq!(
-        error(|r| r.k = spec([2, 2, 300, 128]), &["k", "128", "64"]),
-        expect(Operand::K)
-    );
-    assert_eq!(
-        error(|r| r.v = spec([2, 2, 300, 128]), &["v", "128", "64"]),
-        expect(Operand::V)
-    );
-    assert_eq!(
-        error(|r| r.out = spec([2, 4, 100, 128]), &["out", "128", "64"]),
-        expect(Operand::Out)
-    );
+    let expect = |tensor| invalid(Invalid::HeadDimMismatch { tensor, head_dim: 128, expected: 64 });
+    assert_eq!(error(|r| r.k = spec([2, 2, 300, 128]), &["k", "128", "64"]), expect(Operand::K));
+    assert_eq!(error(|r| r.v = spec([2, 2, 300, 128]), &["v", "128", "64"]), expect(Operand::V));
+    assert_eq!(error(|r| r.out = spec([2, 4, 100, 128]), &["out", "128", "64"]), expect(Operand::Out));
 }
 
 fn with_head_dim(head_dim: usize) -> impl Fn(&mut Request) {
@@ -116,61 +84,31 @@ fn head_dim_zero() {
 #[test]
 fn head_dim_too_large() {
     let found = error(with_head_dim(256), &["256", "1 to 128"]);
-    assert_eq!(
-        found,
-        Error::Unsupported(Unsupported::HeadDim {
-            head_dim: 256,
-            max: 128
-        })
-    );
+    assert_eq!(found, Error::Unsupported(Unsupported::HeadDim { head_dim: 256, max: 128 }));
 }
 
 #[test]
 fn key_and_value_lengths_differ() {
     let found = error(|r| r.v = spec([2, 2, 299, 64]), &["299", "300"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::SeqlenKvMismatch {
-            seqlen: 299,
-            expected: 300
-        })
-    );
+    assert_eq!(found, invalid(Invalid::SeqlenKvMismatch { seqlen: 299, expected: 300 }));
 }
 
 #[test]
 fn output_length_differs() {
     let found = error(|r| r.out = spec([2, 4, 99, 64]), &["99", "100"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::OutSeqlenMismatch {
-            seqlen: 99,
-            expected: 100
-        })
-    );
+    assert_eq!(found, invalid(Invalid::OutSeqlenMismatch { seqlen: 99, expected: 100 }));
 }
 
 #[test]
 fn key_and_value_heads_differ() {
     let found = error(|r| r.v = spec([2, 4, 300, 64]), &["4", "2"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::KvHeadsMismatch {
-            heads: 4,
-            expected: 2
-        })
-    );
+    assert_eq!(found, invalid(Invalid::KvHeadsMismatch { heads: 4, expected: 2 }));
 }
 
 #[test]
 fn output_heads_differ() {
     let found = error(|r| r.out = spec([2, 2, 100, 64]), &["2", "4"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::OutHeadsMismatch {
-            heads: 2,
-            expected: 4
-        })
-    );
+    assert_eq!(found, invalid(Invalid::OutHeadsMismatch { heads: 2, expected: 4 }));
 }
 
 #[test]
@@ -184,64 +122,25 @@ fn no_key_heads() {
 fn heads_do_not_divide() {
     let three = spec([2, 3, 300, 64]);
     let found = error(|r| (r.k, r.v) = (three, three), &["4", "3"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::HeadsNotDivisible {
-            heads_q: 4,
-            heads_kv: 3
-        })
-    );
+    assert_eq!(found, invalid(Invalid::HeadsNotDivisible { heads_q: 4, heads_kv: 3 }));
 }
 
 #[test]
 fn element_types_differ() {
-    let f32s = TensorSpec {
-        dtype: DType::F32,
-        ..good().k
-    };
-    let expect = |tensor| {
-        invalid(Invalid::DTypeMismatch {
-            tensor,
-            dtype: DType::F32,
-            expected: DType::F16,
-        })
-    };
-    assert_eq!(
-        error(|r| r.k = f32s, &["k", "f32", "f16"]),
-        expect(Operand::K)
-    );
-    assert_eq!(
-        error(|r| r.v = f32s, &["v", "f32", "f16"]),
-        expect(Operand::V)
-    );
+    let f32s = TensorSpec { dtype: DType::F32, ..good().k };
+    let expect = |tensor| invalid(Invalid::DTypeMismatch { tensor, dtype: DType::F32, expected: DType::F16 });
+    assert_eq!(error(|r| r.k = f32s, &["k", "f32", "f16"]), expect(Operand::K));
+    assert_eq!(error(|r| r.v = f32s, &["v", "f32", "f16"]), expect(Operand::V));
 }
 
 #[test]
 fn element_count_overflows() {
     let shape = [1 << 20, 1 << 20, 1 << 20, 64];
     let found = TensorSpec::new(Operand::K, DType::F16, &shape, Layout::Hnd).unwrap_err();
-    assert_eq!(
-        found,
-        Invalid::ElementsOverflow {
-            tensor: Operand::K,
-            shape
-        }
-    );
-    let small_strides = TensorSpec {
-        shape,
-        ..spec([1, 1, 1, 64])
-    };
-    let found = error(
-        |r| (r.q, r.k, r.v, r.out) = (small_strides, small_strides, small_strides, small_strides),
-        &[],
-    );
-    assert_eq!(
-        found,
-        invalid(Invalid::ElementsOverflow {
-            tensor: Operand::Q,
-            shape
-        })
-    );
+    assert_eq!(found, Invalid::ElementsOverflow { tensor: Operand::K, shape });
+    let small_strides = TensorSpec { shape, ..spec([1, 1, 1, 64]) };
+    let found = error(|r| (r.q, r.k, r.v, r.out) = (small_strides, small_strides, small_strides, small_strides), &[]);
+    assert_eq!(found, invalid(Invalid::ElementsOverflow { tensor: Operand::Q, shape }));
 }
 
 #[test]
@@ -249,85 +148,42 @@ fn sequence_too_long() {
     let long = spec([1, 1, 1 << 31, 64]);
     let one = spec([1, 1, 1, 64]);
     let max = sage_spec::limits::MAX_SEQLEN;
-    let expect = |tensor| {
-        Error::Unsupported(Unsupported::Seqlen {
-            tensor,
-            seqlen: 1 << 31,
-            max,
-        })
-    };
+    let expect = |tensor| Error::Unsupported(Unsupported::Seqlen { tensor, seqlen: 1 << 31, max });
     let words = ["2147483648", &max.to_string()];
-    assert_eq!(
-        error(|r| (r.q, r.k, r.v, r.out) = (one, long, long, one), &words),
-        expect(Operand::K)
-    );
-    assert_eq!(
-        error(|r| (r.q, r.k, r.v, r.out) = (long, one, one, long), &words),
-        expect(Operand::Q)
-    );
+    assert_eq!(error(|r| (r.q, r.k, r.v, r.out) = (one, long, long, one), &words), expect(Operand::K));
+    assert_eq!(error(|r| (r.q, r.k, r.v, r.out) = (long, one, one, long), &words), expect(Operand::Q));
 }
 
 #[test]
 fn last_stride_not_one() {
     let found = error(|r| r.k.strides[3] = 2, &["k", "2", "must be 1"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::FeatureStride {
-            tensor: Operand::K,
-            stride: 2
-        })
-    );
+    assert_eq!(found, invalid(Invalid::FeatureStride { tensor: Operand::K, stride: 2 }));
 }
 
 #[test]
 fn zero_stride() {
     let expect = |tensor, axis| invalid(Invalid::ZeroStride { tensor, axis });
-    assert_eq!(
-        error(|r| r.out.strides[1] = 0, &["out", "head", "positive"]),
-        expect(Operand::Out, Axis::Head)
-    );
-    assert_eq!(
-        error(|r| r.k.strides[0] = 0, &["k", "batch"]),
-        expect(Operand::K, Axis::Batch)
-    );
+    assert_eq!(error(|r| r.out.strides[1] = 0, &["out", "head", "positive"]), expect(Operand::Out, Axis::Head));
+    assert_eq!(error(|r| r.k.strides[0] = 0, &["k", "batch"]), expect(Operand::K, Axis::Batch));
 }
 
 #[test]
 fn negative_stride() {
     let found = error(|r| r.q.strides[2] = -64, &["q", "-64", "token", "positive"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::NegativeStride {
-            tensor: Operand::Q,
-            axis: Axis::Token,
-            stride: -64
-        })
-    );
+    assert_eq!(found, invalid(Invalid::NegativeStride { tensor: Operand::Q, axis: Axis::Token, stride: -64 }));
 }
 
 #[test]
 fn stride_below_row() {
     let found = error(|r| r.q.strides[2] = 32, &["q", "32", "64"]);
-    let expected = Invalid::StrideBelowRow {
-        tensor: Operand::Q,
-        axis: Axis::Token,
-        stride: 32,
-        head_dim: 64,
-    };
+    let expected = Invalid::StrideBelowRow { tensor: Operand::Q, axis: Axis::Token, stride: 32, head_dim: 64 };
     assert_eq!(found, invalid(expected));
 }
 
 #[test]
 fn output_rows_overlap() {
     let found = error(|r| r.out.strides[1] = 99 * 64, &["out", "6336", "6400"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::OutputOverlap {
-            axis: Axis::Head,
-            stride: 6336,
-            needed: 6400
-        })
-    );
+    assert_eq!(found, invalid(Invalid::OutputOverlap { axis: Axis::Head, stride: 6336, needed: 6400 }));
     // An input may do that: nothing is written.
     let mut request = good();
     request.q.strides[1] = 99 * 64;
@@ -338,266 +194,128 @@ fn output_rows_overlap() {
 fn span_overflows() {
     let strides = [i64::MAX / 2, 6400, 64, 1];
     let found = error(|r| r.k.strides = strides, &["k", "4611686018427387903"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::SpanOverflow {
-            tensor: Operand::K,
-            strides
-        })
-    );
+    assert_eq!(found, invalid(Invalid::SpanOverflow { tensor: Operand::K, strides }));
 }
 
 #[test]
 fn span_beyond_buffer() {
     let found = TensorView::new(&[0.0f32; 1000], &[1, 1, 16, 64], Layout::Hnd).unwrap_err();
     let found = checked(found, &["1024", "1000"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::SpanBeyondBuffer {
-            needed: 1024,
-            len: 1000
-        })
-    );
+    assert_eq!(found, invalid(Invalid::SpanBeyondBuffer { needed: 1024, len: 1000 }));
     let strides = Layout::Strides([0, 0, 128, 1]);
     TensorView::new(&[0.0f32; 15 * 128 + 64], &[1, 1, 16, 64], strides).unwrap();
-    let found =
-        TensorViewMut::new(&mut [0.0f32; 15 * 128 + 63], &[1, 1, 16, 64], strides).unwrap_err();
-    assert_eq!(
-        found,
-        invalid(Invalid::SpanBeyondBuffer {
-            needed: 1984,
-            len: 1983
-        })
-    );
+    let found = TensorViewMut::new(&mut [0.0f32; 15 * 128 + 63], &[1, 1, 16, 64], strides).unwrap_err();
+    assert_eq!(found, invalid(Invalid::SpanBeyondBuffer { needed: 1984, len: 1983 }));
 }
 
 #[test]
 fn sm_scale_not_finite() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let found = error(|r| r.sm_scale = Some(bad), &[&bad.to_string(), "finite"]);
-        assert!(matches!(
-            found,
-            Error::Invalid(Invalid::SmScaleNotFinite { .. })
-        ));
+        assert!(matches!(found, Error::Invalid(Invalid::SmScaleNotFinite { .. })));
     }
 }
 
 #[test]
 fn sm_scale_negative() {
     let found = error(|r| r.sm_scale = Some(-0.125), &["-0.125", "0 or positive"]);
-    assert_eq!(
-        found,
-        invalid(Invalid::SmScaleNegative { sm_scale: -0.125 })
-    );
+    assert_eq!(found, invalid(Invalid::SmScaleNegative { sm_scale: -0.125 }));
 }
 
 #[test]
 fn sm_scale_zero_is_allowed() {
-    let problem = Problem::new(Request {
-        sm_scale: Some(0.0),
-        ..good()
-    })
-    .unwrap();
+    let problem = Problem::new(Request { sm_scale: Some(0.0), ..good() }).unwrap();
     assert_eq!(problem.sm_scale(), 0.0);
 }
 
 #[test]
 fn unknown_kernel() {
-    let found = error(
-        |r| r.kernel = Some("sm70_int8".into()),
-        &["sm70_int8", "sm80_int8_f16_fwd"],
-    );
-    assert!(matches!(
-        found,
-        Error::Invalid(Invalid::UnknownKernel { .. })
-    ));
+    let found = error(|r| r.kernel = Some("sm70_int8".into()), &["sm70_int8", "sm80_int8_f16_fwd"]);
+    assert!(matches!(found, Error::Invalid(Invalid::UnknownKernel { .. })));
 }
 
 #[test]
 fn kernel_contradicts_options() {
     let kernel = || Some("sm89_int8_fp8_fwd".to_owned());
-    let found = error(
-        |r| (r.kernel, r.precision) = (kernel(), Precision::Int4),
-        &["int8", "int4", "precision"],
-    );
-    assert!(matches!(
-        found,
-        Error::Invalid(Invalid::KernelConflict {
-            option: "precision",
-            ..
-        })
-    ));
-    let found = error(
-        |r| (r.kernel, r.pv) = (kernel(), Some(PvFormat::F16)),
-        &["fp8", "f16", "pv"],
-    );
-    assert!(matches!(
-        found,
-        Error::Invalid(Invalid::KernelConflict { option: "pv", .. })
-    ));
+    let found = error(|r| (r.kernel, r.precision) = (kernel(), Precision::Int4), &["int8", "int4", "precision"]);
+    assert!(matches!(found, Error::Invalid(Invalid::KernelConflict { option: "precision", .. })));
+    let found = error(|r| (r.kernel, r.pv) = (kernel(), Some(PvFormat::F16)), &["fp8", "f16", "pv"]);
+    assert!(matches!(found, Error::Invalid(Invalid::KernelConflict { option: "pv", .. })));
 }
 
-const ADA: Capability = Capability {
-    major: 8,
-    minor: 9,
-    sm_count: 128,
-    smem_opt_in: 101_376,
-};
+const ADA: Capability = Capability { major: 8, minor: 9, sm_count: 128, smem_opt_in: 101_376 };
 
 /// The error of planning the good request, changed, for `capability`.
 fn plan_error(capability: Capability, change: impl Fn(&mut Request), words: &[&str]) -> Error {
     let mut request = good();
     change(&mut request);
-    checked(
-        plan(&Problem::new(request).unwrap(), &capability).unwrap_err(),
-        words,
-    )
+    checked(plan(&Problem::new(request).unwrap(), &capability).unwrap_err(), words)
 }
 
 #[test]
 fn capability_too_low() {
-    let turing = Capability {
-        major: 7,
-        minor: 5,
-        ..ADA
-    };
+    let turing = Capability { major: 7, minor: 5, ..ADA };
     let found = plan_error(turing, |_| (), &["7.5", "8.0"]);
-    assert_eq!(
-        found,
-        Error::Plan(PlanError::CapabilityTooLow { major: 7, minor: 5 })
-    );
+    assert_eq!(found, Error::Plan(PlanError::CapabilityTooLow { major: 7, minor: 5 }));
 }
 
 #[test]
 fn kernel_needs_a_newer_device() {
     let ampere = Capability { minor: 0, ..ADA };
-    let by_name = plan_error(
-        ampere,
-        |r| r.kernel = Some("sm89_int8_fp8_fwd".into()),
-        &["sm89_int8_fp8_fwd", "8.9", "8.0"],
-    );
-    assert!(matches!(
-        by_name,
-        Error::Plan(PlanError::KernelNeeds { .. })
-    ));
-    let by_format = plan_error(
-        ampere,
-        |r| r.pv = Some(PvFormat::Fp8),
-        &["pv fp8", "8.9", "8.0"],
-    );
-    assert!(matches!(
-        by_format,
-        Error::Plan(PlanError::KernelNeeds { .. })
-    ));
+    let by_name =
+        plan_error(ampere, |r| r.kernel = Some("sm89_int8_fp8_fwd".into()), &["sm89_int8_fp8_fwd", "8.9", "8.0"]);
+    assert!(matches!(by_name, Error::Plan(PlanError::KernelNeeds { .. })));
+    let by_format = plan_error(ampere, |r| r.pv = Some(PvFormat::Fp8), &["pv fp8", "8.9", "8.0"]);
+    assert!(matches!(by_format, Error::Plan(PlanError::KernelNeeds { .. })));
 }
 
 #[test]
 fn too_little_shared_memory() {
-    let found = plan_error(
-        Capability {
-            smem_opt_in: 1024,
-            ..ADA
-        },
-        |_| (),
-        &["1024"],
-    );
-    assert!(matches!(
-        found,
-        Error::Plan(PlanError::SharedMemory { max: 1024, .. })
-    ));
+    let found = plan_error(Capability { smem_opt_in: 1024, ..ADA }, |_| (), &["1024"]);
+    assert!(matches!(found, Error::Plan(PlanError::SharedMemory { max: 1024, .. })));
 }
 
 #[test]
 fn grid_too_large() {
-    let many = TensorSpec {
-        strides: [64, 64, 64, 1],
-        ..spec([1, 1, 1, 64])
-    };
-    let with = |heads| TensorSpec {
-        shape: [1 << 16, heads, 1, 64],
-        ..many
-    };
+    let many = TensorSpec { strides: [64, 64, 64, 1], ..spec([1, 1, 1, 64]) };
+    let with = |heads| TensorSpec { shape: [1 << 16, heads, 1, 64], ..many };
     let wide = |r: &mut Request| {
         (r.q, r.k, r.v) = (with(1 << 16), with(1), with(1));
-        r.out = TensorSpec {
-            strides: [1 << 22, 64, 64, 1],
-            ..r.q
-        };
+        r.out = TensorSpec { strides: [1 << 22, 64, 64, 1], ..r.q };
     };
     let found = plan_error(ADA, wide, &["4294967296", "2147483647"]);
-    assert!(matches!(
-        found,
-        Error::Plan(PlanError::GridTooLarge {
-            ctas: 4_294_967_296,
-            ..
-        })
-    ));
+    assert!(matches!(found, Error::Plan(PlanError::GridTooLarge { ctas: 4_294_967_296, .. })));
 }
 
 #[test]
 fn workspace_overflows() {
     // 2³⁰ key/value heads of nearly 2³¹ overlapping tokens each.
-    let overlap = TensorSpec {
-        strides: [64, 64, 64, 1],
-        ..spec([1, 1, 1, 64])
-    };
+    let overlap = TensorSpec { strides: [64, 64, 64, 1], ..spec([1, 1, 1, 64]) };
     let heads = 1 << 26;
-    let q = TensorSpec {
-        shape: [1, heads, 1, 64],
-        ..overlap
-    };
-    let k = TensorSpec {
-        shape: [1, heads, (1 << 31) - 1024, 64],
-        ..overlap
-    };
-    let found = plan_error(
-        ADA,
-        |r| (r.q, r.k, r.v, r.out) = (q, k, k, q),
-        &["workspace"],
-    );
-    assert!(matches!(
-        found,
-        Error::Plan(PlanError::WorkspaceOverflow { .. })
-    ));
+    let q = TensorSpec { shape: [1, heads, 1, 64], ..overlap };
+    let k = TensorSpec { shape: [1, heads, (1 << 31) - 1024, 64], ..overlap };
+    let found = plan_error(ADA, |r| (r.q, r.k, r.v, r.out) = (q, k, k, q), &["workspace"]);
+    assert!(matches!(found, Error::Plan(PlanError::WorkspaceOverflow { .. })));
 }
 
 #[test]
 fn exact_arithmetic_on_a_gpu() {
     let found = plan_error(ADA, |r| r.precision = Precision::Exact, &["exact", "int8"]);
-    assert!(matches!(
-        found,
-        Error::Unsupported(Unsupported::ExactOnGpu { .. })
-    ));
+    assert!(matches!(found, Error::Unsupported(Unsupported::ExactOnGpu { .. })));
     let tokens = [0.0f32; 64];
     let view = TensorView::new(&tokens, &[1, 1, 1, 64], Layout::Hnd).unwrap();
-    let attention = Attention::new()
-        .precision(Precision::Exact)
-        .device(Device::Cuda(0));
-    let found = checked(
-        attention.forward(&view, &view, &view).unwrap_err(),
-        &["cuda:0", "exact"],
-    );
-    assert!(matches!(
-        found,
-        Error::Unsupported(Unsupported::ExactOnGpu { .. })
-    ));
+    let attention = Attention::new().precision(Precision::Exact).device(Device::Cuda(0));
+    let found = checked(attention.forward(&view, &view, &view).unwrap_err(), &["cuda:0", "exact"]);
+    assert!(matches!(found, Error::Unsupported(Unsupported::ExactOnGpu { .. })));
 }
 
 #[test]
 fn kernel_on_the_cpu() {
     let tokens = [0.0f32; 64];
     let view = TensorView::new(&tokens, &[1, 1, 1, 64], Layout::Hnd).unwrap();
-    let attention = Attention::new()
-        .kernel("sm80_int8_f16_fwd")
-        .device(Device::Cpu);
-    let found = checked(
-        attention.forward(&view, &view, &view).unwrap_err(),
-        &["sm80_int8_f16_fwd", "cpu"],
-    );
-    assert!(matches!(
-        found,
-        Error::Unsupported(Unsupported::KernelOnCpu { .. })
-    ));
+    let attention = Attention::new().kernel("sm80_int8_f16_fwd").device(Device::Cpu);
+    let found = checked(attention.forward(&view, &view, &view).unwrap_err(), &["sm80_int8_f16_fwd", "cpu"]);
+    assert!(matches!(found, Error::Unsupported(Unsupported::KernelOnCpu { .. })));
 }
 
 #[test]
@@ -607,28 +325,14 @@ fn output_of_the_wrong_type() {
     let mut out = [0.0f32; 64];
     let mut out = TensorViewMut::new(&mut out, &[1, 1, 1, 64], Layout::Hnd).unwrap();
     let attention = Attention::new().out_dtype(DType::BF16);
-    let found = checked(
-        attention
-            .forward_into(&view, &view, &view, &mut out)
-            .unwrap_err(),
-        &["f32", "bf16"],
-    );
-    assert_eq!(
-        found,
-        invalid(Invalid::OutDTypeMismatch {
-            dtype: DType::F32,
-            expected: DType::BF16
-        })
-    );
+    let found = checked(attention.forward_into(&view, &view, &view, &mut out).unwrap_err(), &["f32", "bf16"]);
+    assert_eq!(found, invalid(Invalid::OutDTypeMismatch { dtype: DType::F32, expected: DType::BF16 }));
 }
 
 #[test]
 fn unknown_device_name() {
     for name in ["gpu", "cuda", "cuda:", "cuda:-1", "cuda:x", ""] {
-        let found = checked(
-            name.parse::<Device>().unwrap_err(),
-            &["auto, cpu or cuda:N"],
-        );
+        let found = checked(name.parse::<Device>().unwrap_err(), &["auto, cpu or cuda:N"]);
         assert_eq!(found, invalid(Invalid::DeviceName { name: name.into() }));
     }
     assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));

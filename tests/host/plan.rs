@@ -7,41 +7,14 @@ use sage_attn::plan::{Capability, Kernel, Plan, Slot, plan};
 use sage_attn::problem::{Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Precision, PvFormat, ScaleGranularity, Smoothing};
 
-const AMPERE: Capability = Capability {
-    major: 8,
-    minor: 0,
-    sm_count: 108,
-    smem_opt_in: 166_912,
-};
-const ADA: Capability = Capability {
-    major: 8,
-    minor: 9,
-    sm_count: 128,
-    smem_opt_in: 101_376,
-};
-const HOPPER: Capability = Capability {
-    major: 9,
-    minor: 0,
-    sm_count: 132,
-    smem_opt_in: 232_448,
-};
+const AMPERE: Capability = Capability { major: 8, minor: 0, sm_count: 108, smem_opt_in: 166_912 };
+const ADA: Capability = Capability { major: 8, minor: 9, sm_count: 128, smem_opt_in: 101_376 };
+const HOPPER: Capability = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
 
 fn request(batch: usize, [heads_q, heads_kv]: [usize; 2], [m, n]: [usize; 2], d: usize) -> Request {
-    let spec = |heads, tokens| {
-        TensorSpec::new(
-            Operand::Q,
-            DType::BF16,
-            &[batch, heads, tokens, d],
-            Layout::Hnd,
-        )
-        .unwrap()
-    };
-    Request::new(
-        spec(heads_q, m),
-        spec(heads_kv, n),
-        spec(heads_kv, n),
-        spec(heads_q, m),
-    )
+    let spec =
+        |heads, tokens| TensorSpec::new(Operand::Q, DType::BF16, &[batch, heads, tokens, d], Layout::Hnd).unwrap();
+    Request::new(spec(heads_q, m), spec(heads_kv, n), spec(heads_kv, n), spec(heads_q, m))
 }
 
 fn planned(request: Request, capability: &Capability) -> Plan {
@@ -49,9 +22,7 @@ fn planned(request: Request, capability: &Capability) -> Plan {
 }
 
 fn symbols(plan: &Plan) -> Vec<&str> {
-    plan.steps()
-        .map(|step| step.entry.symbol.as_str())
-        .collect()
+    plan.steps().map(|step| step.entry.symbol.as_str()).collect()
 }
 
 #[test]
@@ -61,36 +32,21 @@ fn each_device_gets_its_kernel() {
     assert_eq!(stem(&base, &AMPERE), "sm80_int8_f16_fwd");
     assert_eq!(stem(&base, &ADA), "sm89_int8_fp8_fwd");
     assert_eq!(stem(&base, &HOPPER), "sm89_int8_fp8_fwd");
-    let int4 = Request {
-        precision: Precision::Int4,
-        ..base.clone()
-    };
+    let int4 = Request { precision: Precision::Int4, ..base.clone() };
     assert_eq!(stem(&int4, &AMPERE), "sm80_int4_f16_fwd");
     assert_eq!(stem(&int4, &ADA), "sm89_int4_fp8_fwd");
-    let f16 = Request {
-        pv: Some(PvFormat::F16),
-        ..base.clone()
-    };
+    let f16 = Request { pv: Some(PvFormat::F16), ..base.clone() };
     assert_eq!(stem(&f16, &HOPPER), "sm80_int8_f16_fwd");
-    let named = Request {
-        kernel: Some("sm80_int4_f16_fwd".into()),
-        ..base
-    };
+    let named = Request { kernel: Some("sm80_int4_f16_fwd".into()), ..base };
     let plan = planned(named, &HOPPER);
     assert_eq!(plan.stem().name, "sm80_int4_f16_fwd");
-    assert!(
-        plan.problem().smoothing().q,
-        "INT4 by the kernel's name smooths Q as INT4 does"
-    );
+    assert!(plan.problem().smoothing().q, "INT4 by the kernel's name smooths Q as INT4 does");
 }
 
 #[test]
 fn the_launch_sequence_is_the_documented_one() {
     let base = request(2, [4, 2], [300, 500], 80);
-    let plain = Request {
-        smoothing: Some(Smoothing::NONE),
-        ..base.clone()
-    };
+    let plain = Request { smoothing: Some(Smoothing::NONE), ..base.clone() };
     assert_eq!(
         symbols(&planned(plain, &AMPERE)),
         [
@@ -102,10 +58,7 @@ fn the_launch_sequence_is_the_documented_one() {
             "sm80_int8_f16_fwd_d128",
         ]
     );
-    let int4 = Request {
-        precision: Precision::Int4,
-        ..base
-    };
+    let int4 = Request { precision: Precision::Int4, ..base };
     assert_eq!(
         symbols(&planned(int4, &ADA)),
         [
@@ -124,13 +77,7 @@ fn the_launch_sequence_is_the_documented_one() {
 
 #[test]
 fn without_keys_only_attention_is_launched_and_nothing_is_needed() {
-    let plan = planned(
-        Request {
-            return_lse: true,
-            ..request(2, [4, 2], [300, 0], 64)
-        },
-        &ADA,
-    );
+    let plan = planned(Request { return_lse: true, ..request(2, [4, 2], [300, 0], 64) }, &ADA);
     assert_eq!(symbols(&plan), ["sm89_int8_fp8_fwd_d64"]);
     assert_eq!(plan.workspace().total_bytes(), 0);
 }
@@ -153,31 +100,15 @@ fn without_output_nothing_is_launched() {
 #[test]
 fn the_mean_products_are_kept_only_for_the_lse_of_smoothed_keys() {
     let base = request(1, [4, 2], [300, 500], 64);
-    let has = |request: Request| {
-        planned(request, &ADA)
-            .workspace()
-            .get(Slot::QkMean)
-            .is_some()
-    };
+    let has = |request: Request| planned(request, &ADA).workspace().get(Slot::QkMean).is_some();
     assert!(!has(base.clone()));
-    assert!(has(Request {
-        return_lse: true,
-        ..base.clone()
-    }));
-    assert!(!has(Request {
-        return_lse: true,
-        smoothing: Some(Smoothing::NONE),
-        ..base
-    }));
+    assert!(has(Request { return_lse: true, ..base.clone() }));
+    assert!(!has(Request { return_lse: true, smoothing: Some(Smoothing::NONE), ..base }));
 }
 
 #[test]
 fn long_sequences_need_less_than_twice_their_own_memory() {
-    let smooth = Smoothing {
-        q: true,
-        k: true,
-        v: true,
-    };
+    let smooth = Smoothing { q: true, k: true, v: true };
     for precision in [Precision::Int4, Precision::Int8] {
         for pv in [PvFormat::Fp8, PvFormat::F16] {
             let base = request(1, [8, 8], [128 << 10, 128 << 10], 128);
@@ -192,10 +123,7 @@ fn long_sequences_need_less_than_twice_their_own_memory() {
             let plan = planned(request, &HOPPER);
             let inputs = 3 * 8 * (128usize << 10) * 128 * 2;
             let total = plan.workspace().total_bytes();
-            assert!(
-                total <= 2 * inputs,
-                "{total} bytes for {inputs} bytes of q, k and v"
-            );
+            assert!(total <= 2 * inputs, "{total} bytes for {inputs} bytes of q, k and v");
             let delta_s = plan.workspace().get(Slot::DeltaS).unwrap().bytes;
             assert!(delta_s <= inputs / 8);
             assert_eq!(plan.chunks().iter().next().unwrap().block_count % 16, 0);
@@ -212,10 +140,7 @@ fn many_heads_are_divided_at_the_limit_of_the_grid() {
 
 #[test]
 fn explanations_say_why() {
-    let int4 = Request {
-        precision: Precision::Int4,
-        ..request(1, [8, 8], [512, 512], 128)
-    };
+    let int4 = Request { precision: Precision::Int4, ..request(1, [8, 8], [512, 512], 128) };
     let text = planned(int4, &HOPPER).explain();
     for words in [
         "sm89_int4_fp8_fwd  chosen",
@@ -228,11 +153,7 @@ fn explanations_say_why() {
     ] {
         assert!(text.contains(words), "{words:?} is not in\n{text}");
     }
-    assert!(
-        !planned(request(1, [8, 8], [512, 512], 128), &ADA)
-            .explain()
-            .contains("note")
-    );
+    assert!(!planned(request(1, [8, 8], [512, 512], 128), &ADA).explain().contains("note"));
 }
 
 /// Sizes that break things: tiny, near tile edges, and near every power of two up to the largest.
@@ -250,33 +171,18 @@ fn stride() -> impl Strategy<Value = i64> {
 
 fn any_spec() -> impl Strategy<Value = TensorSpec> {
     let dtype = prop_oneof![Just(DType::F16), Just(DType::BF16), Just(DType::F32)];
-    let strides = (
-        stride(),
-        stride(),
-        stride(),
-        prop_oneof![9 => Just(1i64), 1 => stride()],
-    );
-    (dtype, [extent(), extent(), extent(), extent()], strides).prop_map(
-        |(dtype, shape, (a, b, c, d))| TensorSpec {
-            dtype,
-            shape,
-            strides: [a, b, c, d],
-        },
-    )
+    let strides = (stride(), stride(), stride(), prop_oneof![9 => Just(1i64), 1 => stride()]);
+    (dtype, [extent(), extent(), extent(), extent()], strides).prop_map(|(dtype, shape, (a, b, c, d))| TensorSpec {
+        dtype,
+        shape,
+        strides: [a, b, c, d],
+    })
 }
 
 fn any_options() -> impl Strategy<Value = Request> {
-    let spec = TensorSpec {
-        dtype: DType::F16,
-        shape: [1; 4],
-        strides: [1; 4],
-    };
-    let precision = prop_oneof![
-        Just(Precision::Auto),
-        Just(Precision::Int4),
-        Just(Precision::Int8),
-        Just(Precision::Exact),
-    ];
+    let spec = TensorSpec { dtype: DType::F16, shape: [1; 4], strides: [1; 4] };
+    let precision =
+        prop_oneof![Just(Precision::Auto), Just(Precision::Int4), Just(Precision::Int8), Just(Precision::Exact),];
     let granularity = prop_oneof![
         Just(ScaleGranularity::PerBlock),
         Just(ScaleGranularity::PerWarp),
@@ -284,24 +190,17 @@ fn any_options() -> impl Strategy<Value = Request> {
     ];
     let smoothing = proptest::option::of(any::<[bool; 3]>());
     let sm_scale = proptest::option::of(prop_oneof![3 => 0.0f32..2.0, 1 => any::<f32>()]);
-    (
-        precision,
-        granularity,
-        smoothing,
-        sm_scale,
-        any::<[bool; 2]>(),
+    (precision, granularity, smoothing, sm_scale, any::<[bool; 2]>()).prop_map(
+        move |(precision, granularity, smoothing, sm_scale, [causal, return_lse])| Request {
+            precision,
+            granularity,
+            smoothing: smoothing.map(|[q, k, v]| Smoothing { q, k, v }),
+            sm_scale,
+            causal,
+            return_lse,
+            ..Request::new(spec, spec, spec, spec)
+        },
     )
-        .prop_map(
-            move |(precision, granularity, smoothing, sm_scale, [causal, return_lse])| Request {
-                precision,
-                granularity,
-                smoothing: smoothing.map(|[q, k, v]| Smoothing { q, k, v }),
-                sm_scale,
-                causal,
-                return_lse,
-                ..Request::new(spec, spec, spec, spec)
-            },
-        )
 }
 
 /// Capabilities from before the first that is supported to after the last that is known.

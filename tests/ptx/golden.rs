@@ -13,11 +13,7 @@ use cuda_builder::manifest::Manifest;
 use cuda_builder::{CudaBuilder, NvvmArch, inspect, toolchain};
 
 /// Lowest first.
-const ARCHS: [NvvmArch; 3] = [
-    NvvmArch::Compute80,
-    NvvmArch::Compute89,
-    NvvmArch::Compute90a,
-];
+const ARCHS: [NvvmArch; 3] = [NvvmArch::Compute80, NvvmArch::Compute89, NvvmArch::Compute90a];
 
 fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("ptx")
@@ -31,15 +27,9 @@ fn committed(target: &str) -> BTreeMap<String, String> {
     let read = |entry: fs::DirEntry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let text = fs::read_to_string(entry.path()).expect("the file was just listed");
-        (
-            name.strip_suffix(".ptx")
-                .map_or(name.clone(), str::to_owned),
-            text.replace("\r\n", "\n"),
-        )
+        (name.strip_suffix(".ptx").map_or(name.clone(), str::to_owned), text.replace("\r\n", "\n"))
     };
-    entries
-        .map(|entry| read(entry.expect("the folder can be listed")))
-        .collect()
+    entries.map(|entry| read(entry.expect("the folder can be listed"))).collect()
 }
 
 /// `<module>_<function>` of every public function in `cuda_std/src`.
@@ -48,18 +38,10 @@ fn public_functions() -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for entry in fs::read_dir(folder).expect("cuda_std is part of the workspace") {
         let path = entry.expect("the folder can be listed").path();
-        let module = path
-            .file_stem()
-            .expect("a source file has a name")
-            .to_string_lossy()
-            .into_owned();
+        let module = path.file_stem().expect("a source file has a name").to_string_lossy().into_owned();
         if path.extension().is_some_and(|extension| extension == "rs") && module != "lib" {
             let source = fs::read_to_string(&path).expect("the file was just listed");
-            all.extend(
-                functions_of(&source)
-                    .into_iter()
-                    .map(|name| format!("{module}_{name}")),
-            );
+            all.extend(functions_of(&source).into_iter().map(|name| format!("{module}_{name}")));
         }
     }
     all
@@ -84,10 +66,7 @@ fn functions_of(source: &str) -> Vec<String> {
                 (None, None) => panic!("no name in `{line}`"),
             }
         }
-        if writers
-            .iter()
-            .any(|writer| line.starts_with(&format!("{writer}! {{")))
-        {
+        if writers.iter().any(|writer| line.starts_with(&format!("{writer}! {{"))) {
             expects_name = true;
         } else if expects_name && !line.starts_with("//") && !line.starts_with("#[") {
             names.extend(identifier(line));
@@ -98,10 +77,7 @@ fn functions_of(source: &str) -> Vec<String> {
 }
 
 fn identifier(text: &str) -> Option<String> {
-    let name: String = text
-        .chars()
-        .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
-        .collect();
+    let name: String = text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
     (!name.is_empty()).then_some(name)
 }
 
@@ -126,10 +102,7 @@ fn private() {}
 
 #[test]
 fn every_function_has_a_golden_file() {
-    let golden: BTreeSet<String> = ARCHS
-        .iter()
-        .flat_map(|arch| committed(arch.target_name()).into_keys())
-        .collect();
+    let golden: BTreeSet<String> = ARCHS.iter().flat_map(|arch| committed(arch.target_name()).into_keys()).collect();
     let functions = public_functions();
     let missing: Vec<_> = functions.difference(&golden).collect();
     let orphans: Vec<_> = golden.difference(&functions).collect();
@@ -151,9 +124,7 @@ fn functions_become_the_golden_instructions() {
     let wanted = Manifest::load(&here().join("../../host/ptx")).unwrap().llvm;
     let major = |version: &str| version.split('.').next().map(str::to_owned);
     if major(&toolchain.llvm) != major(&wanted) {
-        return println!(
-            "SKIPPED {test}: the golden files come from LLVM {wanted}, here is {toolchain}"
-        );
+        return println!("SKIPPED {test}: the golden files come from LLVM {wanted}, here is {toolchain}");
     }
     let write = std::env::var("SAGE_ATTN_WRITE_GOLDEN").is_ok_and(|value| value == "1");
     let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("golden");
@@ -173,9 +144,7 @@ fn functions_become_the_golden_instructions() {
             .into_iter()
             .filter(|name| seen.insert(name.clone()))
             .map(|name| {
-                let text = inspect::normalised(&ptx, &name)
-                    .unwrap()
-                    .expect("the entry was just listed");
+                let text = inspect::normalised(&ptx, &name).unwrap().expect("the entry was just listed");
                 (name, text)
             })
             .collect();
@@ -185,8 +154,7 @@ fn functions_become_the_golden_instructions() {
         let golden = committed(target);
         for name in fresh.keys().chain(golden.keys()).collect::<BTreeSet<_>>() {
             if fresh.get(name) != golden.get(name) {
-                let show =
-                    |text: Option<&String>| text.cloned().unwrap_or_else(|| "nothing\n".to_owned());
+                let show = |text: Option<&String>| text.cloned().unwrap_or_else(|| "nothing\n".to_owned());
                 differences.push(format!(
                     "{target} {name} was\n{}and is\n{}",
                     show(golden.get(name)),

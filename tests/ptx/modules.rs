@@ -13,9 +13,7 @@ use sage_spec::symbol::{Arch, STEMS};
 use sage_spec::{Precision, PvFormat};
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the tests are a folder of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
 }
 
 fn folder() -> PathBuf {
@@ -28,9 +26,7 @@ fn module(arch: Arch) -> String {
 }
 
 fn nvvm_arch(arch: Arch) -> NvvmArch {
-    arch.target()
-        .parse()
-        .expect("every module has a target that the builder knows")
+    arch.target().parse().expect("every module has a target that the builder knows")
 }
 
 fn builder(arch: Arch) -> CudaBuilder {
@@ -43,10 +39,7 @@ const REBUILD: &str = "rebuild them with `SAGE_ATTN_REBUILD_PTX=1 cargo build -p
 fn the_manifest_is_current() {
     let manifest = Manifest::load(&folder()).unwrap();
     let source = manifest::source_hash(root(), &["kernels-gpu", "host/spec"]).unwrap();
-    let flags = Arch::ALL
-        .map(|arch| (arch.target().to_owned(), builder(arch).flags().unwrap()))
-        .into_iter()
-        .collect();
+    let flags = Arch::ALL.map(|arch| (arch.target().to_owned(), builder(arch).flags().unwrap())).into_iter().collect();
     if let Err(error) = manifest.check(&folder(), Some(&source), &flags) {
         panic!("{error}; {REBUILD}");
     }
@@ -74,12 +67,7 @@ fn nothing_in_a_kernel_is_generic_traps_calls_or_has_a_stack() {
     for arch in Arch::ALL {
         let findings = inspect::lint(&module(arch)).unwrap();
         let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
-        assert!(
-            findings.is_empty(),
-            "{}:\n{}",
-            arch.target(),
-            text.join("\n")
-        );
+        assert!(findings.is_empty(), "{}:\n{}", arch.target(), text.join("\n"));
     }
 }
 
@@ -91,15 +79,8 @@ type Census = BTreeMap<String, BTreeMap<String, BTreeMap<String, usize>>>;
 /// census` writes the new counts; read the difference before committing it.
 #[test]
 fn census_is_as_declared() {
-    let census: Census = Arch::ALL
-        .map(|arch| {
-            (
-                arch.target().to_owned(),
-                inspect::census(&module(arch)).unwrap(),
-            )
-        })
-        .into_iter()
-        .collect();
+    let census: Census =
+        Arch::ALL.map(|arch| (arch.target().to_owned(), inspect::census(&module(arch)).unwrap())).into_iter().collect();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ptx/census.json");
     if std::env::var("SAGE_ATTN_WRITE_CENSUS").is_ok_and(|value| value == "1") {
         fs::write(&path, serde_json::to_string_pretty(&census).unwrap() + "\n").unwrap();
@@ -114,16 +95,10 @@ fn census_is_as_declared() {
             "kernels of {target}"
         );
         for (kernel, counts) in kernels {
-            assert_eq!(
-                counts, &declared_kernels[kernel],
-                "{kernel}, see the comment of this test"
-            );
+            assert_eq!(counts, &declared_kernels[kernel], "{kernel}, see the comment of this test");
         }
     }
-    assert_eq!(
-        census.keys().collect::<Vec<_>>(),
-        declared.keys().collect::<Vec<_>>()
-    );
+    assert_eq!(census.keys().collect::<Vec<_>>(), declared.keys().collect::<Vec<_>>());
 }
 
 /// The module as ptxas sees it, and its machine code; `None` where the tools are missing.
@@ -138,13 +113,8 @@ fn machine(arch: Arch, test: &str) -> Option<&'static Machine> {
     let all = ALL.get_or_init(|| {
         let tools = Tools::find().filter(|tools| tools.nvdisasm.is_some())?;
         let machines = Arch::ALL.map(|arch| {
-            let report = tools
-                .assemble(&module(arch), arch.target())
-                .unwrap_or_else(|error| panic!("{error}"));
-            let sass = tools
-                .disassemble(&report.cubin)
-                .unwrap()
-                .expect("nvdisasm is there");
+            let report = tools.assemble(&module(arch), arch.target()).unwrap_or_else(|error| panic!("{error}"));
+            let sass = tools.disassemble(&report.cubin).unwrap().expect("nvdisasm is there");
             (arch.target(), Machine { report, sass })
         });
         Some(machines.into_iter().collect())
@@ -162,22 +132,14 @@ fn registers_suffice() {
         let Some(machine) = machine(arch, "registers_suffice") else {
             return;
         };
-        assert!(
-            machine.report.warnings.is_empty(),
-            "{:#?}",
-            machine.report.warnings
-        );
+        assert!(machine.report.warnings.is_empty(), "{:#?}", machine.report.warnings);
         for (kernel, used) in &machine.report.kernels {
             if [used.spill_stores, used.spill_loads, used.stack, used.local] != [0; 4] {
                 too_large.push(format!("{kernel}: {used:?}"));
             }
         }
     }
-    assert!(
-        too_large.is_empty(),
-        "kernels that do not fit their registers:\n{}",
-        too_large.join("\n")
-    );
+    assert!(too_large.is_empty(), "kernels that do not fit their registers:\n{}", too_large.join("\n"));
 }
 
 /// Each precision runs on the tensor-core instruction that is native to its architecture; in
@@ -200,18 +162,10 @@ fn tensor_cores_are_native() {
             let name = format!("{}_d{head_dim}", stem.name);
             let opcodes = machine.sass[&name].opcodes();
             for (opcode, count) in &opcodes {
-                let is_mma = ["IMMA", "QMMA", "HMMA"]
-                    .iter()
-                    .any(|mma| opcode.starts_with(mma));
-                assert!(
-                    !is_mma || [qk, pv].contains(opcode),
-                    "{name} has {count} {opcode}"
-                );
+                let is_mma = ["IMMA", "QMMA", "HMMA"].iter().any(|mma| opcode.starts_with(mma));
+                assert!(!is_mma || [qk, pv].contains(opcode), "{name} has {count} {opcode}");
             }
-            assert!(
-                opcodes.contains_key(qk) && opcodes.contains_key(pv),
-                "{name}: {opcodes:?}"
-            );
+            assert!(opcodes.contains_key(qk) && opcodes.contains_key(pv), "{name}: {opcodes:?}");
         }
     }
 }
@@ -220,26 +174,16 @@ fn tensor_cores_are_native() {
 /// by issue slots, so an instruction more is time lost.
 #[test]
 fn the_main_loop_stays_small() {
-    for (kernel, limit) in [
-        ("sm89_int4_fp8_fwd_d128", 600),
-        ("sm89_int8_fp8_fwd_d128", 660),
-    ] {
+    for (kernel, limit) in [("sm89_int4_fp8_fwd_d128", 600), ("sm89_int8_fp8_fwd_d128", 660)] {
         let Some(machine) = machine(Arch::Sm89, "the_main_loop_stays_small") else {
             return;
         };
         let loops = machine.sass[kernel].innermost_loops();
         // Masked loops do the same tensor work and more, so the smallest is the unmasked one.
-        let unmasked = loops
-            .iter()
-            .filter(|body| body.count("QMMA") >= 64)
-            .map(|body| body.body.len())
-            .min();
+        let unmasked = loops.iter().filter(|body| body.count("QMMA") >= 64).map(|body| body.body.len()).min();
         let size = unmasked.unwrap_or_else(|| panic!("{kernel} has no loop over a whole tile"));
         println!("{kernel}: {size} instructions in the main loop");
-        assert!(
-            size <= limit,
-            "{kernel}: {size} instructions in the main loop, at most {limit} allowed"
-        );
+        assert!(size <= limit, "{kernel}: {size} instructions in the main loop, at most {limit} allowed");
     }
 }
 
@@ -257,14 +201,7 @@ fn a_rebuild_gives_the_same_bytes() {
         return println!("SKIPPED {test}: the modules were built by {wanted}, here is {toolchain}");
     }
     let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rebuild");
-    let fresh = builder(Arch::Sm89)
-        .toolchain(toolchain)
-        .target_dir(target_dir)
-        .build()
-        .unwrap();
+    let fresh = builder(Arch::Sm89).toolchain(toolchain).target_dir(target_dir).build().unwrap();
     let fresh = fs::read(fresh).unwrap();
-    assert!(
-        manifest::text_hash(&fresh) == manifest::text_hash(module(Arch::Sm89).as_bytes()),
-        "{REBUILD}"
-    );
+    assert!(manifest::text_hash(&fresh) == manifest::text_hash(module(Arch::Sm89).as_bytes()), "{REBUILD}");
 }

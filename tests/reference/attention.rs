@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use sage_attn::metrics::Metrics;
 use sage_attn::reference::{
-    HostTensor, Options, Output, Quantized, attention_f32, attention_f64, attention_quantized,
-    attention_unrounded_p, delta_s, quantize, scores,
+    HostTensor, Options, Output, Quantized, attention_f32, attention_f64, attention_quantized, attention_unrounded_p,
+    delta_s, quantize, scores,
 };
 use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
 
@@ -42,10 +42,7 @@ fn bound(problem: &Problem, t: &Tensors, z: &Quantized, head: usize, row: usize)
         f64::from(mean.as_ref().map_or(0.0, |mean| mean[at * depth + i]))
     };
     let l1 = |x: &[f32], means: &Option<Vec<f32>>, at: usize| -> f64 {
-        x.iter()
-            .enumerate()
-            .map(|(i, &x)| (f64::from(x) - mean(means, at, i)).abs())
-            .sum()
+        x.iter().enumerate().map(|(i, &x)| (f64::from(x) - mean(means, at, i)).abs()).sum()
     };
     let row_of = |x: &[f32], index: usize| x[index * head_dim..(index + 1) * head_dim].to_vec();
     let (blocks, groups) = (d.num_query_blocks(), o.granularity.q_scales_per_block());
@@ -68,10 +65,7 @@ fn bound(problem: &Problem, t: &Tensors, z: &Quantized, head: usize, row: usize)
     }
     let p_rounding = 1.0 / 16.0 + d.seqlen_kv as f64 / 1024.0 / 200.0;
     let p = ((2.0 * score).exp() - 1.0) * (1.0 + 2.0 * p_rounding) + 2.0 * p_rounding;
-    Bound {
-        out: p * (v_max + v_error) + v_error + 1e-5,
-        lse: score + p_rounding + 1e-5,
-    }
+    Bound { out: p * (v_max + v_error) + v_error + 1e-5, lse: score + p_rounding + 1e-5 }
 }
 
 proptest! {
@@ -323,42 +317,16 @@ proptest! {
 fn empty_extents_give_empty_or_zero_outputs() {
     let full = [2, 2, 2, 3, 5, 8];
     for empty in 0..64usize {
-        let [
-            batch,
-            num_heads_q,
-            num_heads_kv,
-            seqlen_q,
-            seqlen_kv,
-            head_dim,
-        ] = std::array::from_fn(|i| if empty >> i & 1 == 1 { 0 } else { full[i] });
-        let d = &Dims {
-            batch,
-            num_heads_q,
-            num_heads_kv,
-            seqlen_q,
-            seqlen_kv,
-            head_dim,
-        };
+        let [batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim] =
+            std::array::from_fn(|i| if empty >> i & 1 == 1 { 0 } else { full[i] });
+        let d = &Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim };
         for flags in 0..16 {
-            let [causal, smooth_q, smooth_k, smooth_v] =
-                std::array::from_fn(|i| flags >> i & 1 == 1);
+            let [causal, smooth_q, smooth_k, smooth_v] = std::array::from_fn(|i| flags >> i & 1 == 1);
             for pv in [PvFormat::Fp8, PvFormat::F16] {
                 let (precision, granularity) = (Precision::Int4, ScaleGranularity::PerThread);
-                let options = Options {
-                    causal,
-                    sm_scale: 0.5,
-                    precision,
-                    granularity,
-                    pv,
-                    smooth_q,
-                    smooth_k,
-                    smooth_v,
-                };
-                let problem = Problem {
-                    dims: *d,
-                    options,
-                    seed: 1,
-                };
+                let options =
+                    Options { causal, sm_scale: 0.5, precision, granularity, pv, smooth_q, smooth_k, smooth_v };
+                let problem = Problem { dims: *d, options, seed: 1 };
                 let t = problem.tensors();
                 let (q, k, v) = (t.q(d), t.k(d), t.v(d));
                 let z = quantize(d, &q, &k, &v, &options);
@@ -369,26 +337,11 @@ fn empty_extents_give_empty_or_zero_outputs() {
                 delta_s(d, &z, &k, &options);
                 scores(d, &z, precision);
                 let rows = batch * num_heads_q * seqlen_q;
-                assert_eq!(
-                    (output.out.len(), output.lse.len()),
-                    (rows * head_dim, rows)
-                );
+                assert_eq!((output.out.len(), output.lse.len()), (rows * head_dim, rows));
                 if num_heads_kv == 0 || seqlen_kv == 0 {
                     assert!(output.out.iter().chain(&exact.out).all(|&x| x == 0.0));
-                    assert!(
-                        output
-                            .lse
-                            .iter()
-                            .chain(&exact.lse)
-                            .all(|&x| x == f32::NEG_INFINITY)
-                    );
-                    assert!(
-                        oracle
-                            .lse
-                            .iter()
-                            .chain(&ideal.lse)
-                            .all(|&x| x == f64::NEG_INFINITY)
-                    );
+                    assert!(output.lse.iter().chain(&exact.lse).all(|&x| x == f32::NEG_INFINITY));
+                    assert!(oracle.lse.iter().chain(&ideal.lse).all(|&x| x == f64::NEG_INFINITY));
                 }
             }
         }

@@ -3,8 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use sage_attn::reference::{
-    Data, HostTensor, Options, Output, OutputF64, Quantized, attention_f64, attention_quantized,
-    quantize,
+    Data, HostTensor, Options, Output, OutputF64, Quantized, attention_f64, attention_quantized, quantize,
 };
 use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
 
@@ -43,34 +42,13 @@ pub fn config(cases: u32) -> ProptestConfig {
 
 /// Small problems of every shape, with all options.
 pub fn problems() -> impl Strategy<Value = Problem> {
-    let extents = (
-        1..3usize,
-        1..3usize,
-        1..3usize,
-        1..200usize,
-        1..200usize,
-        1..129usize,
-    );
+    let extents = (1..3usize, 1..3usize, 1..3usize, 1..200usize, 1..200usize, 1..129usize);
     (extents, all_options(), any::<u64>()).prop_map(|(extents, options, seed)| {
         let (batch, num_heads_kv, group, seqlen_q, seqlen_kv, head_dim) = extents;
         let num_heads_q = num_heads_kv * group;
-        let dims = Dims {
-            batch,
-            num_heads_q,
-            num_heads_kv,
-            seqlen_q,
-            seqlen_kv,
-            head_dim,
-        };
+        let dims = Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim };
         let sm_scale = 1.0 / (head_dim as f32).sqrt();
-        Problem {
-            dims,
-            options: Options {
-                sm_scale,
-                ..options
-            },
-            seed,
-        }
+        Problem { dims, options: Options { sm_scale, ..options }, seed }
     })
 }
 
@@ -82,21 +60,10 @@ fn all_options() -> impl Strategy<Value = Options> {
         Just(ScaleGranularity::PerThread)
     ];
     let pv = prop_oneof![Just(PvFormat::Fp8), Just(PvFormat::F16)];
-    (any::<[bool; 4]>(), precision, granularity, pv).prop_map(
-        |(flags, precision, granularity, pv)| {
-            let [causal, smooth_q, smooth_k, smooth_v] = flags;
-            Options {
-                causal,
-                sm_scale: 1.0,
-                precision,
-                granularity,
-                pv,
-                smooth_q,
-                smooth_k,
-                smooth_v,
-            }
-        },
-    )
+    (any::<[bool; 4]>(), precision, granularity, pv).prop_map(|(flags, precision, granularity, pv)| {
+        let [causal, smooth_q, smooth_k, smooth_v] = flags;
+        Options { causal, sm_scale: 1.0, precision, granularity, pv, smooth_q, smooth_k, smooth_v }
+    })
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -131,9 +98,7 @@ impl Problem {
         let mut tensor = |heads: usize, tokens: usize, offset: f32| {
             let offsets: Vec<f32> = (0..d.head_dim).map(|_| offset * random.normal()).collect();
             let rows = d.batch * heads * tokens;
-            (0..rows * d.head_dim)
-                .map(|i| offsets[i % d.head_dim] + random.normal())
-                .collect()
+            (0..rows * d.head_dim).map(|i| offsets[i % d.head_dim] + random.normal()).collect()
         };
         Tensors {
             q: tensor(d.num_heads_q, d.seqlen_q, 1.0),
@@ -144,14 +109,7 @@ impl Problem {
 
     pub fn f64(&self, t: &Tensors) -> OutputF64 {
         let scale = f64::from(self.options.sm_scale);
-        attention_f64(
-            &self.dims,
-            &t.q(&self.dims),
-            &t.k(&self.dims),
-            &t.v(&self.dims),
-            self.options.causal,
-            scale,
-        )
+        attention_f64(&self.dims, &t.q(&self.dims), &t.k(&self.dims), &t.v(&self.dims), self.options.causal, scale)
     }
 
     pub fn quantize(&self, t: &Tensors) -> Quantized {
@@ -160,12 +118,7 @@ impl Problem {
     }
 
     pub fn attend(&self, t: &Tensors) -> Output {
-        attention_quantized(
-            &self.dims,
-            &self.quantize(t),
-            &t.k(&self.dims),
-            &self.options,
-        )
+        attention_quantized(&self.dims, &self.quantize(t), &t.k(&self.dims), &self.options)
     }
 }
 

@@ -23,37 +23,23 @@ fn int_code(problem: &Problem, codes: &[u8], row: usize, feature: usize) -> f32 
 
 /// Mean or 0: `[rows, head_dim_padded]`.
 fn mean_at(mean: &Option<Vec<f32>>, problem: &Problem, row: usize, feature: usize) -> f32 {
-    mean.as_ref().map_or(0.0, |mean| {
-        mean[row * problem.dims.head_dim_padded() + feature]
-    })
+    mean.as_ref().map_or(0.0, |mean| mean[row * problem.dims.head_dim_padded() + feature])
 }
 
 /// A strided-lane sum as [`sage_spec::reduce`] words it.
 fn lane_sum(values: &[f32], lanes: usize) -> f32 {
-    let mut sums: Vec<f32> = (0..lanes)
-        .map(|lane| {
-            values
-                .iter()
-                .skip(lane)
-                .step_by(lanes)
-                .fold(0.0, |a, b| a + b)
-        })
-        .collect();
+    let mut sums: Vec<f32> =
+        (0..lanes).map(|lane| values.iter().skip(lane).step_by(lanes).fold(0.0, |a, b| a + b)).collect();
     while sums.len() > 1 {
         let high = sums.split_off(sums.len() / 2);
-        sums.iter_mut()
-            .zip(high)
-            .for_each(|(low, high)| *low += high);
+        sums.iter_mut().zip(high).for_each(|(low, high)| *low += high);
     }
     sums[0]
 }
 
 /// The mean over the tokens of K or V as [`sage_spec::reduce`] words it.
 fn token_mean(values: &[f32]) -> f32 {
-    let chunks: Vec<f32> = values
-        .chunks(256)
-        .map(|chunk| lane_sum(chunk, 16))
-        .collect();
+    let chunks: Vec<f32> = values.chunks(256).map(|chunk| lane_sum(chunk, 16)).collect();
     lane_sum(&chunks, 4) / values.len() as f32
 }
 

@@ -8,14 +8,7 @@ use sage_attn::reference::{
 };
 use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
 
-const DIMS: Dims = Dims {
-    batch: 1,
-    num_heads_q: 4,
-    num_heads_kv: 2,
-    seqlen_q: 1024,
-    seqlen_kv: 1024,
-    head_dim: 128,
-};
+const DIMS: Dims = Dims { batch: 1, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 1024, seqlen_kv: 1024, head_dim: 128 };
 
 /// Settings of the paper's -4b kernel; -8b differs by `precision`.
 fn options(precision: Precision) -> Options {
@@ -42,11 +35,7 @@ fn recipe_is_accurate_on_real_layers() {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     // Layer 0 has small channel offsets, so smoothing gains little there.
-    let bounds = [
-        ("layer0", 0.029, 0.998, 1.04),
-        ("layer4", 0.025, 0.991, 1.4),
-        ("layer7", 0.026, 0.989, 1.7),
-    ];
+    let bounds = [("layer0", 0.029, 0.998, 1.04), ("layer4", 0.025, 0.991, 1.4), ("layer7", 0.026, 0.989, 1.7)];
     for (layer, int8_rel_l1, int4_cosine, smoothing_gain) in bounds {
         let [q, k, v] = ["q", "k", "v"].map(|name| load(&file, &format!("{layer}.{name}")));
         let q = HostTensor::contiguous(Data::BF16(&q), 4, 1024, 128);
@@ -74,16 +63,9 @@ fn recipe_is_accurate_on_real_layers() {
         };
         let int8 = run(options(Precision::Int8));
         let int4 = run(options(Precision::Int4));
-        let raw = run(Options {
-            smooth_q: false,
-            smooth_k: false,
-            ..options(Precision::Int4)
-        });
+        let raw = run(Options { smooth_q: false, smooth_k: false, ..options(Precision::Int4) });
         assert!(int8.rel_l1 <= int8_rel_l1, "{layer}");
         assert!(int4.cosine >= int4_cosine, "{layer}");
-        assert!(
-            raw.rel_l1 >= smoothing_gain * int4.rel_l1,
-            "{layer}: smoothing must help"
-        );
+        assert!(raw.rel_l1 >= smoothing_gain * int4.rel_l1, "{layer}: smoothing must help");
     }
 }

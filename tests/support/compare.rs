@@ -72,48 +72,20 @@ impl std::error::Error for Mismatch {}
 
 /// Compares `actual` with `reference`, both `[rows, row_len]`. A reference row of zeros (a query that
 /// sees no key) must be matched exactly.
-pub fn compare_rows(
-    actual: &[f32],
-    reference: &[f64],
-    row_len: usize,
-    bounds: Bounds,
-) -> Result<(), Mismatch> {
+pub fn compare_rows(actual: &[f32], reference: &[f64], row_len: usize, bounds: Bounds) -> Result<(), Mismatch> {
     let whole = row_len > 0 && actual.len().is_multiple_of(row_len);
     if actual.len() != reference.len() || !whole && !actual.is_empty() {
-        return Err(Mismatch::Length {
-            actual: actual.len(),
-            reference: reference.len(),
-            row_len,
-        });
+        return Err(Mismatch::Length { actual: actual.len(), reference: reference.len(), row_len });
     }
-    let rows = actual
-        .chunks_exact(row_len.max(1))
-        .zip(reference.chunks_exact(row_len.max(1)));
-    rows.enumerate()
-        .try_for_each(|(row, (actual, reference))| compare_row(row, actual, reference, bounds))
+    let rows = actual.chunks_exact(row_len.max(1)).zip(reference.chunks_exact(row_len.max(1)));
+    rows.enumerate().try_for_each(|(row, (actual, reference))| compare_row(row, actual, reference, bounds))
 }
 
-fn compare_row(
-    row: usize,
-    actual: &[f32],
-    reference: &[f64],
-    bounds: Bounds,
-) -> Result<(), Mismatch> {
-    let pairs = || {
-        actual
-            .iter()
-            .map(|&a| f64::from(a))
-            .zip(reference.iter().copied())
-            .enumerate()
-    };
+fn compare_row(row: usize, actual: &[f32], reference: &[f64], bounds: Bounds) -> Result<(), Mismatch> {
+    let pairs = || actual.iter().map(|&a| f64::from(a)).zip(reference.iter().copied()).enumerate();
     for (column, (actual, reference)) in pairs() {
         if !actual.is_finite() || !reference.is_finite() {
-            return Err(Mismatch::NotFinite {
-                row,
-                column,
-                actual,
-                reference,
-            });
+            return Err(Mismatch::NotFinite { row, column, actual, reference });
         }
     }
     let largest = reference.iter().fold(0.0f64, |max, r| max.max(r.abs()));
@@ -121,23 +93,13 @@ fn compare_row(
     let (mut error, mut total) = (0.0, 0.0);
     for (column, (actual, reference)) in pairs() {
         if (actual - reference).abs() > allowed {
-            return Err(Mismatch::Element {
-                row,
-                column,
-                actual,
-                reference,
-                allowed,
-            });
+            return Err(Mismatch::Element { row, column, actual, reference, allowed });
         }
         error += (actual - reference).abs();
         total += reference.abs();
     }
     if error > bounds.row_l1 * total {
-        return Err(Mismatch::Row {
-            row,
-            rel_l1: error / total,
-            allowed: bounds.row_l1,
-        });
+        return Err(Mismatch::Row { row, rel_l1: error / total, allowed: bounds.row_l1 });
     }
     Ok(())
 }
@@ -146,16 +108,11 @@ fn compare_row(
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds {
-        element: 0.1,
-        row_l1: 0.02,
-    };
+    const BOUNDS: Bounds = Bounds { element: 0.1, row_l1: 0.02 };
     const ROW: usize = 64;
 
     fn reference() -> Vec<f64> {
-        (0..8 * ROW)
-            .map(|i| ((i * 37 % 101) as f64 - 50.0) / 25.0)
-            .collect()
+        (0..8 * ROW).map(|i| ((i * 37 % 101) as f64 - 50.0) / 25.0).collect()
     }
 
     /// The verdict on the reference itself after `change`.
@@ -175,14 +132,7 @@ mod tests {
     #[test]
     fn nan_and_infinity_fail() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert!(matches!(
-                verdict(|x| x[130] = bad),
-                Err(Mismatch::NotFinite {
-                    row: 2,
-                    column: 2,
-                    ..
-                })
-            ));
+            assert!(matches!(verdict(|x| x[130] = bad), Err(Mismatch::NotFinite { row: 2, column: 2, .. })));
         }
         let nan_reference = compare_rows(&[0.0], &[f64::NAN], 1, BOUNDS);
         assert!(matches!(nan_reference, Err(Mismatch::NotFinite { .. })));
@@ -190,14 +140,7 @@ mod tests {
 
     #[test]
     fn one_wrong_element_fails() {
-        assert!(matches!(
-            verdict(|x| x[200] += 0.5),
-            Err(Mismatch::Element {
-                row: 3,
-                column: 8,
-                ..
-            })
-        ));
+        assert!(matches!(verdict(|x| x[200] += 0.5), Err(Mismatch::Element { row: 3, column: 8, .. })));
     }
 
     #[test]
@@ -224,14 +167,8 @@ mod tests {
 
     #[test]
     fn missing_elements_fail() {
-        assert!(matches!(
-            compare_rows(&[1.0], &[1.0, 1.0], 1, BOUNDS),
-            Err(Mismatch::Length { .. })
-        ));
-        assert!(matches!(
-            compare_rows(&[1.0; 3], &[1.0; 3], 2, BOUNDS),
-            Err(Mismatch::Length { .. })
-        ));
+        assert!(matches!(compare_rows(&[1.0], &[1.0, 1.0], 1, BOUNDS), Err(Mismatch::Length { .. })));
+        assert!(matches!(compare_rows(&[1.0; 3], &[1.0; 3], 2, BOUNDS), Err(Mismatch::Length { .. })));
         assert_eq!(compare_rows(&[], &[], 64, BOUNDS), Ok(()));
     }
 }

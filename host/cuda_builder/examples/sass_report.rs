@@ -15,29 +15,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(path), Some(arch)) = (args.next(), args.next()) else {
         return Err("usage: sass_report MODULE.ptx sm_XX".into());
     };
-    let tools = Tools::find()
-        .ok_or("ptxas is neither named by PTXAS, nor on PATH, nor a Python package")?;
+    let tools = Tools::find().ok_or("ptxas is neither named by PTXAS, nor on PATH, nor a Python package")?;
     let report = tools.assemble(&fs::read_to_string(path)?, &arch)?;
     for warning in &report.warnings {
         println!("{warning}");
     }
-    let sass = tools
-        .disassemble(&report.cubin)?
-        .ok_or("there is no nvdisasm")?;
+    let sass = tools.disassemble(&report.cubin)?.ok_or("there is no nvdisasm")?;
     for (name, resources) in &report.kernels {
         println!("{name}: {resources:?}");
-        for body in sass
-            .get(name)
-            .into_iter()
-            .flat_map(|function| function.innermost_loops())
-        {
+        for body in sass.get(name).into_iter().flat_map(|function| function.innermost_loops()) {
             let mut opcodes: Vec<_> = body.opcodes().into_iter().collect();
             opcodes.sort_by_key(|&(opcode, count)| (std::cmp::Reverse(count), opcode));
-            let most: Vec<String> = opcodes
-                .iter()
-                .take(8)
-                .map(|(opcode, count)| format!("{count} {opcode}"))
-                .collect();
+            let most: Vec<String> = opcodes.iter().take(8).map(|(opcode, count)| format!("{count} {opcode}")).collect();
             println!("    loop of {}: {}", body.body.len(), most.join(", "));
         }
     }

@@ -154,9 +154,7 @@ impl NvvmArch {
     /// The variant of the same capability without suffix.
     pub fn base_architecture(&self) -> NvvmArch {
         Self::iter()
-            .find(|arch| {
-                arch.is_base_variant() && arch.capability_value() == self.capability_value()
-            })
+            .find(|arch| arch.is_base_variant() && arch.capability_value() == self.capability_value())
             .expect("every capability of the table has a row without suffix")
     }
 
@@ -167,9 +165,7 @@ impl NvvmArch {
 
     /// All variants of a capability; empty if there is none.
     pub fn variants_for_capability(capability: u32) -> Vec<NvvmArch> {
-        Self::iter()
-            .filter(|arch| arch.capability_value() == capability)
-            .collect()
+        Self::iter().filter(|arch| arch.capability_value() == capability).collect()
     }
 
     /// The architectures whose features code for this one may use: every base variant up to it; for
@@ -188,9 +184,7 @@ impl NvvmArch {
     /// Every base variant up to this capability, oldest first.
     pub fn iter_up_to(&self) -> impl Iterator<Item = NvvmArch> {
         let capability = self.capability_value();
-        Self::iter()
-            .filter(|arch| arch.is_base_variant())
-            .take_while(move |arch| arch.capability_value() <= capability)
+        Self::iter().filter(|arch| arch.is_base_variant()).take_while(move |arch| arch.capability_value() <= capability)
     }
 }
 
@@ -235,10 +229,7 @@ mod tests {
     #[test]
     fn hopper_is_described() {
         assert_eq!(Compute90a.capability_value(), 90);
-        assert_eq!(
-            (Compute90a.major_version(), Compute90a.minor_version()),
-            (9, 0)
-        );
+        assert_eq!((Compute90a.major_version(), Compute90a.minor_version()), (9, 0));
         assert_eq!(Compute90a.target_name(), "sm_90a");
         assert_eq!(Compute90a.base_architecture(), Compute90);
         assert_eq!(Compute90a.get_variants(), [Compute90, Compute90a]);
@@ -258,10 +249,7 @@ mod tests {
     #[test]
     fn every_supported_arch_has_a_ptx_isa() {
         for arch in NvvmArch::iter() {
-            assert_eq!(
-                arch.ptx_isa().is_some(),
-                arch.capability_value() >= NvvmArch::MIN_CAPABILITY
-            );
+            assert_eq!(arch.ptx_isa().is_some(), arch.capability_value() >= NvvmArch::MIN_CAPABILITY);
         }
         assert_eq!(Compute89.ptx_isa().unwrap().to_string(), "8.4");
     }

@@ -7,9 +7,7 @@ use std::process::Command;
 
 use crate::TARGET;
 use crate::arch::{NvvmArch, PtxIsa};
-use crate::cargo::{
-    Package, cargo_command, digest, emit, in_build_script, io_error, rerun_if_changed, run, warn,
-};
+use crate::cargo::{Package, cargo_command, digest, emit, in_build_script, io_error, rerun_if_changed, run, warn};
 use crate::ptx::{self, PtxError};
 use crate::toolchain::{self, CoreSource, Toolchain, ToolchainError};
 
@@ -151,8 +149,7 @@ impl CudaBuilder {
 
     /// Adds arguments for cargo.
     pub fn build_args(mut self, args: &[impl AsRef<str>]) -> Self {
-        self.build_args
-            .extend(args.iter().map(|arg| arg.as_ref().to_owned()));
+        self.build_args.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
@@ -260,12 +257,7 @@ impl CudaBuilder {
     /// Cargo features of the kernels' crate. By default the one named like the architecture
     /// (`sm_90a`), if the crate declares it.
     pub fn features(mut self, features: &[impl AsRef<str>]) -> Self {
-        self.features = Some(
-            features
-                .iter()
-                .map(|feature| feature.as_ref().to_owned())
-                .collect(),
-        );
+        self.features = Some(features.iter().map(|feature| feature.as_ref().to_owned()).collect());
         self
     }
 
@@ -297,40 +289,22 @@ impl CudaBuilder {
     /// The switches that were set and do nothing here, as sentences.
     pub fn ineffective_options(&self) -> Vec<&'static str> {
         let all = [
-            (
-                self.ftz,
-                "ftz(true) has no effect: rustc cannot flush denormals; use PTX `.ftz` wrappers",
-            ),
-            (
-                self.release && !self.nvvm_opts,
-                "nvvm_opts(false) has no effect: use release(false)",
-            ),
-            (
-                self.optix,
-                "optix(true) has no effect: modules for OptiX are not supported",
-            ),
-            (
-                self.override_libm,
-                "override_libm(true) has no effect: libdevice is not used",
-            ),
+            (self.ftz, "ftz(true) has no effect: rustc cannot flush denormals; use PTX `.ftz` wrappers"),
+            (self.release && !self.nvvm_opts, "nvvm_opts(false) has no effect: use release(false)"),
+            (self.optix, "optix(true) has no effect: modules for OptiX are not supported"),
+            (self.override_libm, "override_libm(true) has no effect: libdevice is not used"),
             (
                 self.use_constant_memory_space,
                 "use_constant_memory_space(true) has no effect: statics lie in global memory",
             ),
         ];
-        all.into_iter()
-            .filter_map(|(set, text)| set.then_some(text))
-            .collect()
+        all.into_iter().filter_map(|(set, text)| set.then_some(text)).collect()
     }
 
     /// The flags of every crate in the build. Dependencies need them as much as the kernels: their
     /// functions are inlined from MIR that was optimised when *they* were compiled.
     fn shared_flags(&self) -> Vec<String> {
-        let debug_info = if self.has_debug_info() {
-            "line-tables-only"
-        } else {
-            "0"
-        };
+        let debug_info = if self.has_debug_info() { "line-tables-only" } else { "0" };
         vec![
             // Jump threading clones barriers into both arms of a divergent branch.
             "-Zmir-enable-passes=-JumpThreading".to_owned(),
@@ -343,10 +317,7 @@ impl CudaBuilder {
 
     /// The flags of the kernels' crate, the only one that is compiled to PTX.
     fn kernel_flags(&self) -> Result<Vec<String>, CudaBuilderError> {
-        let lowest = self
-            .arch
-            .ptx_isa()
-            .ok_or(CudaBuilderError::UnsupportedArch(self.arch))?;
+        let lowest = self.arch.ptx_isa().ok_or(CudaBuilderError::UnsupportedArch(self.arch))?;
         let ptx_isa = self.ptx_isa.unwrap_or(lowest);
         let mut flags = vec![
             format!("-Ctarget-cpu={}", self.arch.target_name()),
@@ -360,12 +331,7 @@ impl CudaBuilder {
             (self.fast_div, "-Cllvm-args=-nvptx-prec-divf32=0"),
             (self.fma_contraction, "-Cllvm-args=-nvptx-fma-level=1"),
         ];
-        flags.extend(
-            optional
-                .into_iter()
-                .filter(|(set, _)| *set)
-                .map(|(_, flag)| flag.to_owned()),
-        );
+        flags.extend(optional.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag.to_owned()));
         Ok(flags)
     }
 
@@ -407,9 +373,7 @@ impl CudaBuilder {
         fs::create_dir_all(&target_dir).map_err(io_error(&target_dir))?;
 
         let mut cargo = cargo_command(&toolchain);
-        cargo
-            .args(["rustc", "--lib", "--target", TARGET, "--manifest-path"])
-            .arg(&manifest_path);
+        cargo.args(["rustc", "--lib", "--target", TARGET, "--manifest-path"]).arg(&manifest_path);
         cargo.arg("--target-dir").arg(&target_dir);
         if self.offline && package.workspace_root.join("Cargo.lock").is_file() {
             cargo.args(["--offline", "--locked"]);
@@ -417,28 +381,18 @@ impl CudaBuilder {
         if toolchain.core == CoreSource::BuildStd {
             cargo.arg("-Zbuild-std=core");
         }
-        let features = self
-            .features
-            .clone()
-            .unwrap_or_else(|| package.feature_of(self.arch));
+        let features = self.features.clone().unwrap_or_else(|| package.feature_of(self.arch));
         if !features.is_empty() {
             cargo.arg("--features").arg(features.join(","));
         }
         cargo.args(["--profile", if self.release { "release" } else { "dev" }]);
         cargo.args(&self.build_args).arg("--").args(&kernel_flags);
-        cargo.env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            self.shared_flags().join("\u{1f}"),
-        );
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", self.shared_flags().join("\u{1f}"));
         self.set_profile(&mut cargo);
 
         // cargo keeps what it need not build again. A path that depends on the whole command line
         // and compiler says whose text lies there; two builds never share one.
-        let stem = target_dir.join(format!(
-            "{}-{}",
-            package.lib_name,
-            digest(&cargo, &toolchain)
-        ));
+        let stem = target_dir.join(format!("{}-{}", package.lib_name, digest(&cargo, &toolchain)));
         let assembly = stem.with_extension("s");
         cargo.arg(emit("asm", &assembly));
         let llvm_ir = stem.with_extension("ll");
@@ -463,10 +417,7 @@ impl CudaBuilder {
         }
         if in_build_script() {
             let profile = if self.release { "release" } else { "debug" };
-            let dep_info = target_dir
-                .join(TARGET)
-                .join(profile)
-                .join(format!("lib{}.d", package.lib_name));
+            let dep_info = target_dir.join(TARGET).join(profile).join(format!("lib{}.d", package.lib_name));
             rerun_if_changed(&manifest_path, &dep_info);
         }
         Ok(ptx)
@@ -489,15 +440,7 @@ impl CudaBuilder {
             ("PANIC", "abort".to_owned()),
             ("OVERFLOW_CHECKS", "false".to_owned()),
             ("DEBUG_ASSERTIONS", "false".to_owned()),
-            (
-                "DEBUG",
-                if self.has_debug_info() {
-                    "line-tables-only"
-                } else {
-                    "0"
-                }
-                .to_owned(),
-            ),
+            ("DEBUG", if self.has_debug_info() { "line-tables-only" } else { "0" }.to_owned()),
             ("INCREMENTAL", "false".to_owned()),
             ("LTO", "off".to_owned()),
         ];
@@ -519,39 +462,19 @@ mod tests {
 
     #[test]
     fn flags_follow_the_arch() {
-        let flags = |arch| {
-            CudaBuilder::new("kernels")
-                .arch(arch)
-                .flags()
-                .unwrap()
-                .join(" ")
-        };
+        let flags = |arch| CudaBuilder::new("kernels").arch(arch).flags().unwrap().join(" ");
         assert!(flags(NvvmArch::Compute80).contains("-Ctarget-cpu=sm_80 -Ctarget-feature=+ptx70"));
         assert!(flags(NvvmArch::Compute89).contains("-Ctarget-cpu=sm_89 -Ctarget-feature=+ptx84"));
-        assert!(
-            flags(NvvmArch::Compute90a).contains("-Ctarget-cpu=sm_90a -Ctarget-feature=+ptx80")
-        );
-        let newer = CudaBuilder::new("kernels")
-            .ptx_isa(PtxIsa(86))
-            .flags()
-            .unwrap();
+        assert!(flags(NvvmArch::Compute90a).contains("-Ctarget-cpu=sm_90a -Ctarget-feature=+ptx80"));
+        let newer = CudaBuilder::new("kernels").ptx_isa(PtxIsa(86)).flags().unwrap();
         assert!(newer.contains(&"-Ctarget-feature=+ptx86".to_owned()));
     }
 
     #[test]
     fn old_architectures_are_refused() {
-        let error = CudaBuilder::new("kernels")
-            .arch(NvvmArch::Compute61)
-            .build()
-            .unwrap_err();
-        assert!(matches!(
-            error,
-            CudaBuilderError::UnsupportedArch(NvvmArch::Compute61)
-        ));
-        assert_eq!(
-            error.to_string(),
-            "sm_61 is not supported: rustc's NVPTX backend starts at sm_70 (Volta)"
-        );
+        let error = CudaBuilder::new("kernels").arch(NvvmArch::Compute61).build().unwrap_err();
+        assert!(matches!(error, CudaBuilderError::UnsupportedArch(NvvmArch::Compute61)));
+        assert_eq!(error.to_string(), "sm_61 is not supported: rustc's NVPTX backend starts at sm_70 (Volta)");
     }
 
     #[test]
@@ -576,16 +499,9 @@ mod tests {
 
     #[test]
     fn fast_math_reaches_llvm() {
-        let flags = CudaBuilder::new("kernels")
-            .fast_sqrt(true)
-            .fast_div(true)
-            .fma_contraction(true);
+        let flags = CudaBuilder::new("kernels").fast_sqrt(true).fast_div(true).fma_contraction(true);
         let flags = flags.flags().unwrap().join(" ");
-        for option in [
-            "-nvptx-prec-sqrtf32=0",
-            "-nvptx-prec-divf32=0",
-            "-nvptx-fma-level=1",
-        ] {
+        for option in ["-nvptx-prec-sqrtf32=0", "-nvptx-prec-divf32=0", "-nvptx-fma-level=1"] {
             assert!(flags.contains(option), "{flags}");
         }
     }

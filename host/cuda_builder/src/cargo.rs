@@ -22,10 +22,7 @@ pub(crate) struct Package {
 
 impl Package {
     /// Asks cargo.
-    pub(crate) fn read(
-        toolchain: &Toolchain,
-        manifest_path: &Path,
-    ) -> Result<Self, CudaBuilderError> {
+    pub(crate) fn read(toolchain: &Toolchain, manifest_path: &Path) -> Result<Self, CudaBuilderError> {
         #[derive(Deserialize)]
         struct Metadata {
             packages: Vec<MetadataPackage>,
@@ -44,49 +41,23 @@ impl Package {
         }
 
         let mut cargo = cargo_command(toolchain);
-        cargo
-            .args([
-                "metadata",
-                "--no-deps",
-                "--format-version",
-                "1",
-                "--manifest-path",
-            ])
-            .arg(manifest_path);
+        cargo.args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]).arg(manifest_path);
         let output = cargo.output().map_err(io_error(&toolchain.cargo))?;
-        let failed = |stderr: String| CudaBuilderError::BuildFailed {
-            command: command_line(&cargo),
-            stderr,
-        };
+        let failed = |stderr: String| CudaBuilderError::BuildFailed { command: command_line(&cargo), stderr };
         if !output.status.success() {
             return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
         }
-        let metadata: Metadata =
-            serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
-        let wanted = manifest_path
-            .canonicalize()
-            .map_err(io_error(manifest_path))?;
+        let metadata: Metadata = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
+        let wanted = manifest_path.canonicalize().map_err(io_error(manifest_path))?;
         let package = metadata
             .packages
             .into_iter()
-            .find(|package| {
-                package
-                    .manifest_path
-                    .canonicalize()
-                    .is_ok_and(|path| path == wanted)
-            })
+            .find(|package| package.manifest_path.canonicalize().is_ok_and(|path| path == wanted))
             .ok_or_else(|| failed("cargo does not list the crate".to_owned()))?;
         let is_lib = |target: &&MetadataTarget| {
-            target
-                .kind
-                .iter()
-                .any(|kind| matches!(kind.as_str(), "lib" | "rlib" | "cdylib"))
+            target.kind.iter().any(|kind| matches!(kind.as_str(), "lib" | "rlib" | "cdylib"))
         };
-        let lib = package
-            .targets
-            .iter()
-            .find(is_lib)
-            .ok_or_else(|| failed("the crate has no library".to_owned()))?;
+        let lib = package.targets.iter().find(is_lib).ok_or_else(|| failed("the crate has no library".to_owned()))?;
         Ok(Package {
             lib_name: lib.name.replace('-', "_"),
             features: package.features.into_keys().collect(),
@@ -97,11 +68,7 @@ impl Package {
     /// The crate's feature for an architecture, if it has one.
     pub(crate) fn feature_of(&self, arch: NvvmArch) -> Vec<String> {
         let name = arch.target_name();
-        self.features
-            .iter()
-            .filter(|feature| *feature == name)
-            .cloned()
-            .collect()
+        self.features.iter().filter(|feature| *feature == name).cloned().collect()
     }
 }
 
@@ -129,9 +96,7 @@ pub(crate) fn cargo_command(toolchain: &Toolchain) -> Command {
         cargo.env_remove(name);
     }
     // The kernels' ABI, inline PTX and building core are unstable features of a stable compiler.
-    cargo
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTC", &toolchain.rustc);
+    cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTC", &toolchain.rustc);
     cargo
 }
 
@@ -143,19 +108,13 @@ pub(crate) fn run(command: &mut Command) -> Result<String, CudaBuilderError> {
     if output.status.success() {
         Ok(stderr)
     } else {
-        Err(CudaBuilderError::BuildFailed {
-            command: command_line(command),
-            stderr,
-        })
+        Err(CudaBuilderError::BuildFailed { command: command_line(command), stderr })
     }
 }
 
 pub(crate) fn command_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 pub(crate) fn emit(kind: &str, path: &Path) -> std::ffi::OsString {
@@ -204,18 +163,11 @@ pub(crate) fn rerun_if_changed(manifest_path: &Path, dep_info: &Path) {
 
 /// The files right of the colon of a make rule, in which spaces of a name are escaped.
 fn sources(dep_info: &str) -> Vec<String> {
-    let Some((_, files)) = dep_info
-        .lines()
-        .next()
-        .and_then(|line| line.split_once(": "))
-    else {
+    let Some((_, files)) = dep_info.lines().next().and_then(|line| line.split_once(": ")) else {
         return Vec::new();
     };
     let escaped = files.replace("\\ ", "\u{0}");
-    escaped
-        .split_whitespace()
-        .map(|file| file.replace('\u{0}', " "))
-        .collect()
+    escaped.split_whitespace().map(|file| file.replace('\u{0}', " ")).collect()
 }
 
 #[cfg(test)]

@@ -4,16 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::ptx::{
-    DRIVER_FUNCTIONS, Item, ItemKind, Module, PtxError, identifiers, is_location, readable,
-};
+use crate::ptx::{DRIVER_FUNCTIONS, Item, ItemKind, Module, PtxError, identifiers, is_location, readable};
 
 /// Names of the kernels of a module, sorted.
 pub fn entries(ptx: &str) -> Result<Vec<String>, PtxError> {
-    let mut names: Vec<String> = Module::parse(ptx)?
-        .entries()
-        .map(|item| item.name.clone())
-        .collect();
+    let mut names: Vec<String> = Module::parse(ptx)?.entries().map(|item| item.name.clone()).collect();
     names.sort();
     Ok(names)
 }
@@ -34,28 +29,20 @@ impl Instruction {
         let mut text = statement.trim();
         // `$L_1:` may precede an instruction; `::` belongs to modifiers such as `.shared::cta`.
         while let Some((label, rest)) = text.split_once(':') {
-            if label.is_empty() || rest.starts_with(':') || identifiers(label).next() != Some(label)
-            {
+            if label.is_empty() || rest.starts_with(':') || identifiers(label).next() != Some(label) {
                 break;
             }
             text = rest.trim_start();
         }
         let unpredicated = match text.strip_prefix('@') {
-            Some(rest) => rest
-                .split_once(char::is_whitespace)
-                .map_or("", |(_, after)| after)
-                .trim_start(),
+            Some(rest) => rest.split_once(char::is_whitespace).map_or("", |(_, after)| after).trim_start(),
             None => text,
         };
         let opcode = unpredicated.split_whitespace().next()?;
         if opcode.starts_with(['.', '"']) {
             return None;
         }
-        Some(Instruction {
-            opcode: opcode.to_owned(),
-            text: one_line(text),
-            line,
-        })
+        Some(Instruction { opcode: opcode.to_owned(), text: one_line(text), line })
     }
 
     /// The opcode's first part, for example `ld`.
@@ -70,16 +57,7 @@ impl Instruction {
     /// Whether threads meet, memory is ordered or a copy is tracked here: what must neither be cloned
     /// nor dropped by an optimisation.
     fn is_collective(&self) -> bool {
-        let ordering = [
-            "bar",
-            "barrier",
-            "wgmma",
-            "setmaxnreg",
-            "fence",
-            "membar",
-            "mbarrier",
-            "activemask",
-        ];
+        let ordering = ["bar", "barrier", "wgmma", "setmaxnreg", "fence", "membar", "mbarrier", "activemask"];
         ordering.contains(&self.mnemonic())
             || self.opcode.starts_with("cp.async")
             || self.has_modifier(|modifier| modifier == "sync" || modifier == "aligned")
@@ -125,9 +103,7 @@ pub fn instructions(ptx: &str) -> Result<BTreeMap<String, Vec<Instruction>>, Ptx
     let module = Module::parse(ptx)?;
     let has_body = |item: &&Item| matches!(item.kind, ItemKind::Entry | ItemKind::Function);
     let bodies = module.items.iter().filter(has_body);
-    Ok(bodies
-        .map(|item| (item.name.clone(), instructions_of(item)))
-        .collect())
+    Ok(bodies.map(|item| (item.name.clone(), instructions_of(item))).collect())
 }
 
 /// How often each collective, ordering or copying instruction occurs in each kernel.
@@ -142,10 +118,7 @@ pub fn census(ptx: &str) -> Result<BTreeMap<String, BTreeMap<String, usize>>, Pt
         }
         counts
     };
-    Ok(instructions(ptx)?
-        .into_iter()
-        .map(|(name, instructions)| (name, count(instructions)))
-        .collect())
+    Ok(instructions(ptx)?.into_iter().map(|(name, instructions)| (name, count(instructions))).collect())
 }
 
 /// What is wrong with a line.
@@ -187,11 +160,7 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} (line {}): {}: {}",
-            self.entry, self.line, self.kind, self.text
-        )
+        write!(f, "{} (line {}): {}: {}", self.entry, self.line, self.kind, self.text)
     }
 }
 
@@ -208,25 +177,12 @@ pub fn lint(ptx: &str) -> Result<Vec<Finding>, PtxError> {
     let mut findings = Vec::new();
     for item in &module.items {
         let mut find = |kind, line, text: &str| {
-            findings.push(Finding {
-                kind,
-                entry: readable(&item.name),
-                line,
-                text: text.to_owned(),
-            });
+            findings.push(Finding { kind, entry: readable(&item.name), line, text: text.to_owned() });
         };
         if unresolved.contains(item.name.as_str()) {
-            find(
-                FindingKind::UnresolvedCall,
-                item.line,
-                "declared without a definition",
-            );
+            find(FindingKind::UnresolvedCall, item.line, "declared without a definition");
         }
-        for line in item
-            .body
-            .iter()
-            .filter(|line| line.text.trim_start().starts_with(".local"))
-        {
+        for line in item.body.iter().filter(|line| line.text.trim_start().starts_with(".local")) {
             find(FindingKind::LocalDepot, line.number, line.text.trim());
         }
         for instruction in instructions_of(item) {
@@ -235,9 +191,7 @@ pub fn lint(ptx: &str) -> Result<Vec<Finding>, PtxError> {
                 "call" if identifiers(&instruction.text).any(|word| unresolved.contains(word)) => {
                     FindingKind::UnresolvedCall
                 }
-                "ld" | "st" | "atom" | "red" if !instruction.has_modifier(is_state_space) => {
-                    FindingKind::GenericAccess
-                }
+                "ld" | "st" | "atom" | "red" if !instruction.has_modifier(is_state_space) => FindingKind::GenericAccess,
                 _ => continue,
             };
             find(kind, instruction.line, &instruction.text);
@@ -263,21 +217,13 @@ pub fn normalised(ptx: &str, entry: &str) -> Result<Option<String>, PtxError> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let mut text = String::new();
     for instruction in instructions_of(item) {
-        text.push_str(&rename_registers(
-            &instruction.text,
-            &mut names,
-            &mut counts,
-        ));
+        text.push_str(&rename_registers(&instruction.text, &mut names, &mut counts));
         text.push('\n');
     }
     Ok(Some(text))
 }
 
-fn rename_registers(
-    text: &str,
-    names: &mut BTreeMap<String, String>,
-    counts: &mut BTreeMap<String, usize>,
-) -> String {
+fn rename_registers(text: &str, names: &mut BTreeMap<String, String>, counts: &mut BTreeMap<String, usize>) -> String {
     crate::ptx::replace_identifiers(text, &mut |word| {
         let class = word.trim_end_matches(|c: char| c.is_ascii_digit());
         // `%r12` is a register, `%tid` and `%lanemask_lt` are not.
@@ -305,11 +251,7 @@ mod tests {
     }
 
     fn kinds(body: &str) -> Vec<FindingKind> {
-        lint(&module(body))
-            .unwrap()
-            .into_iter()
-            .map(|finding| finding.kind)
-            .collect()
+        lint(&module(body)).unwrap().into_iter().map(|finding| finding.kind).collect()
     }
 
     /// The declaration of `panic` itself is the first finding of every module above.
@@ -317,22 +259,11 @@ mod tests {
 
     #[test]
     fn statements_are_split() {
-        let ptx = module(
-            "$L_1:\n\t@%p1 bra \t$L_1;\n{ .reg .b32 t; mov.b32 t, 1; }\nst.shared.v2.b32 [%r1], {%r2, %r3};",
-        );
+        let ptx =
+            module("$L_1:\n\t@%p1 bra \t$L_1;\n{ .reg .b32 t; mov.b32 t, 1; }\nst.shared.v2.b32 [%r1], {%r2, %r3};");
         let all = &instructions(&ptx).unwrap()["k"];
-        let texts: Vec<&str> = all
-            .iter()
-            .map(|instruction| instruction.text.as_str())
-            .collect();
-        assert_eq!(
-            texts,
-            [
-                "@%p1 bra $L_1",
-                "mov.b32 t, 1",
-                "st.shared.v2.b32 [%r1], {%r2, %r3}"
-            ]
-        );
+        let texts: Vec<&str> = all.iter().map(|instruction| instruction.text.as_str()).collect();
+        assert_eq!(texts, ["@%p1 bra $L_1", "mov.b32 t, 1", "st.shared.v2.b32 [%r1], {%r2, %r3}"]);
         assert_eq!(all[0].opcode, "bra");
         assert_eq!(all[0].line, 14);
     }
@@ -356,51 +287,29 @@ mod tests {
 
     #[test]
     fn generic_accesses_are_found() {
-        assert_eq!(
-            kinds("ld.global.b32 %r1, [%rd1];\nld.shared::cta.b32 %r1, [%r2];"),
-            [DECLARED]
-        );
-        assert_eq!(
-            kinds("ld.param.b64 %rd1, [p];\nred.global.add.f32 [%rd1], %f1;"),
-            [DECLARED]
-        );
-        for line in [
-            "ld.b32 %r1, [%rd1];",
-            "@%p1 st.v4.b32 [%rd1], {%r1, %r2, %r3, %r4};",
-            "atom.add.u32 %r1, [%rd1], 1;",
-        ] {
-            assert_eq!(
-                kinds(line),
-                [DECLARED, FindingKind::GenericAccess],
-                "{line}"
-            );
+        assert_eq!(kinds("ld.global.b32 %r1, [%rd1];\nld.shared::cta.b32 %r1, [%r2];"), [DECLARED]);
+        assert_eq!(kinds("ld.param.b64 %rd1, [p];\nred.global.add.f32 [%rd1], %f1;"), [DECLARED]);
+        for line in
+            ["ld.b32 %r1, [%rd1];", "@%p1 st.v4.b32 [%rd1], {%r1, %r2, %r3, %r4};", "atom.add.u32 %r1, [%rd1], 1;"]
+        {
+            assert_eq!(kinds(line), [DECLARED, FindingKind::GenericAccess], "{line}");
         }
     }
 
     #[test]
     fn traps_stack_frames_and_undefined_calls_are_found() {
         assert_eq!(kinds("trap;"), [DECLARED, FindingKind::Trap]);
-        assert_eq!(
-            kinds(".local .align 4 .b8 depot[16];"),
-            [DECLARED, FindingKind::LocalDepot]
-        );
-        assert_eq!(
-            kinds("call.uni panic, (param0);"),
-            [DECLARED, FindingKind::UnresolvedCall]
-        );
+        assert_eq!(kinds(".local .align 4 .b8 depot[16];"), [DECLARED, FindingKind::LocalDepot]);
+        assert_eq!(kinds("call.uni panic, (param0);"), [DECLARED, FindingKind::UnresolvedCall]);
         let finding = lint(&module("trap;")).unwrap().remove(1);
         assert_eq!(finding.to_string(), "k (line 13): trap: trap");
     }
 
     #[test]
     fn registers_are_renamed_in_order() {
-        let ptx =
-            module("mov.u32 %r7, %tid.x;\nadd.s32 %r9, %r7, %r7;\nmul.wide.u32 %rd4, %r9, 4;");
+        let ptx = module("mov.u32 %r7, %tid.x;\nadd.s32 %r9, %r7, %r7;\nmul.wide.u32 %rd4, %r9, 4;");
         let text = normalised(&ptx, "k").unwrap().unwrap();
-        assert_eq!(
-            text,
-            "mov.u32 %r1, %tid.x\nadd.s32 %r2, %r1, %r1\nmul.wide.u32 %rd1, %r2, 4\n"
-        );
+        assert_eq!(text, "mov.u32 %r1, %tid.x\nadd.s32 %r2, %r1, %r1\nmul.wide.u32 %rd1, %r2, 4\n");
         assert_eq!(normalised(&ptx, "missing").unwrap(), None);
     }
 }

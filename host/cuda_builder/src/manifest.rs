@@ -81,8 +81,8 @@ impl Manifest {
     pub fn load(folder: &Path) -> Result<Self, ManifestError> {
         let path = folder.join("manifest.json");
         let text = read(&path)?;
-        let manifest: Manifest = serde_json::from_slice(&text)
-            .map_err(|source| ManifestError::Malformed { path, source })?;
+        let manifest: Manifest =
+            serde_json::from_slice(&text).map_err(|source| ManifestError::Malformed { path, source })?;
         if manifest.schema != SCHEMA {
             return Err(ManifestError::Schema(manifest.schema));
         }
@@ -92,8 +92,7 @@ impl Manifest {
     /// Writes `manifest.json` in `folder`.
     pub fn store(&self, folder: &Path) -> Result<(), ManifestError> {
         let path = folder.join("manifest.json");
-        let text =
-            serde_json::to_string_pretty(self).expect("the manifest has string keys only") + "\n";
+        let text = serde_json::to_string_pretty(self).expect("the manifest has string keys only") + "\n";
         fs::write(&path, text).map_err(|source| ManifestError::Io { path, source })
     }
 
@@ -110,10 +109,7 @@ impl Manifest {
             return Err(ManifestError::SourceChanged);
         }
         for (target, flags) in flags {
-            let module = self
-                .modules
-                .get(target)
-                .ok_or_else(|| ManifestError::ModuleMissing(target.clone()))?;
+            let module = self.modules.get(target).ok_or_else(|| ManifestError::ModuleMissing(target.clone()))?;
             if source_sha256.is_some() && module.flags != *flags {
                 return Err(ManifestError::FlagsChanged(target.clone()));
             }
@@ -154,16 +150,9 @@ pub fn source_hash(root: &Path, folders: &[&str]) -> Result<String, ManifestErro
 }
 
 /// Adds the sources below `root/folder` under their relative path with `/`.
-fn collect(
-    root: &Path,
-    folder: &str,
-    files: &mut BTreeMap<String, PathBuf>,
-) -> Result<(), ManifestError> {
+fn collect(root: &Path, folder: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), ManifestError> {
     let path = root.join(folder);
-    let error = |source| ManifestError::Io {
-        path: path.clone(),
-        source,
-    };
+    let error = |source| ManifestError::Io { path: path.clone(), source };
     for entry in fs::read_dir(&path).map_err(error)? {
         let entry = entry.map_err(error)?;
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -180,10 +169,7 @@ fn collect(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ManifestError> {
-    fs::read(path).map_err(|source| ManifestError::Io {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map_err(|source| ManifestError::Io { path: path.to_owned(), source })
 }
 
 /// LF for CR LF. The common case is a copy-free search: build scripts are compiled without optimisation,
@@ -245,11 +231,7 @@ mod tests {
         let second = folder.hash();
         assert_ne!(second, first);
 
-        fs::rename(
-            folder.0.join("k/src/lib.rs"),
-            folder.0.join("k/src/main.rs"),
-        )
-        .unwrap();
+        fs::rename(folder.0.join("k/src/lib.rs"), folder.0.join("k/src/main.rs")).unwrap();
         assert_ne!(folder.hash(), second);
     }
 
@@ -258,11 +240,7 @@ mod tests {
         let folder = Folder::new("check");
         folder.write("sm_80.ptx", ".version 7.0\n");
         let flags = vec!["-Ctarget-cpu=sm_80".to_owned()];
-        let module = ModuleEntry {
-            sha256: text_hash(b".version 7.0\n"),
-            flags: flags.clone(),
-            entries: Vec::new(),
-        };
+        let module = ModuleEntry { sha256: text_hash(b".version 7.0\n"), flags: flags.clone(), entries: Vec::new() };
         let manifest = Manifest {
             schema: SCHEMA,
             rustc: "rustc".to_owned(),
@@ -279,23 +257,11 @@ mod tests {
         let check = |source, flags| manifest.check(&folder.0, source, flags);
         assert!(check(Some("hash"), &flags).is_ok());
         assert!(check(None, &other_flags).is_ok());
-        assert!(matches!(
-            check(Some("other"), &flags),
-            Err(ManifestError::SourceChanged)
-        ));
-        assert!(matches!(
-            check(Some("hash"), &other_flags),
-            Err(ManifestError::FlagsChanged(_))
-        ));
-        assert!(matches!(
-            check(None, &other_target),
-            Err(ManifestError::ModuleMissing(_))
-        ));
+        assert!(matches!(check(Some("other"), &flags), Err(ManifestError::SourceChanged)));
+        assert!(matches!(check(Some("hash"), &other_flags), Err(ManifestError::FlagsChanged(_))));
+        assert!(matches!(check(None, &other_target), Err(ManifestError::ModuleMissing(_))));
 
         folder.write("sm_80.ptx", ".version 7.1\n");
-        assert!(matches!(
-            check(None, &flags),
-            Err(ManifestError::ModuleChanged(_))
-        ));
+        assert!(matches!(check(None, &flags), Err(ManifestError::ModuleChanged(_))));
     }
 }

@@ -21,9 +21,7 @@ pub enum PtxError {
     #[error("the PTX has no `{0}` directive")]
     NoHeader(&'static str),
     /// Launch bounds that only entries may have.
-    #[error(
-        "launch bounds in `{0}`, which is not a kernel: mark only entry points with #[kernel(..)]"
-    )]
+    #[error("launch bounds in `{0}`, which is not a kernel: mark only entry points with #[kernel(..)]")]
     BoundsOutsideEntry(String),
     /// A marker that `#[kernel]` does not write.
     #[error("cannot read the launch bounds `{bounds}` of `{entry}`")]
@@ -48,17 +46,9 @@ pub struct Unresolved {
 }
 
 fn unresolved_message(all: &[Unresolved]) -> String {
-    let mut text = String::from(
-        "the driver could not load this module; it calls functions that nothing defines:",
-    );
+    let mut text = String::from("the driver could not load this module; it calls functions that nothing defines:");
     for one in all {
-        write!(
-            text,
-            "\n    {}, called by {}",
-            one.callee,
-            one.callers.join(", ")
-        )
-        .expect("writing to a String");
+        write!(text, "\n    {}, called by {}", one.callee, one.callers.join(", ")).expect("writing to a String");
     }
     text + "\nIn device code nothing may panic (index, slice, division by a variable) and functions of other \
             crates must be inlined."
@@ -70,9 +60,7 @@ pub(crate) const DRIVER_FUNCTIONS: [&str; 4] = ["vprintf", "malloc", "free", "__
 impl Module {
     /// Kernels, in the order of the text.
     pub fn entries(&self) -> impl Iterator<Item = &Item> {
-        self.items
-            .iter()
-            .filter(|item| item.kind == ItemKind::Entry)
+        self.items.iter().filter(|item| item.kind == ItemKind::Entry)
     }
 
     /// Symbols that other parts of the program see: kernels, and whatever has an unmangled name.
@@ -80,9 +68,7 @@ impl Module {
         self.items.iter().filter(|item| match item.kind {
             ItemKind::Entry => true,
             ItemKind::Function | ItemKind::Variable => {
-                item.head.starts_with(".visible")
-                    && !is_mangled(&item.name)
-                    && item.name != "rust_begin_unwind"
+                item.head.starts_with(".visible") && !is_mangled(&item.name) && item.name != "rust_begin_unwind"
             }
             // `global_asm!` declares shared memory this way; it belongs to nobody and costs nothing.
             ItemKind::ExternFunction | ItemKind::Other => false,
@@ -91,11 +77,7 @@ impl Module {
 
     /// Names of everything the roots reach, roots included.
     fn reachable(&self) -> BTreeSet<&str> {
-        let by_name: BTreeMap<&str, &Item> = self
-            .items
-            .iter()
-            .map(|item| (item.name.as_str(), item))
-            .collect();
+        let by_name: BTreeMap<&str, &Item> = self.items.iter().map(|item| (item.name.as_str(), item)).collect();
         let mut reached: BTreeSet<&str> = BTreeSet::new();
         let mut open: Vec<&Item> = self.roots().collect();
         while let Some(item) = open.pop() {
@@ -109,24 +91,13 @@ impl Module {
 
     /// The functions that are called and that neither this module nor the driver defines.
     pub fn unresolved(&self) -> Vec<Unresolved> {
-        let externs = self
-            .items
-            .iter()
-            .filter(|item| item.kind == ItemKind::ExternFunction);
+        let externs = self.items.iter().filter(|item| item.kind == ItemKind::ExternFunction);
         let missing = externs.filter(|item| !DRIVER_FUNCTIONS.contains(&item.name.as_str()));
         missing
             .map(|missing| {
                 let calls = |item: &&Item| item.body_symbols().any(|symbol| symbol == missing.name);
-                let callers = self
-                    .items
-                    .iter()
-                    .filter(calls)
-                    .map(|item| readable(&item.name))
-                    .collect();
-                Unresolved {
-                    callee: readable(&missing.name),
-                    callers,
-                }
+                let callers = self.items.iter().filter(calls).map(|item| readable(&item.name)).collect();
+                Unresolved { callee: readable(&missing.name), callers }
             })
             .collect()
     }
@@ -136,8 +107,7 @@ impl Module {
     /// labels that are numbered across the module.
     fn drop_debug_sections(&mut self) {
         self.target = self.target.split(',').next().unwrap_or_default().to_owned();
-        self.items
-            .retain(|item| item.kind != ItemKind::Other || is_file(item));
+        self.items.retain(|item| item.kind != ItemKind::Other || is_file(item));
         for item in &mut self.items {
             item.body.retain(|line| {
                 let label = line.text.strip_suffix(':').unwrap_or_default();
@@ -145,24 +115,18 @@ impl Module {
             });
             for line in item.body.iter_mut().filter(|line| is_location(&line.text)) {
                 // What follows a comma names a string of a section.
-                line.text
-                    .truncate(line.text.find(',').unwrap_or(line.text.len()));
+                line.text.truncate(line.text.find(',').unwrap_or(line.text.len()));
             }
         }
     }
 
     /// The text of the module, entries last and by name.
     fn print(&self) -> String {
-        let mut text = format!(
-            ".version {}\n.target {}\n.address_size {}\n",
-            self.version, self.target, self.address_size
-        );
+        let mut text =
+            format!(".version {}\n.target {}\n.address_size {}\n", self.version, self.target, self.address_size);
         let mut entries: Vec<&Item> = self.entries().collect();
         entries.sort_by_key(|item| &item.name);
-        let others = self
-            .items
-            .iter()
-            .filter(|item| item.kind != ItemKind::Entry);
+        let others = self.items.iter().filter(|item| item.kind != ItemKind::Entry);
         for item in others.chain(entries) {
             text.push('\n');
             text.push_str(&item.head);
@@ -208,10 +172,7 @@ impl Item {
         if self.kind != ItemKind::Entry {
             return Err(PtxError::BoundsOutsideEntry(readable(&self.name)));
         }
-        let bad = || PtxError::BadBounds {
-            entry: self.name.clone(),
-            bounds: bounds.clone(),
-        };
+        let bad = || PtxError::BadBounds { entry: self.name.clone(), bounds: bounds.clone() };
         for assignment in bounds.split_whitespace() {
             let (name, value) = assignment.split_once('=').ok_or_else(bad)?;
             let value: u32 = value.parse().map_err(|_| bad())?;
@@ -235,9 +196,7 @@ impl Item {
                 let (_, block) = rest.split_once('_')?;
                 return Some(format!("$L_{block}"));
             }
-            symbol
-                .starts_with("__local_depot")
-                .then(|| "__local_depot".to_owned())
+            symbol.starts_with("__local_depot").then(|| "__local_depot".to_owned())
         });
     }
 }
@@ -248,9 +207,7 @@ pub fn finish(ptx: &str) -> Result<String, PtxError> {
     module.drop_debug_sections();
     module.items.iter_mut().try_for_each(Item::apply_bounds)?;
     let keep: BTreeSet<String> = module.reachable().into_iter().map(str::to_owned).collect();
-    module
-        .items
-        .retain(|item| keep.contains(&item.name) || is_shared_declaration(item) || is_file(item));
+    module.items.retain(|item| keep.contains(&item.name) || is_shared_declaration(item) || is_file(item));
     let unresolved = module.unresolved();
     if !unresolved.is_empty() {
         return Err(PtxError::Unresolved(unresolved));
@@ -292,10 +249,7 @@ fn stable_names(module: &Module) -> BTreeMap<String, String> {
             name = format!("{base}_{count}");
         }
         // Parameters are named after their function.
-        for symbol in item
-            .symbols()
-            .filter(|symbol| symbol.starts_with(&item.name))
-        {
+        for symbol in item.symbols().filter(|symbol| symbol.starts_with(&item.name)) {
             names.insert(symbol.to_owned(), symbol.replacen(&item.name, &name, 1));
         }
         names.insert(item.name.clone(), name);
@@ -334,11 +288,7 @@ pub(crate) fn readable(name: &str) -> String {
         }
         rest = &identifier[length..];
     }
-    if parts.is_empty() {
-        "function".to_owned()
-    } else {
-        parts.join("::")
-    }
+    if parts.is_empty() { "function".to_owned() } else { parts.join("::") }
 }
 
 /// If the digit found belongs to a base-62 number `s..._`, steps over that number.
@@ -347,11 +297,7 @@ fn skip_disambiguator<'a>(before: &str, from_digit: &'a str, whole: &'a str) -> 
         Some(at) => match whole[at..].find('_') {
             Some(end) => {
                 let after = &whole[at + end + 1..];
-                if after.starts_with(|c: char| c.is_ascii_digit()) {
-                    after
-                } else {
-                    from_digit
-                }
+                if after.starts_with(|c: char| c.is_ascii_digit()) { after } else { from_digit }
             }
             None => from_digit,
         },
@@ -365,20 +311,15 @@ fn is_identifier_char(c: char) -> bool {
 
 /// Words that could be symbols: maximal runs of identifier characters.
 pub(crate) fn identifiers(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !is_identifier_char(c))
-        .filter(|word| !word.is_empty())
+    text.split(|c: char| !is_identifier_char(c)).filter(|word| !word.is_empty())
 }
 
-pub(crate) fn replace_identifiers(
-    text: &str,
-    new_name: &mut dyn FnMut(&str) -> Option<String>,
-) -> String {
+pub(crate) fn replace_identifiers(text: &str, new_name: &mut dyn FnMut(&str) -> Option<String>) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(is_identifier_char) {
         let (before, from) = rest.split_at(start);
-        let (word, after) =
-            from.split_at(from.find(|c| !is_identifier_char(c)).unwrap_or(from.len()));
+        let (word, after) = from.split_at(from.find(|c| !is_identifier_char(c)).unwrap_or(from.len()));
         result.push_str(before);
         result.push_str(new_name(word).as_deref().unwrap_or(word));
         rest = after;
@@ -396,10 +337,7 @@ mod tests {
     #[test]
     fn items_are_told_apart() {
         let module = Module::parse(RAW).unwrap();
-        assert_eq!(
-            (module.version.as_str(), module.target.as_str()),
-            ("8.4", "sm_89")
-        );
+        assert_eq!((module.version.as_str(), module.target.as_str()), ("8.4", "sm_89"));
         let kinds = |kind| module.items.iter().filter(|item| item.kind == kind).count();
         assert_eq!(kinds(ItemKind::Entry), 3);
         assert_eq!(kinds(ItemKind::Function), 2);
@@ -411,19 +349,10 @@ mod tests {
     #[test]
     fn only_what_kernels_reach_survives() {
         let ptx = finish(RAW).unwrap();
-        assert!(
-            !ptx.contains("rust_begin_unwind") && !ptx.contains("panic_bounds_check"),
-            "{ptx}"
-        );
+        assert!(!ptx.contains("rust_begin_unwind") && !ptx.contains("panic_bounds_check"), "{ptx}");
         assert!(!ptx.contains("_R") && !ptx.contains("anon_$_"), "{ptx}");
-        assert!(
-            ptx.contains("call.uni (retval0), kern__helper, (param0);"),
-            "{ptx}"
-        );
-        assert!(
-            ptx.contains(".b8 kern__TABLE[64]") && ptx.contains("mov.b64 \t%rd4, kern__TABLE;"),
-            "{ptx}"
-        );
+        assert!(ptx.contains("call.uni (retval0), kern__helper, (param0);"), "{ptx}");
+        assert!(ptx.contains(".b8 kern__TABLE[64]") && ptx.contains("mov.b64 \t%rd4, kern__TABLE;"), "{ptx}");
         assert!(ptx.contains("dynsmem[];"), "{ptx}");
     }
 
@@ -437,20 +366,14 @@ mod tests {
     #[test]
     fn launch_bounds_become_directives() {
         let ptx = finish(RAW).unwrap();
-        assert!(
-            ptx.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"),
-            "{ptx}"
-        );
+        assert!(ptx.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"), "{ptx}");
         assert_eq!(ptx.matches(".maxntid").count(), 1);
     }
 
     #[test]
     fn launch_bounds_outside_an_entry_are_an_error() {
         let raw = RAW.replace("mov.b32 \t%r30, 0;", "// launch_bounds max_threads=32");
-        assert_eq!(
-            finish(&raw),
-            Err(PtxError::BoundsOutsideEntry("kern::helper".to_owned()))
-        );
+        assert_eq!(finish(&raw), Err(PtxError::BoundsOutsideEntry("kern::helper".to_owned())));
         let raw = RAW.replace("max_threads=128", "threads=128");
         assert!(matches!(finish(&raw), Err(PtxError::BadBounds { .. })));
     }
@@ -462,10 +385,8 @@ mod tests {
             "call.uni _RNvNtCs1ozwTZqUGUF_4core9panicking18panic_bounds_check",
         );
         let error = finish(&raw).unwrap_err();
-        let expected = Unresolved {
-            callee: "core::panicking::panic_bounds_check".to_owned(),
-            callers: vec!["calls".to_owned()],
-        };
+        let expected =
+            Unresolved { callee: "core::panicking::panic_bounds_check".to_owned(), callers: vec!["calls".to_owned()] };
         assert_eq!(error, PtxError::Unresolved(vec![expected]));
     }
 
@@ -473,44 +394,26 @@ mod tests {
     fn of_debug_information_the_lines_stay() {
         let raw = RAW
             .replace(".target sm_89", ".target sm_89, debug")
-            .replace(
-                "\tbar.sync",
-                "$L__tmp7:\n\t.loc\t1 15 0, function_name $L__info_string0\n\tbar.sync",
-            );
+            .replace("\tbar.sync", "$L__tmp7:\n\t.loc\t1 15 0, function_name $L__info_string0\n\tbar.sync");
         let sections = "\t.file\t1 \"lib.rs\"\n\t.section\t.debug_info\n\t{\n.b64 $L__tmp7\n\t}\n$L__sec_end0:\n\
                         \t.section\t.debug_macinfo\t{\t}\n";
         let ptx = finish(&(raw + sections)).unwrap();
-        let lines: Vec<&str> = ptx
-            .lines()
-            .filter(|line| line.contains("$L__") || line.contains(".debug"))
-            .collect();
+        let lines: Vec<&str> = ptx.lines().filter(|line| line.contains("$L__") || line.contains(".debug")).collect();
         assert!(lines.is_empty(), "{lines:?}");
-        assert!(
-            ptx.contains("\t.loc\t1 15 0\n\tbar.sync") && ptx.contains(".file\t1 \"lib.rs\""),
-            "{ptx}"
-        );
+        assert!(ptx.contains("\t.loc\t1 15 0\n\tbar.sync") && ptx.contains(".file\t1 \"lib.rs\""), "{ptx}");
         assert!(ptx.contains(".target sm_89\n"), "{ptx}");
     }
 
     #[test]
     fn truncated_text_is_an_error() {
-        assert!(matches!(
-            Module::parse(&RAW[..RAW.len() - 3]),
-            Err(PtxError::Unbalanced(_))
-        ));
+        assert!(matches!(Module::parse(&RAW[..RAW.len() - 3]), Err(PtxError::Unbalanced(_))));
         assert_eq!(Module::parse(""), Err(PtxError::NoHeader(".version")));
     }
 
     #[test]
     fn paths_are_read_from_mangled_names() {
-        assert_eq!(
-            readable("_RNvCsfgHYwM92fyn_7___rustc17rust_begin_unwind"),
-            "__rustc::rust_begin_unwind"
-        );
-        assert_eq!(
-            readable("_RNvNtCs1ozwTZqUGUF_4core9panicking5panic"),
-            "core::panicking::panic"
-        );
+        assert_eq!(readable("_RNvCsfgHYwM92fyn_7___rustc17rust_begin_unwind"), "__rustc::rust_begin_unwind");
+        assert_eq!(readable("_RNvNtCs1ozwTZqUGUF_4core9panicking5panic"), "core::panicking::panic");
         assert_eq!(readable("vprintf"), "vprintf");
     }
 }

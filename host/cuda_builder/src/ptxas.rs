@@ -74,9 +74,7 @@ impl Tools {
             .or_else(in_python_packages)
             .filter(|path| path.is_file())?;
         let beside = ptxas.with_file_name(file_name("nvdisasm"));
-        let nvdisasm = Some(beside)
-            .filter(|path| path.is_file())
-            .or_else(|| on_path("nvdisasm"));
+        let nvdisasm = Some(beside).filter(|path| path.is_file()).or_else(|| on_path("nvdisasm"));
         Some(Tools { ptxas, nvdisasm })
     }
 
@@ -86,13 +84,7 @@ impl Tools {
         let (source, cubin) = (scratch.file("module.ptx"), scratch.file("module.cubin"));
         fs::write(&source, ptx)?;
         let arch = format!("-arch={arch}");
-        let words: [&OsStr; 5] = [
-            "-v".as_ref(),
-            arch.as_ref(),
-            source.as_ref(),
-            "-o".as_ref(),
-            cubin.as_ref(),
-        ];
+        let words: [&OsStr; 5] = ["-v".as_ref(), arch.as_ref(), source.as_ref(), "-o".as_ref(), cubin.as_ref()];
         let output = run(&self.ptxas, &words)?;
         let mut report = parse_report(&output);
         report.cubin = fs::read(&cubin)?;
@@ -139,15 +131,11 @@ impl Drop for Scratch {
 
 fn run(program: &Path, args: &[&OsStr]) -> Result<String, ToolError> {
     let output = Command::new(program).args(args).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         return Ok(text);
     }
-    Err(ToolError::Failed {
-        program: program.display().to_string(),
-        output: text,
-    })
+    Err(ToolError::Failed { program: program.display().to_string(), output: text })
 }
 
 fn file_name(program: &str) -> String {
@@ -156,9 +144,7 @@ fn file_name(program: &str) -> String {
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH")?;
-    std::env::split_paths(&folders)
-        .map(|folder| folder.join(file_name(program)))
-        .find(|path| path.is_file())
+    std::env::split_paths(&folders).map(|folder| folder.join(file_name(program))).find(|path| path.is_file())
 }
 
 /// ptxas of the `nvidia-cuda-nvcc` wheels. Python is asked where its packages lie, as nothing else
@@ -171,9 +157,7 @@ fn in_python_packages() -> Option<PathBuf> {
     let places = ["nvidia/cu13/bin", "nvidia/cuda_nvcc/bin"];
     folders
         .lines()
-        .flat_map(|folder| {
-            places.map(|place| Path::new(folder).join(place).join(file_name("ptxas")))
-        })
+        .flat_map(|folder| places.map(|place| Path::new(folder).join(place).join(file_name("ptxas"))))
         .find(|path| path.is_file())
 }
 
@@ -182,19 +166,13 @@ fn parse_report(output: &str) -> Report {
     let mut report = Report::default();
     let mut kernel = String::new();
     for line in output.lines() {
-        let text = line
-            .strip_prefix("ptxas info")
-            .map(|rest| rest.trim_start_matches([' ', ':']))
-            .unwrap_or(line);
+        let text = line.strip_prefix("ptxas info").map(|rest| rest.trim_start_matches([' ', ':'])).unwrap_or(line);
         if let Some(rest) = text.strip_prefix("Compiling entry function '") {
             kernel = rest.split('\'').next().unwrap_or_default().to_owned();
             report.kernels.entry(kernel.clone()).or_default();
         } else if let Some(rest) = text.strip_prefix("Function properties for ") {
             kernel = rest.trim().to_owned();
-        } else if line.contains("warning")
-            || text.contains("(C7")
-            || text.contains("Potential Performance Loss")
-        {
+        } else if line.contains("warning") || text.contains("(C7") || text.contains("Potential Performance Loss") {
             report.warnings.push(line.trim().to_owned());
         } else if let Some(resources) = report.kernels.get_mut(&kernel) {
             // `0 bytes stack frame, 4 bytes spill stores, ...` and `Used 90 registers, ...`
@@ -244,20 +222,14 @@ impl Sass {
 
     /// How many instructions have an opcode that starts with `prefix`.
     pub fn count(&self, prefix: &str) -> usize {
-        self.instructions
-            .iter()
-            .filter(|instruction| instruction.opcode.starts_with(prefix))
-            .count()
+        self.instructions.iter().filter(|instruction| instruction.opcode.starts_with(prefix)).count()
     }
 
     /// The bodies of the innermost loops, from the target of a backward branch to the branch.
     pub fn innermost_loops(&self) -> Vec<Loop<'_>> {
         let mut ranges: Vec<(usize, usize)> = Vec::new();
         for (end, instruction) in self.instructions.iter().enumerate() {
-            let target = instruction
-                .opcode
-                .starts_with("BRA")
-                .then(|| branch_target(&instruction.text));
+            let target = instruction.opcode.starts_with("BRA").then(|| branch_target(&instruction.text));
             let start = target.flatten().and_then(|label| self.labels.get(label));
             // A branch to itself is the stop behind the end of the program.
             match start {
@@ -265,17 +237,10 @@ impl Sass {
                 _ => {}
             }
         }
-        let contains = |outer: &(usize, usize), inner: &(usize, usize)| {
-            outer != inner && outer.0 <= inner.0 && inner.1 <= outer.1
-        };
-        let innermost = ranges
-            .iter()
-            .filter(|outer| !ranges.iter().any(|inner| contains(outer, inner)));
-        innermost
-            .map(|&(start, end)| Loop {
-                body: &self.instructions[start..=end],
-            })
-            .collect()
+        let contains =
+            |outer: &(usize, usize), inner: &(usize, usize)| outer != inner && outer.0 <= inner.0 && inner.1 <= outer.1;
+        let innermost = ranges.iter().filter(|outer| !ranges.iter().any(|inner| contains(outer, inner)));
+        innermost.map(|&(start, end)| Loop { body: &self.instructions[start..=end] }).collect()
     }
 }
 
@@ -294,10 +259,7 @@ impl Loop<'_> {
 
     /// How many instructions have an opcode that starts with `prefix`.
     pub fn count(&self, prefix: &str) -> usize {
-        self.body
-            .iter()
-            .filter(|instruction| instruction.opcode.starts_with(prefix))
-            .count()
+        self.body.iter().filter(|instruction| instruction.opcode.starts_with(prefix)).count()
     }
 }
 
@@ -311,10 +273,7 @@ fn count_opcodes(instructions: &[SassInstruction]) -> BTreeMap<&str, usize> {
 
 /// The label in ``@P0 BRA `(.L_x_1)``.
 fn branch_target(text: &str) -> Option<&str> {
-    text.split_once("`(")?
-        .1
-        .split_once(')')
-        .map(|(label, _)| label)
+    text.split_once("`(")?.1.split_once(')').map(|(label, _)| label)
 }
 
 /// Reads what `nvdisasm -c` prints.
@@ -327,37 +286,25 @@ fn parse_sass(output: &str) -> BTreeMap<String, Sass> {
             if let Some(name) = label.strip_prefix(".text.") {
                 current = Some(name.to_owned());
                 functions.entry(name.to_owned()).or_default();
-            } else if let Some(function) = current.as_ref().and_then(|name| functions.get_mut(name))
-            {
-                function
-                    .labels
-                    .insert(label.to_owned(), function.instructions.len());
+            } else if let Some(function) = current.as_ref().and_then(|name| functions.get_mut(name)) {
+                function.labels.insert(label.to_owned(), function.instructions.len());
             }
         } else if line.starts_with("//-----") {
             current = None;
         } else if let (Some(name), Some((_, code))) = (&current, line.split_once("*/")) {
             let text = code.split(';').next().unwrap_or_default().trim();
             let unpredicated = match text.strip_prefix('@') {
-                Some(rest) => rest
-                    .split_once(char::is_whitespace)
-                    .map_or("", |(_, after)| after.trim_start()),
+                Some(rest) => rest.split_once(char::is_whitespace).map_or("", |(_, after)| after.trim_start()),
                 None => text,
             };
             if let Some(opcode) = unpredicated.split_whitespace().next() {
                 let function = functions.get_mut(name).expect("inserted with its label");
-                function.instructions.push(SassInstruction {
-                    opcode: opcode.to_owned(),
-                    text: text.to_owned(),
-                });
+                function.instructions.push(SassInstruction { opcode: opcode.to_owned(), text: text.to_owned() });
             }
         }
     }
     for function in functions.values_mut() {
-        while function
-            .instructions
-            .last()
-            .is_some_and(|last| last.opcode == "NOP")
-        {
+        while function.instructions.last().is_some_and(|last| last.opcode == "NOP") {
             function.instructions.pop();
         }
     }
@@ -380,13 +327,7 @@ ptxas info    : Used 90 registers, used 1 barriers, 364 bytes cmem[0], 24 bytes 
 ptxas info    : Compile time = 1.742 ms
 ";
         let report = parse_report(output);
-        let expected = Resources {
-            registers: 90,
-            spill_stores: 4,
-            spill_loads: 8,
-            stack: 16,
-            local: 24,
-        };
+        let expected = Resources { registers: 90, spill_stores: 4, spill_loads: 8, stack: 16, local: 24 };
         assert_eq!(report.kernels, BTreeMap::from([("k".to_owned(), expected)]));
         assert_eq!(report.warnings.len(), 1);
     }

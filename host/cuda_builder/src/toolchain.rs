@@ -75,14 +75,7 @@ impl fmt::Display for Toolchain {
             CoreSource::Prebuilt => "core is installed for the target",
             CoreSource::BuildStd => "core is built from its sources",
         };
-        write!(
-            f,
-            "{} with LLVM {} at {}: {}, {core}",
-            self.version,
-            self.llvm,
-            self.rustc.display(),
-            self.origin
-        )
+        write!(f, "{} with LLVM {} at {}: {}, {core}", self.version, self.llvm, self.rustc.display(), self.origin)
     }
 }
 
@@ -119,11 +112,7 @@ fn list(rejected: &[Rejected]) -> String {
     if rejected.is_empty() {
         return "    (no rustc at all)".to_owned();
     }
-    rejected
-        .iter()
-        .map(|one| format!("    {one}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    rejected.iter().map(|one| format!("    {one}")).collect::<Vec<_>>().join("\n")
 }
 
 /// What discovery asks of the machine; tests answer from a table.
@@ -154,20 +143,15 @@ impl Probe for Machine {
         let Ok(entries) = std::fs::read_dir(folder) else {
             return Vec::new();
         };
-        let mut names: Vec<String> = entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
+        let mut names: Vec<String> =
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
 
     fn run(&self, program: &Path, args: &[&str]) -> Option<String> {
         let output = Command::new(program).args(args).output().ok()?;
-        output
-            .status
-            .success()
-            .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
@@ -184,10 +168,7 @@ pub fn discover() -> Result<Toolchain, ToolchainError> {
 /// 4. the distribution's rustc, with either.
 pub fn discover_with(probe: &impl Probe) -> Result<Toolchain, ToolchainError> {
     if let Some(rustc) = probe.env("CUDA_BUILDER_RUSTC") {
-        let candidate = Candidate {
-            rustc: rustc.into(),
-            origin: Origin::Environment,
-        };
+        let candidate = Candidate { rustc: rustc.into(), origin: Origin::Environment };
         return candidate.examine(probe).map_err(ToolchainError::Named);
     }
     let mut rejected = Vec::new();
@@ -202,13 +183,8 @@ pub fn discover_with(probe: &impl Probe) -> Result<Toolchain, ToolchainError> {
     if let Some(found) = build_std {
         return Ok(found);
     }
-    let distribution = Candidate {
-        rustc: exe(Path::new("/usr/bin"), "rustc"),
-        origin: Origin::Distribution,
-    };
-    if !rejected.iter().any(|one| one.rustc == distribution.rustc)
-        && probe.exists(&distribution.rustc)
-    {
+    let distribution = Candidate { rustc: exe(Path::new("/usr/bin"), "rustc"), origin: Origin::Distribution };
+    if !rejected.iter().any(|one| one.rustc == distribution.rustc) && probe.exists(&distribution.rustc) {
         match distribution.examine(probe) {
             Ok(found) => return Ok(found),
             Err(reason) => rejected.push(reason),
@@ -231,10 +207,7 @@ fn candidates(probe: &impl Probe) -> Vec<Candidate> {
     // its toolchain by the current folder, so the real one is taken.
     if let Some(sysroot) = probe.run(Path::new(&in_use), &["--print", "sysroot"]) {
         let rustc = exe(&Path::new(sysroot.trim()).join("bin"), "rustc");
-        all.push(Candidate {
-            rustc,
-            origin: Origin::Running,
-        });
+        all.push(Candidate { rustc, origin: Origin::Running });
     }
     let rustup_home = probe.env("RUSTUP_HOME").map(PathBuf::from).or_else(|| {
         let home = probe.env("HOME").or_else(|| probe.env("USERPROFILE"))?;
@@ -245,10 +218,7 @@ fn candidates(probe: &impl Probe) -> Vec<Candidate> {
         for name in probe.list(&folder) {
             let rustc = exe(&folder.join(&name).join("bin"), "rustc");
             if all.iter().all(|one| one.rustc != rustc) && probe.exists(&rustc) {
-                all.push(Candidate {
-                    rustc,
-                    origin: Origin::Rustup(name),
-                });
+                all.push(Candidate { rustc, origin: Origin::Rustup(name) });
             }
         }
     }
@@ -257,50 +227,32 @@ fn candidates(probe: &impl Probe) -> Vec<Candidate> {
 
 impl Candidate {
     fn examine(self, probe: &impl Probe) -> Result<Toolchain, Rejected> {
-        let reject = |reason: String| Rejected {
-            rustc: self.rustc.clone(),
-            reason,
-        };
+        let reject = |reason: String| Rejected { rustc: self.rustc.clone(), reason };
         let verbose = probe
             .run(&self.rustc, &["--version", "--verbose"])
             .ok_or_else(|| reject("which does not run".to_owned()))?;
         let version = verbose.lines().next().unwrap_or_default().to_owned();
-        let field = |name: &str| {
-            verbose
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .map(str::trim)
-        };
+        let field = |name: &str| verbose.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let (major, minor) = MIN_RUSTC;
-        if field("release:")
-            .and_then(release)
-            .is_none_or(|release| release < MIN_RUSTC)
-        {
-            return Err(reject(format!(
-                "which is {version}: at least {major}.{minor} is needed"
-            )));
+        if field("release:").and_then(release).is_none_or(|release| release < MIN_RUSTC) {
+            return Err(reject(format!("which is {version}: at least {major}.{minor} is needed")));
         }
 
-        let sysroot = probe
-            .run(&self.rustc, &["--print", "sysroot"])
-            .ok_or_else(|| reject("which has no sysroot".to_owned()))?;
+        let sysroot =
+            probe.run(&self.rustc, &["--print", "sysroot"]).ok_or_else(|| reject("which has no sysroot".to_owned()))?;
         let rustlib = Path::new(sysroot.trim()).join("lib").join("rustlib");
         let core = if probe.exists(&rustlib.join(TARGET).join("lib")) {
             CoreSource::Prebuilt
         } else if probe.exists(&rustlib.join("src/rust/library/core/Cargo.toml")) {
             CoreSource::BuildStd
         } else {
-            return Err(reject(format!(
-                "which is {version} without `core` for the target"
-            )));
+            return Err(reject(format!("which is {version} without `core` for the target")));
         };
 
         // A distribution may have built its LLVM without the backend; then the list is missing.
         let cpus = probe.run(&self.rustc, &["--print", "target-cpus", "--target", TARGET]);
         if cpus.is_none_or(|cpus| !cpus.contains("sm_80")) {
-            return Err(reject(format!(
-                "which is {version} with an LLVM that lacks the NVPTX backend"
-            )));
+            return Err(reject(format!("which is {version} with an LLVM that lacks the NVPTX backend")));
         }
 
         let named = match self.origin {
@@ -312,9 +264,7 @@ impl Candidate {
             Some(cargo) => cargo,
             None if probe.exists(&beside) => beside,
             None => {
-                return Err(reject(format!(
-                    "which is {version} without a cargo beside it"
-                )));
+                return Err(reject(format!("which is {version} without a cargo beside it")));
             }
         };
         Ok(Toolchain {
@@ -355,13 +305,11 @@ mod tests {
         fn compiler(mut self, root: &str, release: &str, contents: &[&str]) -> Self {
             let rustc = Path::new(root).join("bin/rustc");
             let has_nvptx = !contents.contains(&"no-nvptx");
-            self.releases
-                .insert(rustc.clone(), (release.to_owned(), has_nvptx));
+            self.releases.insert(rustc.clone(), (release.to_owned(), has_nvptx));
             self.files.insert(rustc);
             self.files.insert(Path::new(root).join("bin/cargo"));
             for item in contents {
-                self.files
-                    .insert(Path::new(root).join("lib/rustlib").join(item));
+                self.files.insert(Path::new(root).join("lib/rustlib").join(item));
             }
             self
         }
@@ -392,15 +340,11 @@ mod tests {
         fn run(&self, program: &Path, args: &[&str]) -> Option<String> {
             let (release, has_nvptx) = self.releases.get(program)?;
             match args {
-                ["--print", "sysroot"] => {
-                    Some(format!("{}\n", program.parent()?.parent()?.display()))
+                ["--print", "sysroot"] => Some(format!("{}\n", program.parent()?.parent()?.display())),
+                ["--version", "--verbose"] => {
+                    Some(format!("rustc {release} (fake)\nrelease: {release}\nLLVM version: 22.1\n"))
                 }
-                ["--version", "--verbose"] => Some(format!(
-                    "rustc {release} (fake)\nrelease: {release}\nLLVM version: 22.1\n"
-                )),
-                ["--print", "target-cpus", ..] => {
-                    Some(if *has_nvptx { "sm_80" } else { "" }.to_owned())
-                }
+                ["--print", "target-cpus", ..] => Some(if *has_nvptx { "sm_80" } else { "" }.to_owned()),
                 _ => None,
             }
         }
@@ -410,9 +354,7 @@ mod tests {
     const SOURCES: &str = "src/rust/library/core/Cargo.toml";
 
     fn home() -> Fake {
-        Fake::default()
-            .env("HOME", "/home/u")
-            .env("RUSTC", "/home/u/.rustup/toolchains/1.95.0/bin/rustc")
+        Fake::default().env("HOME", "/home/u").env("RUSTC", "/home/u/.rustup/toolchains/1.95.0/bin/rustc")
     }
 
     const RUNNING: &str = "/home/u/.rustup/toolchains/1.95.0";
@@ -426,104 +368,64 @@ mod tests {
             .env("CUDA_BUILDER_RUSTC", "/opt/rust/bin/rustc")
             .env("CUDA_BUILDER_CARGO", "/opt/cargo");
         let found = discover_with(&fake).unwrap();
-        assert_eq!(
-            (found.origin, found.core),
-            (Origin::Environment, CoreSource::BuildStd)
-        );
+        assert_eq!((found.origin, found.core), (Origin::Environment, CoreSource::BuildStd));
         assert_eq!(found.cargo, Path::new("/opt/cargo"));
 
-        let fake = home()
-            .compiler(RUNNING, "1.95.0", &[PREBUILT])
-            .env("CUDA_BUILDER_RUSTC", "/opt/missing");
+        let fake = home().compiler(RUNNING, "1.95.0", &[PREBUILT]).env("CUDA_BUILDER_RUSTC", "/opt/missing");
         let error = discover_with(&fake).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "CUDA_BUILDER_RUSTC names /opt/missing, which does not run"
-        );
+        assert_eq!(error.to_string(), "CUDA_BUILDER_RUSTC names /opt/missing, which does not run");
     }
 
     #[test]
     fn running_rustc_is_preferred() {
-        let fake = home().compiler(RUNNING, "1.95.0", &[PREBUILT]).compiler(
-            NIGHTLY,
-            "1.97.0-nightly",
-            &[PREBUILT],
-        );
+        let fake = home().compiler(RUNNING, "1.95.0", &[PREBUILT]).compiler(NIGHTLY, "1.97.0-nightly", &[PREBUILT]);
         assert_eq!(discover_with(&fake).unwrap().origin, Origin::Running);
     }
 
     #[test]
     fn prebuilt_core_of_another_toolchain_beats_sources_of_this_one() {
-        let fake = home().compiler(RUNNING, "1.95.0", &[SOURCES]).compiler(
-            NIGHTLY,
-            "1.97.0-nightly",
-            &[PREBUILT],
-        );
+        let fake = home().compiler(RUNNING, "1.95.0", &[SOURCES]).compiler(NIGHTLY, "1.97.0-nightly", &[PREBUILT]);
         let found = discover_with(&fake).unwrap();
-        assert_eq!(
-            (found.origin, found.core),
-            (Origin::Rustup("nightly".into()), CoreSource::Prebuilt)
-        );
+        assert_eq!((found.origin, found.core), (Origin::Rustup("nightly".into()), CoreSource::Prebuilt));
     }
 
     #[test]
     fn sources_do_when_nothing_is_prebuilt() {
-        let fake = home()
-            .compiler(RUNNING, "1.95.0", &[])
-            .compiler(NIGHTLY, "1.97.0-nightly", &[SOURCES])
-            .compiler("/usr", "1.96.0", &[PREBUILT]);
-        let found = discover_with(&fake).unwrap();
-        assert_eq!(
-            (found.origin, found.core),
-            (Origin::Rustup("nightly".into()), CoreSource::BuildStd)
+        let fake = home().compiler(RUNNING, "1.95.0", &[]).compiler(NIGHTLY, "1.97.0-nightly", &[SOURCES]).compiler(
+            "/usr",
+            "1.96.0",
+            &[PREBUILT],
         );
+        let found = discover_with(&fake).unwrap();
+        assert_eq!((found.origin, found.core), (Origin::Rustup("nightly".into()), CoreSource::BuildStd));
     }
 
     #[test]
     fn distribution_is_the_last_resort() {
-        let fake = home()
-            .compiler(RUNNING, "1.95.0", &[])
-            .compiler("/usr", "1.96.0", &[SOURCES]);
+        let fake = home().compiler(RUNNING, "1.95.0", &[]).compiler("/usr", "1.96.0", &[SOURCES]);
         let found = discover_with(&fake).unwrap();
-        assert_eq!(
-            (found.origin, found.core),
-            (Origin::Distribution, CoreSource::BuildStd)
-        );
+        assert_eq!((found.origin, found.core), (Origin::Distribution, CoreSource::BuildStd));
         assert_eq!(found.cargo, Path::new("/usr/bin/cargo"));
     }
 
     #[test]
     fn what_was_found_and_what_it_lacks_is_told() {
-        let fake = home()
-            .compiler(RUNNING, "1.88.0", &[PREBUILT])
-            .compiler(NIGHTLY, "1.97.0-nightly", &[])
-            .compiler("/usr", "1.96.0", &[SOURCES, "no-nvptx"]);
+        let fake = home().compiler(RUNNING, "1.88.0", &[PREBUILT]).compiler(NIGHTLY, "1.97.0-nightly", &[]).compiler(
+            "/usr",
+            "1.96.0",
+            &[SOURCES, "no-nvptx"],
+        );
         let text = discover_with(&fake).unwrap_err().to_string();
-        assert!(
-            text.contains("1.88.0 (fake): at least 1.95 is needed"),
-            "{text}"
-        );
-        assert!(
-            text.contains("1.97.0-nightly (fake) without `core`"),
-            "{text}"
-        );
+        assert!(text.contains("1.88.0 (fake): at least 1.95 is needed"), "{text}");
+        assert!(text.contains("1.97.0-nightly (fake) without `core`"), "{text}");
         assert!(text.contains("lacks the NVPTX backend"), "{text}");
-        assert!(
-            text.contains("rustup target add nvptx64-nvidia-cuda"),
-            "{text}"
-        );
-        assert!(
-            text.contains("apt-get install rustc-web cargo-web rust-web-src"),
-            "{text}"
-        );
+        assert!(text.contains("rustup target add nvptx64-nvidia-cuda"), "{text}");
+        assert!(text.contains("apt-get install rustc-web cargo-web rust-web-src"), "{text}");
     }
 
     #[test]
     fn an_empty_machine_gets_the_commands() {
         let text = discover_with(&Fake::default()).unwrap_err().to_string();
-        assert!(
-            text.contains("no rustc at all") && text.contains("rustup toolchain install"),
-            "{text}"
-        );
+        assert!(text.contains("no rustc at all") && text.contains("rustup toolchain install"), "{text}");
     }
 }

@@ -21,9 +21,7 @@ fn has_toolchain(test: &str) -> bool {
 }
 
 fn builder() -> CudaBuilder {
-    CudaBuilder::new(FIXTURE)
-        .arch(NvvmArch::Compute89)
-        .target_dir(scratch("fixture"))
+    CudaBuilder::new(FIXTURE).arch(NvvmArch::Compute89).target_dir(scratch("fixture"))
 }
 
 fn scratch(name: &str) -> PathBuf {
@@ -44,26 +42,11 @@ fn kernels_are_finished() {
     assert_eq!(text, read(copy));
     assert_eq!(inspect::entries(&text).unwrap(), ["arithmetic", "calls"]);
     assert!(text.starts_with(".version 8.4\n.target sm_89\n"), "{text}");
-    assert!(
-        text.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"),
-        "{text}"
-    );
-    assert!(
-        text.contains("add.rn.f32"),
-        "no contraction unless asked for: {text}"
-    );
-    assert!(
-        text.contains("0f40400000"),
-        "the feature named like the target is set: {text}"
-    );
-    assert!(
-        text.contains("fixture__helper") && !text.contains("_R"),
-        "{text}"
-    );
-    assert!(
-        !text.contains("rust_begin_unwind") && !text.contains("//"),
-        "{text}"
-    );
+    assert!(text.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"), "{text}");
+    assert!(text.contains("add.rn.f32"), "no contraction unless asked for: {text}");
+    assert!(text.contains("0f40400000"), "the feature named like the target is set: {text}");
+    assert!(text.contains("fixture__helper") && !text.contains("_R"), "{text}");
+    assert!(!text.contains("rust_begin_unwind") && !text.contains("//"), "{text}");
 }
 
 #[test]
@@ -71,17 +54,8 @@ fn fast_math_is_approximate() {
     if !has_toolchain("fast_math_is_approximate") {
         return;
     }
-    let text = read(
-        builder()
-            .fast_div(true)
-            .fma_contraction(true)
-            .build()
-            .unwrap(),
-    );
-    assert!(
-        text.contains("div.approx.f32") && text.contains("fma.rn.f32"),
-        "{text}"
-    );
+    let text = read(builder().fast_div(true).fma_contraction(true).build().unwrap());
+    assert!(text.contains("div.approx.f32") && text.contains("fma.rn.f32"), "{text}");
 }
 
 #[test]
@@ -100,21 +74,9 @@ fn debug_builds_have_lines_and_bounds() {
     if !has_toolchain("debug_builds_have_lines_and_bounds") {
         return;
     }
-    let text = read(
-        builder()
-            .release(false)
-            .target_dir(scratch("fixture-debug"))
-            .build()
-            .unwrap(),
-    );
-    assert!(
-        text.contains(".loc") && !text.contains(".section"),
-        "{text}"
-    );
-    assert!(
-        text.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"),
-        "{text}"
-    );
+    let text = read(builder().release(false).target_dir(scratch("fixture-debug")).build().unwrap());
+    assert!(text.contains(".loc") && !text.contains(".section"), "{text}");
+    assert!(text.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"), "{text}");
     match Tools::find() {
         Some(tools) => assert_eq!(tools.assemble(&text, "sm_89").unwrap().kernels.len(), 2),
         None => println!("SKIPPED ptxas: not installed"),
@@ -139,10 +101,7 @@ fn a_compile_error_is_shown() {
     if !has_toolchain("a_compile_error_is_shown") {
         return;
     }
-    let error = builder()
-        .build_args(&["--features", "no_such_feature"])
-        .build()
-        .unwrap_err();
+    let error = builder().build_args(&["--features", "no_such_feature"]).build().unwrap_err();
     assert!(
         matches!(&error, CudaBuilderError::BuildFailed { stderr, .. } if stderr.contains("no_such_feature")),
         "{error}"
@@ -159,20 +118,12 @@ fn builds_are_reproducible() {
     let _ = fs::remove_dir_all(&elsewhere);
     fs::create_dir_all(elsewhere.join("src")).unwrap();
     let manifest = read(Path::new(FIXTURE).join("Cargo.toml"));
-    let macros = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../kernels-gpu/cuda_std_macros"
-    );
+    let macros = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels-gpu/cuda_std_macros");
     let manifest = manifest.replace("../../../../kernels-gpu/cuda_std_macros", macros);
     fs::write(elsewhere.join("Cargo.toml"), manifest).unwrap();
     for file in ["Cargo.lock", "src/lib.rs"] {
         fs::copy(Path::new(FIXTURE).join(file), elsewhere.join(file)).unwrap();
     }
-    let clean = CudaBuilder::new(&elsewhere)
-        .arch(NvvmArch::Compute89)
-        .target_dir(elsewhere.join("out"));
-    assert_eq!(
-        read(clean.build().unwrap()),
-        read(builder().build().unwrap())
-    );
+    let clean = CudaBuilder::new(&elsewhere).arch(NvvmArch::Compute89).target_dir(elsewhere.join("out"));
+    assert_eq!(read(clean.build().unwrap()), read(builder().build().unwrap()));
 }

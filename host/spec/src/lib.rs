@@ -18,4 +18,4 @@ pub mod symbol;
 pub mod tiling;
 
 pub use dims::Dims;
-pub use quant::{PvFormat, Precision, ScaleGranularity};
+pub use quant::{Precision, PvFormat, ScaleGranularity};

@@ -42,17 +42,12 @@ impl FromStr for Device {
 
     /// Reads `auto`, `cpu` or `cuda:N`.
     fn from_str(name: &str) -> Result<Device, Error> {
-        let ordinal = name
-            .strip_prefix("cuda:")
-            .and_then(|ordinal| ordinal.parse().ok());
+        let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
         match (name, ordinal) {
             ("auto", _) => Ok(Device::Auto),
             ("cpu", _) => Ok(Device::Cpu),
             (_, Some(ordinal)) => Ok(Device::Cuda(ordinal)),
-            _ => Err(Invalid::DeviceName {
-                name: name.to_owned(),
-            }
-            .into()),
+            _ => Err(Invalid::DeviceName { name: name.to_owned() }.into()),
         }
     }
 }
@@ -166,13 +161,7 @@ impl Attention {
     /// # Errors
     ///
     /// [`Invalid`] or [`Unsupported`].
-    pub fn problem(
-        &self,
-        q: TensorSpec,
-        k: TensorSpec,
-        v: TensorSpec,
-        out: TensorSpec,
-    ) -> Result<Problem, Error> {
+    pub fn problem(&self, q: TensorSpec, k: TensorSpec, v: TensorSpec, out: TensorSpec) -> Result<Problem, Error> {
         Problem::new(Request {
             causal: self.causal,
             sm_scale: self.sm_scale,
@@ -192,12 +181,7 @@ impl Attention {
     ///
     /// [`Invalid`] and [`Unsupported`] for bad input; [`PlanError`] and [`DeviceError`] if a GPU was
     /// asked for and cannot do it.
-    pub fn forward(
-        &self,
-        q: &TensorView<'_>,
-        k: &TensorView<'_>,
-        v: &TensorView<'_>,
-    ) -> Result<Output, Error> {
+    pub fn forward(&self, q: &TensorView<'_>, k: &TensorView<'_>, v: &TensorView<'_>) -> Result<Output, Error> {
         let mut out = Tensor::zeros(self.out_dtype.unwrap_or(q.spec().dtype), q.spec().shape)?;
         let Summary { lse, report } = self.forward_into(q, k, v, &mut out.view_mut()?)?;
         Ok(Output { out, lse, report })
@@ -221,12 +205,7 @@ impl Attention {
             return Err(Invalid::OutDTypeMismatch { dtype, expected }.into());
         }
         // Results arrive contiguous and are copied to where `out` wants them.
-        let dense = TensorSpec::new(
-            crate::error::Operand::Out,
-            dtype,
-            &out.spec().shape,
-            Layout::Hnd,
-        )?;
+        let dense = TensorSpec::new(crate::error::Operand::Out, dtype, &out.spec().shape, Layout::Hnd)?;
         let problem = self.problem(*q.spec(), *k.spec(), *v.spec(), dense)?;
         match self.choose(&problem)? {
             Choice::Gpu(gpu, plan) => {
@@ -235,10 +214,7 @@ impl Attention {
             }
             Choice::Cpu(note) => {
                 let (lse, report) = cpu::run(&problem, q, k, v, out);
-                Ok(Summary {
-                    lse: self.return_lse.then_some(lse),
-                    report: Report { note, ..report },
-                })
+                Ok(Summary { lse: self.return_lse.then_some(lse), report: Report { note, ..report } })
             }
         }
     }
@@ -252,19 +228,11 @@ impl Attention {
             Ok(Choice::Gpu(gpu, Box::new(plan)))
         };
         match (self.device, problem.codes(), &self.kernel) {
-            (Device::Cpu, _, Some(kernel)) => Err(Unsupported::KernelOnCpu {
-                kernel: kernel.clone(),
-            }
-            .into()),
+            (Device::Cpu, _, Some(kernel)) => Err(Unsupported::KernelOnCpu { kernel: kernel.clone() }.into()),
             (Device::Cpu, _, None) => Ok(Choice::Cpu(None)),
-            (Device::Cuda(_), None, _) => Err(Unsupported::ExactOnGpu {
-                device: self.device.to_string(),
-            }
-            .into()),
+            (Device::Cuda(_), None, _) => Err(Unsupported::ExactOnGpu { device: self.device.to_string() }.into()),
             (Device::Cuda(ordinal), Some(_), _) => on_gpu(ordinal),
-            (Device::Auto, None, _) => Ok(Choice::Cpu(Some(
-                "exact arithmetic runs on the CPU only".into(),
-            ))),
+            (Device::Auto, None, _) => Ok(Choice::Cpu(Some("exact arithmetic runs on the CPU only".into()))),
             (Device::Auto, Some(_), Some(_)) => on_gpu(0),
             (Device::Auto, Some(_), None) => on_gpu(0).or_else(|error| match error {
                 // There is no GPU to use. Anything else is a fault that must not pass in silence.
@@ -274,9 +242,7 @@ impl Attention {
                     | DeviceError::NoDevice { .. }
                     | DeviceError::ModuleMissing { .. },
                 )
-                | Error::Plan(PlanError::CapabilityTooLow { .. }) => {
-                    Ok(Choice::Cpu(Some(error.to_string())))
-                }
+                | Error::Plan(PlanError::CapabilityTooLow { .. }) => Ok(Choice::Cpu(Some(error.to_string()))),
                 error => Err(error),
             }),
         }

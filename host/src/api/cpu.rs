@@ -21,13 +21,8 @@ pub fn run(
     let start = Instant::now();
     let (attended, result, mut report) = match problem.codes() {
         None => {
-            let result =
-                reference::attention_f32(dims, &q, &k, &v, problem.causal(), problem.sm_scale());
-            (
-                start,
-                result,
-                Report::new(problem, "cpu_exact_fwd".into(), "cpu".into(), None),
-            )
+            let result = reference::attention_f32(dims, &q, &k, &v, problem.causal(), problem.sm_scale());
+            (start, result, Report::new(problem, "cpu_exact_fwd".into(), "cpu".into(), None))
         }
         Some(precision) => {
             let smoothing = problem.smoothing();
@@ -45,11 +40,7 @@ pub fn run(
             let attended = Instant::now();
             let result = reference::attention_quantized(dims, &quantized, &k, &options);
             let kernel = format!("cpu_{}_{}_fwd", precision.name(), options.pv.name());
-            (
-                attended,
-                result,
-                Report::new(problem, kernel, "cpu".into(), Some(options.pv)),
-            )
+            (attended, result, Report::new(problem, kernel, "cpu".into(), Some(options.pv)))
         }
     };
     report.kernel_ms = attended.elapsed().as_secs_f64() * 1e3;

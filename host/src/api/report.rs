@@ -31,12 +31,7 @@ pub struct Report {
 
 impl Report {
     /// A report without times.
-    pub(super) fn new(
-        problem: &Problem,
-        kernel: String,
-        device: String,
-        pv: Option<PvFormat>,
-    ) -> Report {
+    pub(super) fn new(problem: &Problem, kernel: String, device: String, pv: Option<PvFormat>) -> Report {
         Report {
             kernel,
             device,

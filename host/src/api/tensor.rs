@@ -29,11 +29,7 @@ impl<'a> TensorView<'a> {
     /// assert_eq!(view.spec().shape, [2, 4, 16, 64]);
     /// # Ok::<(), sage_attn::Error>(())
     /// ```
-    pub fn new<T: Element>(
-        elements: &'a [T],
-        shape: &[usize],
-        layout: Layout,
-    ) -> Result<Self, Error> {
+    pub fn new<T: Element>(elements: &'a [T], shape: &[usize], layout: Layout) -> Result<Self, Error> {
         let spec = TensorSpec::new(Operand::Tensor, T::DTYPE, shape, layout)?;
         spec.check(Operand::Tensor, false)?;
         check_span(&spec, elements.len())?;
@@ -70,12 +66,7 @@ impl<'a> TensorView<'a> {
     /// The tensor as the CPU reference takes it.
     pub fn host(&self) -> HostTensor<'a> {
         let [stride_batch, stride_head, stride_token, _] = self.spec.strides;
-        HostTensor {
-            data: self.data,
-            stride_batch,
-            stride_head,
-            stride_token,
-        }
+        HostTensor { data: self.data, stride_batch, stride_head, stride_token }
     }
 }
 
@@ -100,11 +91,7 @@ impl<'a> TensorViewMut<'a> {
     /// # Errors
     ///
     /// As [`TensorView::new`]; also [`Invalid::OutputOverlap`] if two entries may share memory.
-    pub fn new<T: Element>(
-        elements: &'a mut [T],
-        shape: &[usize],
-        layout: Layout,
-    ) -> Result<Self, Error> {
+    pub fn new<T: Element>(elements: &'a mut [T], shape: &[usize], layout: Layout) -> Result<Self, Error> {
         let spec = TensorSpec::new(Operand::Out, T::DTYPE, shape, layout)?;
         spec.check(Operand::Out, true)?;
         check_span(&spec, elements.len())?;
@@ -144,10 +131,7 @@ impl<'a> TensorViewMut<'a> {
 fn elements<T: Element>(bytes: &[u8]) -> std::borrow::Cow<'_, [T]> {
     match bytemuck::try_cast_slice(bytes) {
         Ok(elements) => elements.into(),
-        Err(_) => bytes
-            .chunks_exact(size_of::<T>())
-            .map(bytemuck::pod_read_unaligned)
-            .collect(),
+        Err(_) => bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect(),
     }
 }
 
@@ -159,14 +143,9 @@ fn scatter<S: Copy, T>(spec: &TensorSpec, from: &[S], to: &mut [T], convert: imp
     let [_, heads, tokens, head_dim] = spec.shape;
     let [stride_batch, stride_head, stride_token, _] = spec.strides;
     for (index, row) in from.chunks_exact(head_dim).enumerate() {
-        let (token, head, batch) = (
-            index % tokens,
-            index / tokens % heads,
-            index / tokens / heads,
-        );
+        let (token, head, batch) = (index % tokens, index / tokens % heads, index / tokens / heads);
         // Within the span, which the constructor checked.
-        let begin =
-            batch as i64 * stride_batch + head as i64 * stride_head + token as i64 * stride_token;
+        let begin = batch as i64 * stride_batch + head as i64 * stride_head + token as i64 * stride_token;
         for (to, &from) in to[begin as usize..][..head_dim].iter_mut().zip(row) {
             *to = convert(from);
         }
@@ -175,11 +154,7 @@ fn scatter<S: Copy, T>(spec: &TensorSpec, from: &[S], to: &mut [T], convert: imp
 
 fn check_span(spec: &TensorSpec, len: usize) -> Result<(), Invalid> {
     let needed = spec.span_elems(Operand::Tensor)?;
-    if needed > len {
-        Err(Invalid::SpanBeyondBuffer { needed, len })
-    } else {
-        Ok(())
-    }
+    if needed > len { Err(Invalid::SpanBeyondBuffer { needed, len }) } else { Ok(()) }
 }
 
 /// An owned, contiguous `[B, H, tokens, D]` tensor.
@@ -287,9 +262,7 @@ fn zeros<T: Clone>(len: usize, zero: T) -> Result<Vec<T>, DeviceError> {
     let mut elements = Vec::new();
     elements
         .try_reserve_exact(len)
-        .map_err(|_| DeviceError::HostMemory {
-            bytes: len.saturating_mul(size_of::<T>()),
-        })?;
+        .map_err(|_| DeviceError::HostMemory { bytes: len.saturating_mul(size_of::<T>()) })?;
     elements.resize(len, zero);
     Ok(elements)
 }

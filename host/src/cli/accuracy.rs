@@ -32,25 +32,13 @@ struct Variant {
 /// Every combination that is measured.
 fn variants() -> Vec<Variant> {
     let smoothing = |q, k, v| Smoothing { q, k, v };
-    let smoothings = [
-        Smoothing::NONE,
-        smoothing(false, true, false),
-        smoothing(true, true, false),
-        smoothing(true, true, true),
-    ];
-    let granularities = [
-        ScaleGranularity::PerBlock,
-        ScaleGranularity::PerWarp,
-        ScaleGranularity::PerThread,
-    ];
+    let smoothings =
+        [Smoothing::NONE, smoothing(false, true, false), smoothing(true, true, false), smoothing(true, true, true)];
+    let granularities = [ScaleGranularity::PerBlock, ScaleGranularity::PerWarp, ScaleGranularity::PerThread];
     let mut variants = Vec::new();
     for precision in [Precision::Int4, Precision::Int8] {
         for granularity in granularities {
-            variants.extend(smoothings.map(|smoothing| Variant {
-                precision,
-                granularity,
-                smoothing,
-            }));
+            variants.extend(smoothings.map(|smoothing| Variant { precision, granularity, smoothing }));
         }
     }
     variants
@@ -59,10 +47,7 @@ fn variants() -> Vec<Variant> {
 /// Runs the command.
 pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
     let archive = Archive::open(&options.input.file)?;
-    let (layout, causal) = (
-        options.input.layout(&archive),
-        options.input.causal(&archive),
-    );
+    let (layout, causal) = (options.input.layout(&archive), options.input.causal(&archive));
     let prefixes = options.input.prefixes(&archive)?;
     let variants = variants();
     let progress = progress(prefixes.len() * variants.len(), options.json);
@@ -103,11 +88,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
             progress.inc(1);
         }
         if !options.json {
-            let tensors = if prefix.is_empty() {
-                "q, k, v".to_owned()
-            } else {
-                format!("{prefix}*")
-            };
+            let tensors = if prefix.is_empty() { "q, k, v".to_owned() } else { format!("{prefix}*") };
             progress.suspend(|| print(format_args!("{tensors} on {place}\n{table}")))?;
         }
     }
@@ -126,11 +107,7 @@ fn attention(variant: &Variant, causal: bool, device: Device) -> Attention {
 
 /// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
 fn progress(len: usize, hidden: bool) -> ProgressBar {
-    let target = if hidden {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let progress = ProgressBar::with_draw_target(Some(len as u64), target);
     match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
         Ok(style) => progress.with_style(style),

@@ -21,36 +21,20 @@ pub struct Views<'a> {
 impl<'a> Views<'a> {
     /// Views the tensors of `triple`, their axes in the order of `layout`.
     pub fn new(triple: &'a Triple, layout: Layout) -> Result<Views<'a>, Failure> {
-        Ok(Views {
-            q: triple.q.view(layout)?,
-            k: triple.k.view(layout)?,
-            v: triple.v.view(layout)?,
-        })
+        Ok(Views { q: triple.q.view(layout)?, k: triple.k.view(layout)?, v: triple.v.view(layout)? })
     }
 
     /// Exact attention of the tensors in f64, contiguous `[B, Hq, M, D]`.
     pub fn exact(&self, prefix: &str, causal: bool) -> Result<Vec<f64>, Failure> {
-        let out = TensorSpec::new(
-            sage_attn::error::Operand::Out,
-            self.q.spec().dtype,
-            &self.q.spec().shape,
-            Layout::Hnd,
-        )
-        .map_err(|error| Failure::attention(prefix, error.into()))?;
+        let out =
+            TensorSpec::new(sage_attn::error::Operand::Out, self.q.spec().dtype, &self.q.spec().shape, Layout::Hnd)
+                .map_err(|error| Failure::attention(prefix, error.into()))?;
         let problem = Attention::new()
             .causal(causal)
             .problem(*self.q.spec(), *self.k.spec(), *self.v.spec(), out)
             .map_err(|error| Failure::attention(prefix, error))?;
         let (dims, scale) = (problem.dims(), f64::from(problem.sm_scale()));
-        Ok(attention_f64(
-            dims,
-            &self.q.host(),
-            &self.k.host(),
-            &self.v.host(),
-            causal,
-            scale,
-        )
-        .out)
+        Ok(attention_f64(dims, &self.q.host(), &self.k.host(), &self.v.host(), causal, scale).out)
     }
 }
 

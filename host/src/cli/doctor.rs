@@ -67,8 +67,8 @@ struct Cpu {
 pub fn doctor(options: &DoctorOptions) -> Result<(), Failure> {
     let findings = find();
     if options.json {
-        let line = serde_json::to_string(&findings)
-            .map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
+        let line =
+            serde_json::to_string(&findings).map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
         return print(line);
     }
     show(&findings)
@@ -89,9 +89,7 @@ fn find() -> Findings {
         Err(error) => reason = Some(error.to_string()),
     }
     // Auto means the first device, so the first device decides.
-    let first = devices
-        .first()
-        .filter(|device: &&Device| device.ordinal == 0);
+    let first = devices.first().filter(|device: &&Device| device.ordinal == 0);
     let uses = match first.and_then(|device| device.kernel.as_ref()) {
         Some(kernel) => format!("{kernel} on cuda:0"),
         None => "cpu_int8_fp8_fwd on cpu".into(),
@@ -139,10 +137,7 @@ fn describe(ordinal: usize) -> Result<Device, Error> {
 /// Plans a typical problem with the default options and loads its kernels.
 fn default_kernel(gpu: &Gpu) -> Result<String, Error> {
     let spec = TensorSpec::new(Operand::Q, DType::F16, &[1, 8, 1024, 128], Layout::Hnd)?;
-    let plan = plan(
-        &Attention::new().problem(spec, spec, spec, spec)?,
-        gpu.capability(),
-    )?;
+    let plan = plan(&Attention::new().problem(spec, spec, spec, spec)?, gpu.capability())?;
     gpu.prepare(&plan)?;
     Ok(plan.stem().name.to_owned())
 }
@@ -179,12 +174,7 @@ fn show(findings: &Findings) -> Result<(), Failure> {
         ))?;
     }
     let cpu = &findings.cpu;
-    print(format_args!(
-        "cpu        {}, {} threads, {}",
-        cpu.architecture,
-        cpu.threads,
-        cpu.features.join(" ")
-    ))?;
+    print(format_args!("cpu        {}, {} threads, {}", cpu.architecture, cpu.threads, cpu.features.join(" ")))?;
     print(format_args!("uses       {}", findings.uses))?;
     match &findings.reason {
         Some(reason) => print(format_args!("why        {reason}")),
@@ -203,9 +193,5 @@ fn cpu_features() -> Vec<&'static str> {
     ];
     #[cfg(not(target_arch = "x86_64"))]
     let features: [(&str, bool); 0] = [];
-    features
-        .iter()
-        .filter(|(_, present)| *present)
-        .map(|(name, _)| *name)
-        .collect()
+    features.iter().filter(|(_, present)| *present).map(|(name, _)| *name).collect()
 }

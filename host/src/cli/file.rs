@@ -53,12 +53,10 @@ impl Archive {
     /// Reads and checks the file at `path`.
     pub fn open(path: &Path) -> Result<Archive, Failure> {
         let bad = |what: String| Failure::Input(format!("{}: {what}", path.display()));
-        let mut file =
-            File::open(path).map_err(|error| bad(format!("cannot open the file: {error}")))?;
+        let mut file = File::open(path).map_err(|error| bad(format!("cannot open the file: {error}")))?;
         let mut length = [0u8; 8];
-        file.read_exact(&mut length).map_err(|_| {
-            bad("not a safetensors file: it is shorter than the 8 bytes of a header length".into())
-        })?;
+        file.read_exact(&mut length)
+            .map_err(|_| bad("not a safetensors file: it is shorter than the 8 bytes of a header length".into()))?;
         let header = u64::from_le_bytes(length);
         if header > MAX_HEADER_BYTES {
             return Err(bad(format!(
@@ -66,24 +64,13 @@ impl Archive {
             )));
         }
         let mut bytes = length.to_vec();
-        file.read_to_end(&mut bytes)
-            .map_err(|error| bad(format!("cannot read the file: {error}")))?;
-        let damaged = |error| {
-            bad(format!(
-                "damaged safetensors file of {} bytes: {error}",
-                bytes.len()
-            ))
-        };
+        file.read_to_end(&mut bytes).map_err(|error| bad(format!("cannot read the file: {error}")))?;
+        let damaged = |error| bad(format!("damaged safetensors file of {} bytes: {error}", bytes.len()));
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
         let mut names: Vec<String> = Metadata::tensors(&metadata).into_keys().collect();
         names.sort();
         let metadata = metadata.metadata().clone().unwrap_or_default();
-        Ok(Archive {
-            path: path.to_owned(),
-            bytes,
-            metadata,
-            names,
-        })
+        Ok(Archive { path: path.to_owned(), bytes, metadata, names })
     }
 
     /// A value of the file's metadata.
@@ -102,9 +89,7 @@ impl Archive {
             .map(str::to_owned)
             .collect();
         if prefixes.is_empty() {
-            return Err(
-                self.bad("no tensors named q, k and v, with or without a common prefix".into())
-            );
+            return Err(self.bad("no tensors named q, k and v, with or without a common prefix".into()));
         }
         Ok(prefixes)
     }
@@ -112,22 +97,14 @@ impl Archive {
     /// The q, k and v behind `prefix`.
     pub fn triple(&self, prefix: &str) -> Result<Triple, Failure> {
         let load = |name: &str| self.load(format!("{prefix}{name}"));
-        Ok(Triple {
-            q: load("q")?,
-            k: load("k")?,
-            v: load("v")?,
-        })
+        Ok(Triple { q: load("q")?, k: load("k")?, v: load("v")? })
     }
 
     fn load(&self, name: String) -> Result<Loaded, Failure> {
         let damaged = |error| self.bad(format!("damaged safetensors file: {error}"));
         let archive = SafeTensors::deserialize(&self.bytes).map_err(damaged)?;
         if self.names.binary_search(&name).is_err() {
-            let found = if self.names.is_empty() {
-                "none".into()
-            } else {
-                self.names.join(", ")
-            };
+            let found = if self.names.is_empty() { "none".into() } else { self.names.join(", ") };
             return Err(self.bad(format!("there is no tensor {name}; the file has {found}")));
         }
         let tensor = archive.tensor(&name).map_err(damaged)?;
@@ -137,17 +114,11 @@ impl Archive {
             Dtype::BF16 => Elements::BF16(decode(data, bf16::from_le_bytes)),
             Dtype::F32 => Elements::F32(decode(data, f32::from_le_bytes)),
             other => {
-                return Err(self.bad(format!(
-                    "tensor {name} is {other:?}; it must be F16, BF16 or F32"
-                )));
+                return Err(self.bad(format!("tensor {name} is {other:?}; it must be F16, BF16 or F32")));
             }
         };
         let shape = tensor.shape().to_vec();
-        Ok(Loaded {
-            name,
-            shape,
-            elements,
-        })
+        Ok(Loaded { name, shape, elements })
     }
 
     fn bad(&self, what: String) -> Failure {
@@ -158,27 +129,15 @@ impl Archive {
 /// Little-endian elements.
 fn decode<T, const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Vec<T> {
     // Chunks of exactly N bytes convert to arrays of N bytes.
-    bytes
-        .chunks_exact(N)
-        .filter_map(|chunk| chunk.try_into().ok())
-        .map(element)
-        .collect()
+    bytes.chunks_exact(N).filter_map(|chunk| chunk.try_into().ok()).map(element).collect()
 }
 
 impl Loaded {
     /// The tensor, its axes in the order of `layout`.
     pub fn view(&self, layout: Layout) -> Result<TensorView<'_>, Failure> {
-        fn view<'a, T: Element>(
-            loaded: &Loaded,
-            elements: &'a [T],
-            layout: Layout,
-        ) -> Result<TensorView<'a>, Failure> {
-            TensorView::new(elements, &loaded.shape, layout).map_err(|error| {
-                Failure::Input(format!(
-                    "tensor {} of shape {:?}: {error}",
-                    loaded.name, loaded.shape
-                ))
-            })
+        fn view<'a, T: Element>(loaded: &Loaded, elements: &'a [T], layout: Layout) -> Result<TensorView<'a>, Failure> {
+            TensorView::new(elements, &loaded.shape, layout)
+                .map_err(|error| Failure::Input(format!("tensor {} of shape {:?}: {error}", loaded.name, loaded.shape)))
         }
         match &self.elements {
             Elements::F16(elements) => view(self, elements, layout),
@@ -203,9 +162,7 @@ pub struct Written {
 /// Writes `tensors` to `path` so that a reader sees either the old file or the complete new one: into
 /// a temporary file beside it, which is then renamed.
 pub fn write(path: &Path, tensors: &[Written]) -> Result<(), Failure> {
-    let failed = |what: &dyn std::fmt::Display| {
-        Failure::Other(format!("cannot write {}: {what}", path.display()))
-    };
+    let failed = |what: &dyn std::fmt::Display| Failure::Other(format!("cannot write {}: {what}", path.display()));
     let views = tensors
         .iter()
         .map(|tensor| {
@@ -214,33 +171,23 @@ pub fn write(path: &Path, tensors: &[Written]) -> Result<(), Failure> {
                 DType::BF16 => Dtype::BF16,
                 DType::F32 => Dtype::F32,
             };
-            let view =
-                safetensors::tensor::TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes)?;
+            let view = safetensors::tensor::TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes)?;
             Ok((tensor.name.as_str(), view))
         })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| failed(&error))?;
     let bytes = safetensors::serialize(views, None).map_err(|error| failed(&error))?;
     let Some(name) = path.file_name() else {
-        return Err(Failure::Input(format!(
-            "cannot write {}: it names no file",
-            path.display()
-        )));
+        return Err(Failure::Input(format!("cannot write {}: it names no file", path.display())));
     };
-    let temporary = path.with_file_name(format!(
-        ".{}.{}.tmp",
-        name.to_string_lossy(),
-        std::process::id()
-    ));
+    let temporary = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(&bytes)?;
         file.sync_all()
     });
-    written
-        .and_then(|()| fs::rename(&temporary, path))
-        .map_err(|error| {
-            // What matters is the first error; the temporary file may not even exist.
-            let _ = fs::remove_file(&temporary);
-            failed(&error)
-        })
+    written.and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
+        // What matters is the first error; the temporary file may not even exist.
+        let _ = fs::remove_file(&temporary);
+        failed(&error)
+    })
 }

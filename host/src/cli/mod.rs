@@ -55,11 +55,7 @@ impl fmt::Display for Failure {
 impl Failure {
     /// The failure of an attention call on the tensors called `prefix`.
     pub fn attention(prefix: &str, error: Error) -> Failure {
-        let message = if prefix.is_empty() {
-            error.to_string()
-        } else {
-            format!("{prefix}: {error}")
-        };
+        let message = if prefix.is_empty() { error.to_string() } else { format!("{prefix}: {error}") };
         match error {
             Error::Invalid(_) | Error::Unsupported(_) | Error::Plan(_) => Failure::Input(message),
             _ => Failure::Other(message),

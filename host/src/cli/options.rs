@@ -137,9 +137,7 @@ pub fn parse_smoothing(text: &str) -> Result<Smoothing, String> {
             "k" => smoothing.k = true,
             "v" => smoothing.v = true,
             _ => {
-                return Err(format!(
-                    "\"{name}\" is not one of q, k and v; use for instance q,k or none"
-                ));
+                return Err(format!("\"{name}\" is not one of q, k and v; use for instance q,k or none"));
             }
         }
     }

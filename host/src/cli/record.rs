@@ -29,12 +29,7 @@ pub struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// The result on the tensors behind `prefix`.
-    pub fn new(
-        prefix: &'a str,
-        causal: bool,
-        report: &'a Report,
-        metrics: Option<&Metrics>,
-    ) -> Record<'a> {
+    pub fn new(prefix: &'a str, causal: bool, report: &'a Report, metrics: Option<&Metrics>) -> Record<'a> {
         Record {
             prefix,
             kernel: &report.kernel,
@@ -57,8 +52,8 @@ impl<'a> Record<'a> {
 
     /// Prints the line.
     pub fn print(&self) -> Result<(), Failure> {
-        let line = serde_json::to_string(self)
-            .map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
+        let line =
+            serde_json::to_string(self).map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
         print(line)
     }
 }

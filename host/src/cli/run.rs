@@ -62,10 +62,7 @@ impl RunOptions {
 /// Runs the command.
 pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let archive = Archive::open(&options.input.file)?;
-    let (layout, causal) = (
-        options.input.layout(&archive),
-        options.input.causal(&archive),
-    );
+    let (layout, causal) = (options.input.layout(&archive), options.input.causal(&archive));
     let attention = options.attention(causal);
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header([
@@ -85,9 +82,8 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     for prefix in options.input.prefixes(&archive)? {
         let triple = archive.triple(&prefix)?;
         let views = Views::new(&triple, layout)?;
-        let output = attention
-            .forward(&views.q, &views.k, &views.v)
-            .map_err(|error| Failure::attention(&prefix, error))?;
+        let output =
+            attention.forward(&views.q, &views.k, &views.v).map_err(|error| Failure::attention(&prefix, error))?;
         let metrics = match options.compare {
             true => Some(metrics(&output.out, &views.exact(&prefix, causal)?)),
             false => None,
@@ -116,15 +112,10 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
 
 fn row(prefix: &str, output: &Output, metrics: Option<&Metrics>) -> Vec<String> {
     let report = &output.report;
-    let figure = |value: fn(&Metrics) -> f64| {
-        metrics.map_or_else(|| "-".into(), |metrics| format!("{:.6}", value(metrics)))
-    };
+    let figure =
+        |value: fn(&Metrics) -> f64| metrics.map_or_else(|| "-".into(), |metrics| format!("{:.6}", value(metrics)));
     vec![
-        if prefix.is_empty() {
-            "q, k, v".into()
-        } else {
-            format!("{prefix}*")
-        },
+        if prefix.is_empty() { "q, k, v".into() } else { format!("{prefix}*") },
         report.kernel.clone(),
         report.device.clone(),
         report.precision.to_owned(),
@@ -135,12 +126,7 @@ fn row(prefix: &str, output: &Output, metrics: Option<&Metrics>) -> Vec<String> 
         figure(|metrics| metrics.rmse),
         metrics.map_or_else(
             || "-".into(),
-            |metrics| {
-                format!(
-                    "{:.6} (row {})",
-                    metrics.worst_row_rel_l1, metrics.worst_row
-                )
-            },
+            |metrics| format!("{:.6} (row {})", metrics.worst_row_rel_l1, metrics.worst_row),
         ),
     ]
 }

@@ -21,15 +21,8 @@ pub(super) fn init() -> Result<(), DeviceError> {
         return Err(DeviceError::NoDriver);
     }
     result::init().map_err(|error| match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => DeviceError::NoDevice {
-            ordinal: 0,
-            count: 0,
-        },
-        _ => DeviceError::DriverInit {
-            code: error.0 as u32,
-            name: name(&error),
-            message: message(&error),
-        },
+        CUresult::CUDA_ERROR_NO_DEVICE => DeviceError::NoDevice { ordinal: 0, count: 0 },
+        _ => DeviceError::DriverInit { code: error.0 as u32, name: name(&error), message: message(&error) },
     })
 }
 
@@ -43,9 +36,7 @@ pub fn driver_version() -> Result<String, DeviceError> {
     init()?;
     let mut version = 0;
     // SAFETY: `version` is a valid place for the one integer that the call writes.
-    unsafe { sys::cuDriverGetVersion(&mut version) }
-        .result()
-        .map_err(|error| failed("cuDriverGetVersion", &error))?;
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|error| failed("cuDriverGetVersion", &error))?;
     Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
 }
 
@@ -62,27 +53,16 @@ pub fn device_count() -> Result<usize, DeviceError> {
 
 /// The error of a failed driver call.
 pub(super) fn failed(call: &'static str, error: &DriverError) -> DeviceError {
-    DeviceError::Driver {
-        call,
-        code: error.0 as u32,
-        name: name(error),
-        message: message(error),
-    }
+    DeviceError::Driver { call, code: error.0 as u32, name: name(error), message: message(error) }
 }
 
 /// `CUresult` by name.
 pub(super) fn name(error: &DriverError) -> String {
-    error.error_name().map_or_else(
-        |_| format!("{:?}", error.0),
-        |name| name.to_string_lossy().into_owned(),
-    )
+    error.error_name().map_or_else(|_| format!("{:?}", error.0), |name| name.to_string_lossy().into_owned())
 }
 
 fn message(error: &DriverError) -> String {
-    error.error_string().map_or_else(
-        |_| "no description".into(),
-        |text| text.to_string_lossy().into_owned(),
-    )
+    error.error_string().map_or_else(|_| "no description".into(), |text| text.to_string_lossy().into_owned())
 }
 
 /// Whether an error leaves the context unusable, so that every later call fails too (CUDA Driver API,
@@ -114,9 +94,7 @@ mod tests {
 
     #[test]
     fn only_faults_of_the_device_are_sticky() {
-        assert!(is_sticky(&DriverError(
-            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        )));
+        assert!(is_sticky(&DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS)));
         assert!(is_sticky(&DriverError(CUresult::CUDA_ERROR_LAUNCH_FAILED)));
         assert!(!is_sticky(&DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)));
         assert!(!is_sticky(&DriverError(CUresult::CUDA_ERROR_INVALID_VALUE)));

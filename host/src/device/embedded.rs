@@ -21,27 +21,17 @@ pub struct EmbeddedModule {
 pub static MODULES: &[EmbeddedModule] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The module for `target`, after comparing its text with the recorded hash.
-pub(super) fn find(
-    modules: &[EmbeddedModule],
-    target: &'static str,
-) -> Result<EmbeddedModule, DeviceError> {
-    let module = modules
-        .iter()
-        .find(|module| module.target == target)
-        .ok_or_else(|| {
-            let available = modules.iter().map(|module| module.target).collect();
-            DeviceError::ModuleMissing { target, available }
-        })?;
+pub(super) fn find(modules: &[EmbeddedModule], target: &'static str) -> Result<EmbeddedModule, DeviceError> {
+    let module = modules.iter().find(|module| module.target == target).ok_or_else(|| {
+        let available = modules.iter().map(|module| module.target).collect();
+        DeviceError::ModuleMissing { target, available }
+    })?;
     // A checkout may have turned line ends into CRLF, which changes nothing about the kernels.
     let text = module.ptx.replace("\r\n", "\n");
     let digest = Sha256::digest(text.as_bytes());
     let actual: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     if actual != module.sha256 {
-        return Err(DeviceError::ModuleHash {
-            target,
-            recorded: module.sha256.to_owned(),
-            actual,
-        });
+        return Err(DeviceError::ModuleHash { target, recorded: module.sha256.to_owned(), actual });
     }
     Ok(*module)
 }
@@ -54,27 +44,13 @@ mod tests {
 
     #[test]
     fn a_module_is_found_only_with_its_recorded_hash() {
-        let good = EmbeddedModule {
-            target: "sm_89",
-            ptx: "",
-            sha256: EMPTY,
-            source_sha256: "",
-        };
-        assert_eq!(
-            find(&[good], "sm_89").map(|module| module.sha256),
-            Ok(EMPTY)
-        );
-        let changed = EmbeddedModule {
-            ptx: ".version 8.4",
-            ..good
-        };
+        let good = EmbeddedModule { target: "sm_89", ptx: "", sha256: EMPTY, source_sha256: "" };
+        assert_eq!(find(&[good], "sm_89").map(|module| module.sha256), Ok(EMPTY));
+        let changed = EmbeddedModule { ptx: ".version 8.4", ..good };
         assert!(
             matches!(find(&[changed], "sm_89"), Err(DeviceError::ModuleHash { recorded, .. }) if recorded == EMPTY)
         );
-        let missing = DeviceError::ModuleMissing {
-            target: "sm_80",
-            available: vec!["sm_89"],
-        };
+        let missing = DeviceError::ModuleMissing { target: "sm_80", available: vec!["sm_89"] };
         assert_eq!(find(&[good], "sm_80").err(), Some(missing));
     }
 

@@ -37,8 +37,7 @@ impl Gpu {
         if ordinal >= count {
             return Err(DeviceError::NoDevice { ordinal, count });
         }
-        let context = CudaContext::new(ordinal)
-            .map_err(|error| driver::failed("opening the device", &error))?;
+        let context = CudaContext::new(ordinal).map_err(|error| driver::failed("opening the device", &error))?;
         Gpu::with_context(context)
     }
 
@@ -49,24 +48,17 @@ impl Gpu {
     /// [`DeviceError::Driver`] if the device cannot be queried.
     pub fn with_context(context: Arc<CudaContext>) -> Result<Arc<Gpu>, DeviceError> {
         let query = |attribute| -> Result<i32, DeviceError> {
-            context
-                .attribute(attribute)
-                .map_err(|error| driver::failed("cuDeviceGetAttribute", &error))
+            context.attribute(attribute).map_err(|error| driver::failed("cuDeviceGetAttribute", &error))
         };
         let unsigned = |attribute| Ok::<u32, DeviceError>(query(attribute)?.max(0) as u32);
         let capability = Capability {
             major: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             minor: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             sm_count: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            smem_opt_in: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
-                as usize,
+            smem_opt_in: unsigned(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
         };
-        let name = context
-            .name()
-            .map_err(|error| driver::failed("cuDeviceGetName", &error))?;
-        let total_bytes = context
-            .total_mem()
-            .map_err(|error| driver::failed("cuDeviceTotalMem", &error))?;
+        let name = context.name().map_err(|error| driver::failed("cuDeviceGetName", &error))?;
+        let total_bytes = context.total_mem().map_err(|error| driver::failed("cuDeviceTotalMem", &error))?;
         Ok(Arc::new(Gpu {
             context,
             name,
@@ -132,9 +124,7 @@ impl Gpu {
         }
         self.bind()?;
         let module = self.module(plan.arch())?;
-        plan.entries()
-            .iter()
-            .try_for_each(|entry| module.function(self, entry).map(drop))
+        plan.entries().iter().try_for_each(|entry| module.function(self, entry).map(drop))
     }
 
     /// The module for `arch`, opened on first use.
@@ -163,11 +153,7 @@ impl Gpu {
     /// # Errors
     ///
     /// [`DeviceError::OutOfMemory`], [`DeviceError::Poisoned`] or [`DeviceError::Driver`].
-    pub fn alloc(
-        &self,
-        stream: &Arc<CudaStream>,
-        bytes: usize,
-    ) -> Result<CudaSlice<u8>, DeviceError> {
+    pub fn alloc(&self, stream: &Arc<CudaStream>, bytes: usize) -> Result<CudaSlice<u8>, DeviceError> {
         self.bind()?;
         // SAFETY: the memory is uninitialised, but every bit pattern is a `u8`, and no reference to
         // its elements ever exists on the host.
@@ -187,34 +173,21 @@ impl Gpu {
     /// [`DeviceError::Poisoned`] after a fault, otherwise [`DeviceError::Driver`].
     pub(super) fn bind(&self) -> Result<(), DeviceError> {
         if let Some(cause) = self.fault.get() {
-            return Err(DeviceError::Poisoned {
-                cause: cause.clone(),
-            });
+            return Err(DeviceError::Poisoned { cause: cause.clone() });
         }
         self.check("making the context current", self.context.bind_to_thread())
     }
 
     /// Turns the result of a driver call into ours, and remembers the first fault that sticks.
-    pub(super) fn check<T>(
-        &self,
-        call: &'static str,
-        result: Result<T, DriverError>,
-    ) -> Result<T, DeviceError> {
+    pub(super) fn check<T>(&self, call: &'static str, result: Result<T, DriverError>) -> Result<T, DeviceError> {
         result.map_err(|error| {
             let failure = driver::failed(call, &error);
             if !driver::is_sticky(&error) {
                 return failure;
             }
             let first = self.fault.get().is_none();
-            let cause = self
-                .fault
-                .get_or_init(|| failure.to_string().into())
-                .clone();
-            if first {
-                failure
-            } else {
-                DeviceError::Poisoned { cause }
-            }
+            let cause = self.fault.get_or_init(|| failure.to_string().into()).clone();
+            if first { failure } else { DeviceError::Poisoned { cause } }
         })
     }
 }

@@ -46,12 +46,7 @@ impl Gpu {
     }
 
     /// [`Gpu::run_host`] on a given stream.
-    fn run_on(
-        &self,
-        plan: &Plan,
-        [q, k, v]: [&[u8]; 3],
-        stream: &Arc<CudaStream>,
-    ) -> Result<HostResult, Error> {
+    fn run_on(&self, plan: &Plan, [q, k, v]: [&[u8]; 3], stream: &Arc<CudaStream>) -> Result<HostResult, Error> {
         let problem = plan.problem();
         let q = self.upload(stream, Operand::Q, q, problem.q())?;
         let k = self.upload(stream, Operand::K, k, problem.k())?;
@@ -59,10 +54,7 @@ impl Gpu {
         let out_bytes = problem.out().span_elems(Operand::Out)? * problem.out().dtype.bytes();
         let lse_bytes = problem.lse_elems() * 4;
         let mut out = self.alloc(stream, out_bytes)?;
-        let mut lse = problem
-            .return_lse()
-            .then(|| self.alloc(stream, lse_bytes))
-            .transpose()?;
+        let mut lse = problem.return_lse().then(|| self.alloc(stream, lse_bytes)).transpose()?;
         let mut workspace = self.alloc(stream, plan.workspace().total_bytes())?;
         let events = {
             let (q, _q) = q.device_ptr(stream);
@@ -73,64 +65,33 @@ impl Gpu {
             let bytes = workspace.num_bytes();
             let (ptr, _workspace) = workspace.device_ptr_mut(stream);
             let args = LaunchArgs {
-                q: DeviceTensor {
-                    ptr: q,
-                    spec: *problem.q(),
-                },
-                k: DeviceTensor {
-                    ptr: k,
-                    spec: *problem.k(),
-                },
-                v: DeviceTensor {
-                    ptr: v,
-                    spec: *problem.v(),
-                },
-                out: DeviceTensor {
-                    ptr: out,
-                    spec: *problem.out(),
-                },
+                q: DeviceTensor { ptr: q, spec: *problem.q() },
+                k: DeviceTensor { ptr: k, spec: *problem.k() },
+                v: DeviceTensor { ptr: v, spec: *problem.v() },
+                out: DeviceTensor { ptr: out, spec: *problem.out() },
                 lse: lse.as_ref().map(|(ptr, _)| *ptr),
                 workspace: DeviceMemory { ptr, bytes },
             };
             self.launch_timed(plan, &args, stream)?
         };
         let out = self.download(stream, &out, out_bytes)?;
-        let lse = lse
-            .map(|lse| self.download(stream, &lse, lse_bytes))
-            .transpose()?;
+        let lse = lse.map(|lse| self.download(stream, &lse, lse_bytes)).transpose()?;
         self.check("running the kernels", stream.synchronize())?;
-        let elapsed = |from: &CudaEvent, to: &CudaEvent| {
-            self.check("timing the kernels", from.elapsed_ms(to))
-                .map(f64::from)
-        };
+        let elapsed =
+            |from: &CudaEvent, to: &CudaEvent| self.check("timing the kernels", from.elapsed_ms(to)).map(f64::from);
         let [start, attend, end] = &events;
         Ok(HostResult {
             out,
-            lse: lse.map(|bytes| {
-                bytes
-                    .chunks_exact(4)
-                    .map(bytemuck::pod_read_unaligned)
-                    .collect()
-            }),
+            lse: lse.map(|bytes| bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()),
             kernel_ms: elapsed(attend, end)?,
             e2e_ms: elapsed(start, end)?,
         })
     }
 
     /// Launches with events before the first step, before the first chunk and after the last.
-    fn launch_timed(
-        &self,
-        plan: &Plan,
-        args: &LaunchArgs,
-        stream: &Arc<CudaStream>,
-    ) -> Result<[CudaEvent; 3], Error> {
+    fn launch_timed(&self, plan: &Plan, args: &LaunchArgs, stream: &Arc<CudaStream>) -> Result<[CudaEvent; 3], Error> {
         args.check(plan)?;
-        let record = || {
-            self.check(
-                "recording an event",
-                stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)),
-            )
-        };
+        let record = || self.check("recording an event", stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)));
         let start = record()?;
         if !plan.entries().is_empty() {
             // SAFETY: `run_host` allocated every buffer in this context on this stream with at least
@@ -156,40 +117,23 @@ impl Gpu {
         let element = spec.dtype.bytes();
         let span = spec.span_elems(operand)?;
         let Some(bytes) = bytes.get(..span * element) else {
-            return Err(Invalid::SpanBeyondBuffer {
-                needed: span,
-                len: bytes.len() / element,
-            }
-            .into());
+            return Err(Invalid::SpanBeyondBuffer { needed: span, len: bytes.len() / element }.into());
         };
         let mut memory = self.alloc(stream, bytes.len())?;
         if !bytes.is_empty() {
-            self.check(
-                "copying to the device",
-                stream.memcpy_htod(bytes, &mut memory),
-            )?;
+            self.check("copying to the device", stream.memcpy_htod(bytes, &mut memory))?;
         }
         Ok(memory)
     }
 
     /// Copies the first `len` bytes of `memory` to the host.
-    fn download(
-        &self,
-        stream: &Arc<CudaStream>,
-        memory: &CudaSlice<u8>,
-        len: usize,
-    ) -> Result<Vec<u8>, DeviceError> {
+    fn download(&self, stream: &Arc<CudaStream>, memory: &CudaSlice<u8>, len: usize) -> Result<Vec<u8>, DeviceError> {
         let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(len)
-            .map_err(|_| DeviceError::HostMemory { bytes: len })?;
+        bytes.try_reserve_exact(len).map_err(|_| DeviceError::HostMemory { bytes: len })?;
         bytes.resize(len, 0);
         if len > 0 {
             let from = memory.slice(..len);
-            self.check(
-                "copying from the device",
-                stream.memcpy_dtoh(&from, bytes.as_mut_slice()),
-            )?;
+            self.check("copying from the device", stream.memcpy_dtoh(&from, bytes.as_mut_slice()))?;
         }
         Ok(bytes)
     }

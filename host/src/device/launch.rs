@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, result};
 use cudarc::driver::sys::{self, CUstream};
+use cudarc::driver::{CudaStream, result};
 use sage_spec::symbol::Arch;
 
 use super::Gpu;
@@ -43,12 +43,7 @@ impl Gpu {
     ///
     /// [`Invalid`] if the arguments are not those planned for, null, misaligned or overlapping;
     /// [`crate::error::DeviceError`] if loading or launching fails. Work already submitted stays so.
-    pub unsafe fn launch(
-        &self,
-        plan: &Plan,
-        args: &LaunchArgs,
-        stream: CUstream,
-    ) -> Result<(), Error> {
+    pub unsafe fn launch(&self, plan: &Plan, args: &LaunchArgs, stream: CUstream) -> Result<(), Error> {
         args.check(plan)?;
         if plan.entries().is_empty() {
             return Ok(());
@@ -137,9 +132,7 @@ impl Gpu {
         let module = self.module(plan.arch())?;
         let params = ParamsBuilder { plan, args };
         for step in steps {
-            let Step {
-                entry, grid, chunk, ..
-            } = step;
+            let Step { entry, grid, chunk, .. } = step;
             // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled with
             // the caller's addresses and with workspace buffers of the sizes the plan gave them.
             unsafe {
@@ -208,10 +201,7 @@ impl Gpu {
         let result = unsafe { sys::cuStreamGetCtx(stream, &mut context) }.result();
         self.check("cuStreamGetCtx", result)?;
         if context != self.context().cu_ctx() {
-            return Err(Invalid::ForeignContext {
-                what: "the stream".into(),
-            }
-            .into());
+            return Err(Invalid::ForeignContext { what: "the stream".into() }.into());
         }
         Ok(())
     }

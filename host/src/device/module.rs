@@ -6,9 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{
-    self, CUfunction_attribute as FunctionAttribute, CUjit_option as JitOption, CUresult,
-};
+use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUjit_option as JitOption, CUresult};
 use sage_spec::symbol::Arch;
 
 use super::embedded::{self, MODULES};
@@ -76,25 +74,13 @@ impl Module {
     fn load(&self, gpu: &Gpu, ptx: String) -> Result<sys::CUmodule, DeviceError> {
         let rejected = |name, log| {
             let driver = driver::driver_version().unwrap_or_else(|_| "unknown".into());
-            DeviceError::ModuleRejected {
-                target: self.arch.target(),
-                driver,
-                name,
-                log,
-            }
+            DeviceError::ModuleRejected { target: self.arch.target(), driver, name, log }
         };
-        let image = CString::new(ptx)
-            .map_err(|_| rejected("the text contains a zero byte".into(), String::new()))?;
+        let image = CString::new(ptx).map_err(|_| rejected("the text contains a zero byte".into(), String::new()))?;
         let mut log = vec![0u8; 4096];
-        let mut options = [
-            JitOption::CU_JIT_ERROR_LOG_BUFFER,
-            JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
-        ];
+        let mut options = [JitOption::CU_JIT_ERROR_LOG_BUFFER, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         // The size option is a number passed in place of a pointer.
-        let mut values = [
-            log.as_mut_ptr().cast::<c_void>(),
-            std::ptr::without_provenance_mut(log.len()),
-        ];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(log.len())];
         let mut handle = std::ptr::null_mut();
         // SAFETY: `image` is text ending in zero; `options` and `values` are two options with the
         // values they ask for, a buffer and its length; `handle` is a valid place for the result; and
@@ -110,9 +96,7 @@ impl Module {
         };
         match loaded {
             CUresult::CUDA_SUCCESS => Ok(handle),
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                gpu.check("loading a kernel", Err(DriverError(loaded)))
-            }
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => gpu.check("loading a kernel", Err(DriverError(loaded))),
             _ => {
                 log.truncate(log.iter().position(|&byte| byte == 0).unwrap_or(log.len()));
                 let log = String::from_utf8_lossy(&log).trim().replace('\n', "; ");
@@ -137,17 +121,11 @@ impl Module {
     }
 
     fn find(&self, gpu: &Gpu, entry: &Entry) -> Result<Function, DeviceError> {
-        let missing = || DeviceError::SymbolMissing {
-            target: self.arch.target(),
-            symbol: entry.symbol.clone(),
-        };
+        let missing = || DeviceError::SymbolMissing { target: self.arch.target(), symbol: entry.symbol.clone() };
         let ptx = one_kernel(self.ptx, &entry.symbol).ok_or_else(missing)?;
         let name = CString::new(entry.symbol.as_str()).map_err(|_| missing())?;
         // Held while loading, so that two threads do not load the same kernel.
-        let mut kernels = self
-            .kernels
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut kernels = self.kernels.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = kernels.get(&entry.symbol) {
             return Ok(kernel.function);
         }
@@ -161,12 +139,13 @@ impl Module {
         if bytes > SMEM_WITHOUT_OPT_IN_BYTES {
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: `function` is a kernel of a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) }
-                .map_err(|error| DeviceError::SharedMemoryRefused {
+            unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) }.map_err(
+                |error| DeviceError::SharedMemoryRefused {
                     symbol: entry.symbol.clone(),
                     bytes,
                     name: driver::name(&error),
-                })?;
+                },
+            )?;
         }
         let function = Function(function);
         kernels.insert(entry.symbol.clone(), Kernel { handle, function });
@@ -179,10 +158,7 @@ impl Drop for Module {
         if self.context.bind_to_thread().is_err() {
             return;
         }
-        let kernels = self
-            .kernels
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
         for (_, kernel) in kernels.drain() {
             // SAFETY: the module is loaded, and the Gpu that owns it has waited for its kernels. An
             // error has nobody to go to.

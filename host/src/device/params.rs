@@ -2,8 +2,8 @@
 
 use sage_spec::launch::num_chunks;
 use sage_spec::params::{
-    AttentionParams, Chunk, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams,
-    QuantizeVParams, ReducePartialParams, VStatsFinalParams,
+    AttentionParams, Chunk, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
+    ReducePartialParams, VStatsFinalParams,
 };
 use sage_spec::quant::LOG2_E;
 use sage_spec::{Dims, PvFormat};
@@ -51,10 +51,7 @@ impl ParamsBuilder<'_> {
     }
 
     pub(super) fn v_stats_partial(&self) -> ReducePartialParams {
-        self.reduce_partial(
-            &self.args.v,
-            [Slot::VSum, Slot::VMax, Slot::VMin].map(|slot| self.at(slot)),
-        )
+        self.reduce_partial(&self.args.v, [Slot::VSum, Slot::VMax, Slot::VMin].map(|slot| self.at(slot)))
     }
 
     pub(super) fn k_mean_final(&self) -> KMeanFinalParams {
@@ -92,11 +89,7 @@ impl ParamsBuilder<'_> {
             codes: self.at(Slot::QCodes),
             scale: self.at(Slot::QScale),
             mean: self.at(Slot::QMean),
-            k_mean: if qk_mean == 0 {
-                0
-            } else {
-                self.at(Slot::KMean)
-            },
+            k_mean: if qk_mean == 0 { 0 } else { self.at(Slot::KMean) },
             qk_mean,
             num_heads_q: dims.num_heads_q as u32,
             num_heads_kv: dims.num_heads_kv as u32,

@@ -40,14 +40,7 @@ impl Gpu {
         args: SliceArgs<'_, T, O>,
         stream: &CudaStream,
     ) -> Result<(), Error> {
-        let SliceArgs {
-            q,
-            k,
-            v,
-            out,
-            mut lse,
-            workspace,
-        } = args;
+        let SliceArgs { q, k, v, out, mut lse, workspace } = args;
         let problem = plan.problem();
         self.check_slice(Operand::Q, q, problem.q())?;
         self.check_slice(Operand::K, k, problem.k())?;
@@ -58,18 +51,11 @@ impl Gpu {
             self.check_context(Operand::Lse, lse)?;
             let expected = problem.lse_elems();
             if lse.len() != expected {
-                return Err(Invalid::LseLength {
-                    len: lse.len(),
-                    expected,
-                }
-                .into());
+                return Err(Invalid::LseLength { len: lse.len(), expected }.into());
             }
         }
         if stream.context() != self.context() {
-            return Err(Invalid::ForeignContext {
-                what: "the stream".into(),
-            }
-            .into());
+            return Err(Invalid::ForeignContext { what: "the stream".into() }.into());
         }
         let bytes = workspace.num_bytes();
         // The guards record the uses when they are dropped, after the launch.
@@ -80,27 +66,12 @@ impl Gpu {
         let (workspace_ptr, _workspace) = workspace.device_ptr_mut(stream);
         let lse = lse.as_mut().map(|lse| lse.device_ptr_mut(stream));
         let args = LaunchArgs {
-            q: DeviceTensor {
-                ptr: q_ptr,
-                spec: *problem.q(),
-            },
-            k: DeviceTensor {
-                ptr: k_ptr,
-                spec: *problem.k(),
-            },
-            v: DeviceTensor {
-                ptr: v_ptr,
-                spec: *problem.v(),
-            },
-            out: DeviceTensor {
-                ptr: out_ptr,
-                spec: *problem.out(),
-            },
+            q: DeviceTensor { ptr: q_ptr, spec: *problem.q() },
+            k: DeviceTensor { ptr: k_ptr, spec: *problem.k() },
+            v: DeviceTensor { ptr: v_ptr, spec: *problem.v() },
+            out: DeviceTensor { ptr: out_ptr, spec: *problem.out() },
             lse: lse.as_ref().map(|(ptr, _)| *ptr),
-            workspace: DeviceMemory {
-                ptr: workspace_ptr,
-                bytes,
-            },
+            workspace: DeviceMemory { ptr: workspace_ptr, bytes },
         };
         // SAFETY: the stream and all buffers belong to this context; every tensor's span, the lse and
         // the workspace lie within buffers of sufficient length; a CudaSlice is freed in stream order
@@ -110,38 +81,21 @@ impl Gpu {
     }
 
     /// Checks the type, length and context of a tensor's buffer.
-    fn check_slice<T: Element>(
-        &self,
-        operand: Operand,
-        slice: &CudaSlice<T>,
-        spec: &TensorSpec,
-    ) -> Result<(), Error> {
+    fn check_slice<T: Element>(&self, operand: Operand, slice: &CudaSlice<T>, spec: &TensorSpec) -> Result<(), Error> {
         if T::DTYPE != spec.dtype {
             let (got, planned) = (T::DTYPE.to_string(), spec.dtype.to_string());
-            return Err(Invalid::LaunchMismatch {
-                tensor: operand,
-                got,
-                planned,
-            }
-            .into());
+            return Err(Invalid::LaunchMismatch { tensor: operand, got, planned }.into());
         }
         let needed = spec.span_elems(operand)?;
         if slice.len() < needed {
-            return Err(Invalid::SpanBeyondBuffer {
-                needed,
-                len: slice.len(),
-            }
-            .into());
+            return Err(Invalid::SpanBeyondBuffer { needed, len: slice.len() }.into());
         }
         self.check_context(operand, slice)
     }
 
     fn check_context<T>(&self, operand: Operand, slice: &CudaSlice<T>) -> Result<(), Error> {
         if slice.context() != self.context() {
-            return Err(Invalid::ForeignContext {
-                what: operand.to_string(),
-            }
-            .into());
+            return Err(Invalid::ForeignContext { what: operand.to_string() }.into());
         }
         Ok(())
     }

@@ -36,49 +36,25 @@ impl Chunks {
     pub(super) fn new(problem: &Problem) -> Chunks {
         let dims = problem.dims();
         if problem.is_empty() {
-            return Chunks {
-                heads: 0,
-                blocks: 0,
-                heads_per_chunk: 1,
-                blocks_per_chunk: 1,
-            };
+            return Chunks { heads: 0, blocks: 0, heads_per_chunk: 1, blocks_per_chunk: 1 };
         }
         let heads = (dims.batch * dims.num_heads_q) as u32;
         let blocks = dims.num_query_blocks() as u32;
         // The attention grid's y extent is the chunk's heads.
         let max_heads = heads.min(MAX_GRID_Y as u32);
         if !problem.smoothing().q || dims.seqlen_kv == 0 {
-            return Chunks {
-                heads,
-                blocks,
-                heads_per_chunk: max_heads,
-                blocks_per_chunk: blocks,
-            };
+            return Chunks { heads, blocks, heads_per_chunk: max_heads, blocks_per_chunk: blocks };
         }
         let block_bytes = dims.seqlen_kv_padded() as u128 * 4;
         let budget = BUDGET_MIN_BYTES.max(input_bytes(problem) / BUDGET_FRACTION);
         let fit = u32::try_from(budget / block_bytes).unwrap_or(u32::MAX);
         if fit >= blocks {
             let heads_per_chunk = (fit / blocks).min(max_heads);
-            return Chunks {
-                heads,
-                blocks,
-                heads_per_chunk,
-                blocks_per_chunk: blocks,
-            };
+            return Chunks { heads, blocks, heads_per_chunk, blocks_per_chunk: blocks };
         }
         let group = DELTA_S_BLOCKS as u32;
-        let blocks_per_chunk = if fit >= group {
-            fit / group * group
-        } else {
-            fit.max(1)
-        };
-        Chunks {
-            heads,
-            blocks,
-            heads_per_chunk: 1,
-            blocks_per_chunk,
-        }
+        let blocks_per_chunk = if fit >= group { fit / group * group } else { fit.max(1) };
+        Chunks { heads, blocks, heads_per_chunk: 1, blocks_per_chunk }
     }
 
     /// Number of chunks.
@@ -89,8 +65,7 @@ impl Chunks {
 
     /// (head, query block) pairs of the largest chunk, the first.
     pub fn largest(&self) -> usize {
-        self.heads_per_chunk.min(self.heads) as usize
-            * self.blocks_per_chunk.min(self.blocks) as usize
+        self.heads_per_chunk.min(self.heads) as usize * self.blocks_per_chunk.min(self.blocks) as usize
     }
 
     /// The chunks in launch order. Together they cover every pair once.
@@ -109,12 +84,7 @@ impl Chunks {
 
     /// The one chunk that covers everything.
     pub fn everything(&self) -> Chunk {
-        Chunk {
-            head_begin: 0,
-            head_count: self.heads,
-            block_begin: 0,
-            block_count: self.blocks,
-        }
+        Chunk { head_begin: 0, head_count: self.heads, block_begin: 0, block_count: self.blocks }
     }
 }
 
@@ -122,12 +92,6 @@ impl Chunks {
 fn input_bytes(problem: &Problem) -> u128 {
     [problem.q(), problem.k(), problem.v()]
         .iter()
-        .map(|t| {
-            t.shape
-                .iter()
-                .map(|&extent| extent as u128)
-                .product::<u128>()
-                * t.dtype.bytes() as u128
-        })
+        .map(|t| t.shape.iter().map(|&extent| extent as u128).product::<u128>() * t.dtype.bytes() as u128)
         .sum()
 }

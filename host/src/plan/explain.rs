@@ -43,11 +43,7 @@ impl Plan {
                 Verdict::Chosen(reason) => ("chosen", reason),
                 Verdict::Lost(reason) => ("lost", reason),
             };
-            writeln!(
-                text,
-                "kernel     {:<18} {mark}: {reason}",
-                candidate.stem.name
-            )?;
+            writeln!(text, "kernel     {:<18} {mark}: {reason}", candidate.stem.name)?;
         }
         for note in self.notes() {
             writeln!(text, "note       {note}")?;
@@ -55,15 +51,9 @@ impl Plan {
         if self.entries.is_empty() {
             writeln!(text, "launch     none: there is no output element")?;
         }
-        let first = self
-            .setup_steps()
-            .chain(self.chunk_steps().take(self.entries_where(true).count()));
+        let first = self.setup_steps().chain(self.chunk_steps().take(self.entries_where(true).count()));
         for step in first {
-            let times = if step.entry.kernel.per_chunk() {
-                self.chunks.count()
-            } else {
-                1
-            };
+            let times = if step.entry.kernel.per_chunk() { self.chunks.count() } else { 1 };
             writeln!(
                 text,
                 "launch     {:<32} {} x {} CTAs of {} threads, {} bytes of shared memory",
@@ -75,19 +65,9 @@ impl Plan {
             )?;
         }
         for buffer in self.workspace.buffers() {
-            writeln!(
-                text,
-                "workspace  {:<8} {} bytes at {}",
-                buffer.slot.name(),
-                buffer.bytes,
-                buffer.offset_bytes
-            )?;
+            writeln!(text, "workspace  {:<8} {} bytes at {}", buffer.slot.name(), buffer.bytes, buffer.offset_bytes)?;
         }
-        writeln!(
-            text,
-            "workspace  {} bytes in all",
-            self.workspace.total_bytes()
-        )
+        writeln!(text, "workspace  {} bytes in all", self.workspace.total_bytes())
     }
 
     /// What a reader should know about this kernel on this device.

@@ -111,25 +111,12 @@ pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
     for entry in &entries {
         if entry.cta.smem_bytes > capability.smem_opt_in {
             let (symbol, bytes) = (entry.symbol.clone(), entry.cta.smem_bytes);
-            return Err(PlanError::SharedMemory {
-                symbol,
-                bytes,
-                max: capability.smem_opt_in,
-            }
-            .into());
+            return Err(PlanError::SharedMemory { symbol, bytes, max: capability.smem_opt_in }.into());
         }
     }
     let chunks = Chunks::new(problem);
     let workspace = Workspace::new(problem, &stem, &chunks)?;
-    let plan = Plan {
-        problem: problem.clone(),
-        capability: *capability,
-        stem,
-        candidates,
-        entries,
-        chunks,
-        workspace,
-    };
+    let plan = Plan { problem: problem.clone(), capability: *capability, stem, candidates, entries, chunks, workspace };
     plan.check_grids()?;
     Ok(plan)
 }
@@ -137,16 +124,11 @@ pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
 /// Fails if there are more query blocks than a grid has CTAs: the quantizer of Q runs one CTA for each.
 fn check_query_blocks(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
     let dims = problem.dims();
-    let ctas = (dims.batch as u128)
-        .saturating_mul(dims.num_heads_q as u128)
-        .saturating_mul(dims.num_query_blocks() as u128);
+    let ctas =
+        (dims.batch as u128).saturating_mul(dims.num_heads_q as u128).saturating_mul(dims.num_query_blocks() as u128);
     if ctas > MAX_GRID as u128 && !problem.is_empty() {
         let symbol = stem.name.to_owned();
-        return Err(PlanError::GridTooLarge {
-            symbol,
-            ctas,
-            max: MAX_GRID,
-        });
+        return Err(PlanError::GridTooLarge { symbol, ctas, max: MAX_GRID });
     }
     Ok(())
 }
@@ -157,67 +139,25 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
     let d = dims.head_dim_padded();
     let (qk, pv, dtype) = (stem.qk.name(), stem.pv.name(), problem.input_dtype());
     let mut entries = Vec::new();
-    let mut add = |kernel, symbol, cta| {
-        entries.push(Entry {
-            kernel,
-            symbol,
-            cta,
-        })
-    };
+    let mut add = |kernel, symbol, cta| entries.push(Entry { kernel, symbol, cta });
     if problem.is_empty() {
         return entries;
     }
     if dims.seqlen_kv > 0 {
         if smoothing.k {
-            add(
-                Kernel::KMeanPartial,
-                format!("k_mean_partial_{dtype}_d{d}"),
-                launch::reduce_partial(d, 1),
-            );
-            add(
-                Kernel::KMeanFinal,
-                format!("k_mean_final_d{d}"),
-                launch::reduce_final(d, 1),
-            );
+            add(Kernel::KMeanPartial, format!("k_mean_partial_{dtype}_d{d}"), launch::reduce_partial(d, 1));
+            add(Kernel::KMeanFinal, format!("k_mean_final_d{d}"), launch::reduce_final(d, 1));
         }
-        add(
-            Kernel::QuantizeQ,
-            format!("quantize_q_{qk}_{dtype}_d{d}"),
-            launch::quantize_q(d),
-        );
-        add(
-            Kernel::QuantizeK,
-            format!("quantize_k_{qk}_{dtype}_d{d}"),
-            launch::quantize_k(d),
-        );
-        add(
-            Kernel::VStatsPartial,
-            format!("v_stats_partial_{dtype}_d{d}"),
-            launch::reduce_partial(d, 3),
-        );
-        add(
-            Kernel::VStatsFinal,
-            format!("v_stats_final_d{d}"),
-            launch::reduce_final(d, 3),
-        );
-        add(
-            Kernel::QuantizeV,
-            format!("quantize_v_{pv}_{dtype}_d{d}"),
-            launch::quantize_v(d, stem.pv),
-        );
+        add(Kernel::QuantizeQ, format!("quantize_q_{qk}_{dtype}_d{d}"), launch::quantize_q(d));
+        add(Kernel::QuantizeK, format!("quantize_k_{qk}_{dtype}_d{d}"), launch::quantize_k(d));
+        add(Kernel::VStatsPartial, format!("v_stats_partial_{dtype}_d{d}"), launch::reduce_partial(d, 3));
+        add(Kernel::VStatsFinal, format!("v_stats_final_d{d}"), launch::reduce_final(d, 3));
+        add(Kernel::QuantizeV, format!("quantize_v_{pv}_{dtype}_d{d}"), launch::quantize_v(d, stem.pv));
         if smoothing.q {
-            add(
-                Kernel::DeltaS,
-                format!("delta_s_{dtype}_d{d}"),
-                launch::delta_s(d),
-            );
+            add(Kernel::DeltaS, format!("delta_s_{dtype}_d{d}"), launch::delta_s(d));
         }
     }
-    add(
-        Kernel::Attention,
-        format!("{}_d{d}", stem.name),
-        launch::attention(d, stem.qk, stem.pv),
-    );
+    add(Kernel::Attention, format!("{}_d{d}", stem.name), launch::attention(d, stem.qk, stem.pv));
     entries
 }
 
@@ -265,16 +205,14 @@ impl Plan {
     /// The launches that prepare the quantized tensors, in order; each runs once.
     pub fn setup_steps(&self) -> impl Iterator<Item = Step<'_>> {
         let everything = self.chunks.everything();
-        self.entries_where(false)
-            .map(move |(index, entry)| self.step(index, entry, everything))
+        self.entries_where(false).map(move |(index, entry)| self.step(index, entry, everything))
     }
 
     /// The launches that attend, in order: for each chunk ΔS if Q is smoothed, then attention.
     pub fn chunk_steps(&self) -> impl Iterator<Item = Step<'_>> {
-        self.chunks.iter().flat_map(move |chunk| {
-            self.entries_where(true)
-                .map(move |(index, entry)| self.step(index, entry, chunk))
-        })
+        self.chunks
+            .iter()
+            .flat_map(move |chunk| self.entries_where(true).map(move |(index, entry)| self.step(index, entry, chunk)))
     }
 
     /// All launches in order.
@@ -283,20 +221,12 @@ impl Plan {
     }
 
     fn entries_where(&self, per_chunk: bool) -> impl Iterator<Item = (usize, &Entry)> {
-        self.entries
-            .iter()
-            .enumerate()
-            .filter(move |(_, entry)| entry.kernel.per_chunk() == per_chunk)
+        self.entries.iter().enumerate().filter(move |(_, entry)| entry.kernel.per_chunk() == per_chunk)
     }
 
     fn step<'a>(&'a self, index: usize, entry: &'a Entry, chunk: Chunk) -> Step<'a> {
         // Planning checked that every grid is at most MAX_GRID.
-        Step {
-            index,
-            entry,
-            grid: self.grid(entry.kernel, chunk).map(|extent| extent as u32),
-            chunk,
-        }
+        Step { index, entry, grid: self.grid(entry.kernel, chunk).map(|extent| extent as u32), chunk }
     }
 
     /// CTAs of one launch of `kernel` on `chunk`. Products fit: workspace planning has bounded the
@@ -325,11 +255,7 @@ impl Plan {
             let [ctas, _] = self.grid(entry.kernel, first);
             if ctas > MAX_GRID {
                 let symbol = entry.symbol.clone();
-                return Err(PlanError::GridTooLarge {
-                    symbol,
-                    ctas: ctas as u128,
-                    max: MAX_GRID,
-                });
+                return Err(PlanError::GridTooLarge { symbol, ctas: ctas as u128, max: MAX_GRID });
             }
         }
         Ok(())

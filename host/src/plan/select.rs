@@ -29,18 +29,13 @@ pub enum Verdict {
 pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<Candidate>), Error> {
     let &Capability { major, minor, .. } = capability;
     let Some(codes) = problem.codes() else {
-        return Err(Unsupported::ExactOnGpu {
-            device: "the GPU".into(),
-        }
-        .into());
+        return Err(Unsupported::ExactOnGpu { device: "the GPU".into() }.into());
     };
     if !Arch::Sm80.loads_on(major, minor) {
         return Err(PlanError::CapabilityTooLow { major, minor }.into());
     }
     let fp8 = Arch::Sm89.loads_on(major, minor);
-    let pv = problem
-        .pv()
-        .unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
+    let pv = problem.pv().unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
     let reason_lost = |stem: &Stem| {
         if problem.kernel().is_some_and(|kernel| kernel != *stem) {
             Some("another kernel was asked for by name".to_owned())
@@ -69,15 +64,8 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
         candidates.push(Candidate { stem, verdict });
     }
     let stem = chosen.ok_or_else(|| {
-        let kernel = problem
-            .kernel()
-            .map_or_else(|| format!("pv {}", pv.name()), |stem| stem.name.to_owned());
-        PlanError::KernelNeeds {
-            kernel,
-            needed: requirement(Arch::Sm89),
-            major,
-            minor,
-        }
+        let kernel = problem.kernel().map_or_else(|| format!("pv {}", pv.name()), |stem| stem.name.to_owned());
+        PlanError::KernelNeeds { kernel, needed: requirement(Arch::Sm89), major, minor }
     })?;
     Ok((stem, candidates))
 }
@@ -86,11 +74,7 @@ fn reason_chosen(problem: &Problem, stem: &Stem) -> String {
     if problem.kernel().is_some() {
         "asked for by name".to_owned()
     } else if problem.pv().is_some() {
-        format!(
-            "Q and K in {}, P and V in {} as asked for",
-            stem.qk.name(),
-            stem.pv.name()
-        )
+        format!("Q and K in {}, P and V in {} as asked for", stem.qk.name(), stem.pv.name())
     } else {
         match stem.pv {
             PvFormat::Fp8 => "FP8 P V, the default from compute capability 8.9 on".to_owned(),

@@ -106,11 +106,7 @@ pub struct Workspace {
 
 impl Workspace {
     /// Lays out what `problem` needs with kernel `stem`.
-    pub(super) fn new(
-        problem: &Problem,
-        stem: &Stem,
-        chunks: &Chunks,
-    ) -> Result<Workspace, PlanError> {
+    pub(super) fn new(problem: &Problem, stem: &Stem, chunks: &Chunks) -> Result<Workspace, PlanError> {
         let mut buffers = Vec::new();
         let mut end: u128 = 0;
         if !problem.is_empty() && problem.dims().seqlen_kv > 0 {
@@ -124,17 +120,10 @@ impl Workspace {
                 if end > i64::MAX as u128 {
                     return Err(PlanError::WorkspaceOverflow { bytes: end });
                 }
-                buffers.push(Buffer {
-                    slot,
-                    offset_bytes: offset as usize,
-                    bytes: bytes as usize,
-                });
+                buffers.push(Buffer { slot, offset_bytes: offset as usize, bytes: bytes as usize });
             }
         }
-        Ok(Workspace {
-            buffers,
-            total_bytes: end as usize,
-        })
+        Ok(Workspace { buffers, total_bytes: end as usize })
     }
 
     /// The buffers, by increasing offset.
@@ -154,8 +143,7 @@ impl Workspace {
 
     /// Address of `slot` in a workspace at `base`; 0, which kernels read as "absent", if unused.
     pub fn address(&self, base: u64, slot: Slot) -> u64 {
-        self.get(slot)
-            .map_or(0, |buffer| base + buffer.offset_bytes as u64)
+        self.get(slot).map_or(0, |buffer| base + buffer.offset_bytes as u64)
     }
 }
 
@@ -198,17 +186,11 @@ impl Sizes<'_> {
             Slot::KSum => smoothing.k.then(|| per_kv(num_chunks(dims), d * F32)),
             Slot::KMean => smoothing.k.then(|| per_kv(1, d * F32)),
             Slot::QCodes => Some(per_q(m, self.stem.qk.bytes(d))),
-            Slot::QScale => Some(per_q(
-                dims.num_query_blocks(),
-                granularity.q_scales_per_block() * F32,
-            )),
+            Slot::QScale => Some(per_q(dims.num_query_blocks(), granularity.q_scales_per_block() * F32)),
             Slot::QMean => smoothing.q.then(|| per_q(dims.num_query_blocks(), d * F32)),
             Slot::QkMean => (smoothing.k && self.problem.return_lse()).then(|| per_q(m, F32)),
             Slot::KCodes => Some(per_kv(n, self.stem.qk.bytes(d))),
-            Slot::KScale => Some(per_kv(
-                dims.num_kv_blocks_padded(),
-                granularity.k_scales_per_block() * F32,
-            )),
+            Slot::KScale => Some(per_kv(dims.num_kv_blocks_padded(), granularity.k_scales_per_block() * F32)),
             Slot::VSum | Slot::VMax | Slot::VMin => Some(per_kv(num_chunks(dims), d * F32)),
             Slot::VMean => smoothing.v.then(|| per_kv(1, d * F32)),
             Slot::VScale => Some(per_kv(1, d * F32)),

@@ -44,34 +44,18 @@ pub struct Smoothing {
 
 impl Smoothing {
     /// No smoothing.
-    pub const NONE: Smoothing = Smoothing {
-        q: false,
-        k: false,
-        v: false,
-    };
+    pub const NONE: Smoothing = Smoothing { q: false, k: false, v: false };
 
     /// The default for a precision of Q and K.
     pub const fn default_for(codes: sage_spec::Precision) -> Smoothing {
-        Smoothing {
-            q: matches!(codes, sage_spec::Precision::Int4),
-            k: true,
-            v: false,
-        }
+        Smoothing { q: matches!(codes, sage_spec::Precision::Int4), k: true, v: false }
     }
 
     /// Name on the command line and in JSON: the smoothed tensors, as in `q,k`, or `none`.
     pub fn name(self) -> String {
         let names = [("q", self.q), ("k", self.k), ("v", self.v)];
-        let on: Vec<&str> = names
-            .iter()
-            .filter(|(_, on)| *on)
-            .map(|(name, _)| *name)
-            .collect();
-        if on.is_empty() {
-            "none".into()
-        } else {
-            on.join(",")
-        }
+        let on: Vec<&str> = names.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        if on.is_empty() { "none".into() } else { on.join(",") }
     }
 }
 
@@ -160,14 +144,7 @@ impl Problem {
             Some(_) => request.smoothing.unwrap_or(default),
             None => Smoothing::NONE,
         };
-        Ok(Problem {
-            dims,
-            request,
-            sm_scale,
-            codes,
-            smoothing,
-            kernel,
-        })
+        Ok(Problem { dims, request, sm_scale, codes, smoothing, kernel })
     }
 
     /// Extents.
@@ -247,11 +224,7 @@ impl Problem {
 
     /// Elements of the log-sum-exp, `B * Hq * M`.
     pub fn lse_elems(&self) -> usize {
-        if self.is_empty() {
-            0
-        } else {
-            self.dims.batch * self.dims.num_heads_q * self.dims.seqlen_q
-        }
+        if self.is_empty() { 0 } else { self.dims.batch * self.dims.num_heads_q * self.dims.seqlen_q }
     }
 
     /// Multiply-adds counted as two, of both matrix products over the keys that are visible. The

@@ -105,17 +105,9 @@ impl TensorSpec {
     ///
     /// [`Invalid::Rank`] unless `shape` has four extents, [`Invalid::ElementsOverflow`] if a
     /// contiguous tensor of that shape does not fit `i64`.
-    pub fn new(
-        tensor: Operand,
-        dtype: DType,
-        shape: &[usize],
-        layout: Layout,
-    ) -> Result<TensorSpec, Invalid> {
+    pub fn new(tensor: Operand, dtype: DType, shape: &[usize], layout: Layout) -> Result<TensorSpec, Invalid> {
         let &[batch, x, y, head_dim] = shape else {
-            return Err(Invalid::Rank {
-                tensor,
-                rank: shape.len(),
-            });
+            return Err(Invalid::Rank { tensor, rank: shape.len() });
         };
         let (shape, strides) = match layout {
             Layout::Hnd => ([batch, x, y, head_dim], dense([batch, x, y, head_dim])),
@@ -126,11 +118,7 @@ impl TensorSpec {
             Layout::Strides(strides) => ([batch, x, y, head_dim], Some(strides)),
         };
         let strides = strides.ok_or(Invalid::ElementsOverflow { tensor, shape })?;
-        Ok(TensorSpec {
-            dtype,
-            shape,
-            strides,
-        })
+        Ok(TensorSpec { dtype, shape, strides })
     }
 
     /// Whether there are no elements.
@@ -147,40 +135,25 @@ impl TensorSpec {
         if self.is_empty() {
             return Ok(0);
         }
-        let last = self
-            .shape
-            .iter()
-            .zip(self.strides)
-            .try_fold(0i64, |sum, (&extent, stride)| match extent {
-                1 => Some(sum), // the stride of a single entry is never used
-                _ => sum.checked_add(i64::try_from(extent - 1).ok()?.checked_mul(stride)?),
-            });
+        let last = self.shape.iter().zip(self.strides).try_fold(0i64, |sum, (&extent, stride)| match extent {
+            1 => Some(sum), // the stride of a single entry is never used
+            _ => sum.checked_add(i64::try_from(extent - 1).ok()?.checked_mul(stride)?),
+        });
         last.and_then(|last| last.checked_add(1))
             .filter(|span| span.checked_mul(self.dtype.bytes() as i64).is_some())
             .and_then(|span| usize::try_from(span).ok())
-            .ok_or(Invalid::SpanOverflow {
-                tensor,
-                strides: self.strides,
-            })
+            .ok_or(Invalid::SpanOverflow { tensor, strides: self.strides })
     }
 
     /// Checks extents and strides by themselves. `written` adds the rule that no two entries share
     /// memory.
     pub(crate) fn check(&self, tensor: Operand, written: bool) -> Result<(), Invalid> {
-        let elems = self.shape.iter().try_fold(1i64, |n, &extent| {
-            n.checked_mul(i64::try_from(extent).ok()?)
-        });
+        let elems = self.shape.iter().try_fold(1i64, |n, &extent| n.checked_mul(i64::try_from(extent).ok()?));
         if elems.is_none() && !self.is_empty() {
-            return Err(Invalid::ElementsOverflow {
-                tensor,
-                shape: self.shape,
-            });
+            return Err(Invalid::ElementsOverflow { tensor, shape: self.shape });
         }
         if self.shape[3] > 1 && self.strides[3] != 1 {
-            return Err(Invalid::FeatureStride {
-                tensor,
-                stride: self.strides[3],
-            });
+            return Err(Invalid::FeatureStride { tensor, stride: self.strides[3] });
         }
         if self.is_empty() {
             return Ok(());
@@ -190,37 +163,22 @@ impl TensorSpec {
             match stride {
                 0 => return Err(Invalid::ZeroStride { tensor, axis }),
                 ..0 => {
-                    return Err(Invalid::NegativeStride {
-                        tensor,
-                        axis,
-                        stride,
-                    });
+                    return Err(Invalid::NegativeStride { tensor, axis, stride });
                 }
                 _ if (stride as u64) < head_dim as u64 => {
-                    return Err(Invalid::StrideBelowRow {
-                        tensor,
-                        axis,
-                        stride,
-                        head_dim,
-                    });
+                    return Err(Invalid::StrideBelowRow { tensor, axis, stride, head_dim });
                 }
                 _ => {}
             }
         }
         self.span_elems(tensor)?;
-        if written {
-            self.check_disjoint()
-        } else {
-            Ok(())
-        }
+        if written { self.check_disjoint() } else { Ok(()) }
     }
 
     /// Strides of the batch, head and token axes that have more than one entry.
     fn used_strides(&self) -> impl Iterator<Item = (Axis, i64)> {
         let axes = [Axis::Batch, Axis::Head, Axis::Token];
-        (0..3)
-            .filter(|&i| self.shape[i] > 1)
-            .map(move |i| (axes[i], self.strides[i]))
+        (0..3).filter(|&i| self.shape[i] > 1).map(move |i| (axes[i], self.strides[i]))
     }
 
     /// Checks that each axis steps over everything the axes of smaller stride span. The span of the
@@ -231,11 +189,7 @@ impl TensorSpec {
         let mut span = self.shape[3] as i64;
         for (axis, stride) in axes {
             if stride < span {
-                return Err(Invalid::OutputOverlap {
-                    axis,
-                    stride,
-                    needed: span,
-                });
+                return Err(Invalid::OutputOverlap { axis, stride, needed: span });
             }
             let extent = match axis {
                 Axis::Batch => self.shape[0],

@@ -12,24 +12,14 @@ pub fn dims(request: &Request) -> Result<Dims, Error> {
     head_dim(request)?;
     for (tensor, spec) in [(Operand::K, k), (Operand::V, v), (Operand::Out, out)] {
         if spec.shape[0] != q.shape[0] {
-            return Err(Invalid::BatchMismatch {
-                tensor,
-                batch: spec.shape[0],
-                expected: q.shape[0],
-            }
-            .into());
+            return Err(Invalid::BatchMismatch { tensor, batch: spec.shape[0], expected: q.shape[0] }.into());
         }
     }
     heads(q, k, v, out)?;
     tokens(q, k, v, out)?;
     for (tensor, spec) in [(Operand::K, k), (Operand::V, v)] {
         if spec.dtype != q.dtype {
-            return Err(Invalid::DTypeMismatch {
-                tensor,
-                dtype: spec.dtype,
-                expected: q.dtype,
-            }
-            .into());
+            return Err(Invalid::DTypeMismatch { tensor, dtype: spec.dtype, expected: q.dtype }.into());
         }
     }
     for (tensor, spec) in [(Operand::Q, q), (Operand::K, k), (Operand::V, v)] {
@@ -37,56 +27,30 @@ pub fn dims(request: &Request) -> Result<Dims, Error> {
     }
     out.check(Operand::Out, true)?;
     let [batch, num_heads_q, seqlen_q, head_dim] = q.shape;
-    Ok(Dims {
-        batch,
-        num_heads_q,
-        num_heads_kv: k.shape[1],
-        seqlen_q,
-        seqlen_kv: k.shape[2],
-        head_dim,
-    })
+    Ok(Dims { batch, num_heads_q, num_heads_kv: k.shape[1], seqlen_q, seqlen_kv: k.shape[2], head_dim })
 }
 
 fn head_dim(request: &Request) -> Result<(), Error> {
     let head_dim = request.q.shape[3];
-    for (tensor, spec) in [
-        (Operand::K, &request.k),
-        (Operand::V, &request.v),
-        (Operand::Out, &request.out),
-    ] {
+    for (tensor, spec) in [(Operand::K, &request.k), (Operand::V, &request.v), (Operand::Out, &request.out)] {
         if spec.shape[3] != head_dim {
-            return Err(Invalid::HeadDimMismatch {
-                tensor,
-                head_dim: spec.shape[3],
-                expected: head_dim,
-            }
-            .into());
+            return Err(Invalid::HeadDimMismatch { tensor, head_dim: spec.shape[3], expected: head_dim }.into());
         }
     }
     match head_dim {
         0 => Err(Invalid::HeadDimZero { max: MAX_HEAD_DIM }.into()),
         1..=MAX_HEAD_DIM => Ok(()),
-        _ => Err(Unsupported::HeadDim {
-            head_dim,
-            max: MAX_HEAD_DIM,
-        }
-        .into()),
+        _ => Err(Unsupported::HeadDim { head_dim, max: MAX_HEAD_DIM }.into()),
     }
 }
 
 fn heads(q: &TensorSpec, k: &TensorSpec, v: &TensorSpec, out: &TensorSpec) -> Result<(), Invalid> {
     let (heads_q, heads_kv) = (q.shape[1], k.shape[1]);
     if v.shape[1] != heads_kv {
-        return Err(Invalid::KvHeadsMismatch {
-            heads: v.shape[1],
-            expected: heads_kv,
-        });
+        return Err(Invalid::KvHeadsMismatch { heads: v.shape[1], expected: heads_kv });
     }
     if out.shape[1] != heads_q {
-        return Err(Invalid::OutHeadsMismatch {
-            heads: out.shape[1],
-            expected: heads_q,
-        });
+        return Err(Invalid::OutHeadsMismatch { heads: out.shape[1], expected: heads_q });
     }
     match (heads_q, heads_kv) {
         (0, _) => Ok(()), // nothing to compute
@@ -98,27 +62,14 @@ fn heads(q: &TensorSpec, k: &TensorSpec, v: &TensorSpec, out: &TensorSpec) -> Re
 
 fn tokens(q: &TensorSpec, k: &TensorSpec, v: &TensorSpec, out: &TensorSpec) -> Result<(), Error> {
     if v.shape[2] != k.shape[2] {
-        return Err(Invalid::SeqlenKvMismatch {
-            seqlen: v.shape[2],
-            expected: k.shape[2],
-        }
-        .into());
+        return Err(Invalid::SeqlenKvMismatch { seqlen: v.shape[2], expected: k.shape[2] }.into());
     }
     if out.shape[2] != q.shape[2] {
-        return Err(Invalid::OutSeqlenMismatch {
-            seqlen: out.shape[2],
-            expected: q.shape[2],
-        }
-        .into());
+        return Err(Invalid::OutSeqlenMismatch { seqlen: out.shape[2], expected: q.shape[2] }.into());
     }
     for (tensor, spec) in [(Operand::Q, q), (Operand::K, k)] {
         if spec.shape[2] > MAX_SEQLEN {
-            return Err(Unsupported::Seqlen {
-                tensor,
-                seqlen: spec.shape[2],
-                max: MAX_SEQLEN,
-            }
-            .into());
+            return Err(Unsupported::Seqlen { tensor, seqlen: spec.shape[2], max: MAX_SEQLEN }.into());
         }
     }
     Ok(())

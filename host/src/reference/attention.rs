@@ -16,28 +16,12 @@ use super::{HostTensor, Options, Output, Quantized};
 ///
 /// `k` `[B, Hkv, N, D]` is the unquantized K that `quantized` was made of; it is read only when Q is
 /// smoothed, for ΔS, one tile at a time.
-pub fn attention_quantized(
-    dims: &Dims,
-    quantized: &Quantized,
-    k: &HostTensor,
-    options: &Options,
-) -> Output {
+pub fn attention_quantized(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> Output {
     let (out_len, lse_len) = output_lens(dims);
-    let mut output = Output {
-        out: vec![0.0; out_len],
-        lse: vec![f32::NEG_INFINITY; lse_len],
-    };
+    let mut output = Output { out: vec![0.0; out_len], lse: vec![f32::NEG_INFINITY; lse_len] };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
-    let problem = Problem {
-        dims,
-        quantized,
-        k,
-        options,
-    };
-    blocks.into_par_iter().for_each_init(
-        || Scratch::new(dims),
-        |scratch, block| scratch.attend(&problem, block),
-    );
+    let problem = Problem { dims, quantized, k, options };
+    blocks.into_par_iter().for_each_init(|| Scratch::new(dims), |scratch, block| scratch.attend(&problem, block));
     output
 }
 
@@ -71,20 +55,8 @@ impl Scratch {
     }
 
     fn attend(&mut self, problem: &Problem, block: QueryBlock<f32>) {
-        let Scratch {
-            q,
-            kv,
-            k,
-            p,
-            out,
-            delta_s,
-        } = self;
-        let Problem {
-            dims,
-            quantized,
-            options,
-            ..
-        } = *problem;
+        let Scratch { q, kv, k, p, out, delta_s } = self;
+        let Problem { dims, quantized, options, .. } = *problem;
         let (depth, rows) = (dims.head_dim_padded(), block.rows());
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
@@ -106,16 +78,8 @@ impl Scratch {
         let is_full = |first: usize| first + BLOCK_KV <= visible(0);
 
         for first in (0..num_keys).step_by(BLOCK_KV) {
-            let bias = if is_full(first) && !(step > FOLDED_STEP_MAX) {
-                Bias::Folded
-            } else {
-                Bias::Exact
-            };
-            unpack_int(
-                &k_codes[first * problem.row_bytes()..],
-                options.precision,
-                kv,
-            );
+            let bias = if is_full(first) && !(step > FOLDED_STEP_MAX) { Bias::Folded } else { Bias::Exact };
+            unpack_int(&k_codes[first * problem.row_bytes()..], options.precision, kv);
             transpose(kv, depth, k);
             unpack_v(v_codes, options.pv, depth, first, kv);
             multiply_qk(&q[..rows * depth], k, depth, p);
@@ -138,10 +102,7 @@ impl Scratch {
         }
 
         let v_scale = &quantized.v_scale[flat_kv * depth..];
-        let v_mean = quantized
-            .v_mean
-            .as_ref()
-            .map(|mean| &mean[flat_kv * depth..]);
+        let v_mean = quantized.v_mean.as_ref().map(|mean| &mean[flat_kv * depth..]);
         for row in 0..rows {
             let state = &states[row];
             if state.sum == 0.0 {

@@ -41,11 +41,7 @@ impl<T> QueryBlock<'_, T> {
 /// Every query block of a problem, in memory order; none if there is nothing to attend to.
 ///
 /// `out` is `[B, Hq, M, D]` and `lse` is `[B, Hq, M]`.
-pub fn query_blocks<'a, T>(
-    dims: &Dims,
-    mut out: &'a mut [T],
-    mut lse: &'a mut [T],
-) -> Vec<QueryBlock<'a, T>> {
+pub fn query_blocks<'a, T>(dims: &Dims, mut out: &'a mut [T], mut lse: &'a mut [T]) -> Vec<QueryBlock<'a, T>> {
     let mut blocks = Vec::new();
     if dims.num_heads_kv == 0 || dims.seqlen_kv == 0 {
         return blocks;
@@ -58,14 +54,7 @@ pub fn query_blocks<'a, T>(
                 let (block_lse, rest_lse) = lse.split_at_mut(rows);
                 (out, lse) = (rest_out, rest_lse);
                 let head_kv = dims.head_kv(head_q);
-                blocks.push(QueryBlock {
-                    batch,
-                    head_q,
-                    head_kv,
-                    block,
-                    out: block_out,
-                    lse: block_lse,
-                });
+                blocks.push(QueryBlock { batch, head_q, head_kv, block, out: block_out, lse: block_lse });
             }
         }
     }
@@ -80,9 +69,5 @@ pub fn output_lens(dims: &Dims) -> (usize, usize) {
 
 /// Keys `0..visible` that row `row` sees.
 pub fn visible(dims: &Dims, causal: bool, row: usize) -> usize {
-    if causal {
-        dims.causal_visible(row).min(dims.seqlen_kv)
-    } else {
-        dims.seqlen_kv
-    }
+    if causal { dims.causal_visible(row).min(dims.seqlen_kv) } else { dims.seqlen_kv }
 }

@@ -31,11 +31,7 @@ pub const fn e4m3_to_f32(code: u8) -> f32 {
     } else {
         (1.0 + mantissa / 8.0) * f32::from_bits((exponent as u32 + 127 - 7) << 23)
     };
-    if code & 0x80 == 0 {
-        magnitude
-    } else {
-        -magnitude
-    }
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// [`e4m3_to_f32`] of every code.
@@ -59,11 +55,7 @@ const MIN_NORMAL_F16: f32 = 1.0 / 16384.0;
 #[inline(always)]
 fn round_to_spacing<const MANTISSA: u32>(x: f32, min_normal: f32) -> f32 {
     let power = f32::from_bits(x.to_bits() & 0x7f80_0000);
-    let power = if power < min_normal {
-        min_normal
-    } else {
-        power
-    };
+    let power = if power < min_normal { min_normal } else { power };
     let shift = power * (1.5 * (1u32 << (23 - MANTISSA)) as f32);
     (x + shift) - shift
 }
@@ -115,13 +107,8 @@ mod tests {
     /// Nearest by search over all codes: the definition of rounding, ties to the even code.
     fn nearest_e4m3(x: f32) -> u8 {
         let sign = if x.is_sign_negative() { 0x80 } else { 0 };
-        let distance =
-            |code: u8| (f64::from(e4m3_to_f32(code)) - f64::from(x.abs().min(1e6))).abs();
-        let best = (0..0x7f).min_by(|&a, &b| {
-            distance(a)
-                .total_cmp(&distance(b))
-                .then((a & 1).cmp(&(b & 1)))
-        });
+        let distance = |code: u8| (f64::from(e4m3_to_f32(code)) - f64::from(x.abs().min(1e6))).abs();
+        let best = (0..0x7f).min_by(|&a, &b| distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1))));
         sign | best.unwrap()
     }
 
@@ -134,10 +121,7 @@ mod tests {
         for code in 0..=255u8 {
             let value = e4m3_to_f32(code);
             assert_eq!(value.is_nan(), code & 0x7f == 0x7f);
-            assert_eq!(
-                e4m3_from_f32(value),
-                if value.is_nan() { 0x7f } else { code }
-            );
+            assert_eq!(e4m3_from_f32(value), if value.is_nan() { 0x7f } else { code });
         }
         assert_eq!(e4m3_to_f32(0x7e), 448.0);
         assert_eq!(e4m3_to_f32(0x08), 2f32.powi(-6));
@@ -175,11 +159,7 @@ mod tests {
         for code in 0..=0x7eu8 {
             let value = e4m3_to_f32(code);
             let middle = (value + e4m3_to_f32((code + 1).min(0x7e))) / 2.0;
-            for x in around(value)
-                .into_iter()
-                .chain(around(middle))
-                .filter(|&x| x >= 0.0)
-            {
+            for x in around(value).into_iter().chain(around(middle)).filter(|&x| x >= 0.0) {
                 assert_eq!(round_e4m3(x), e4m3_to_f32(nearest_e4m3(x)), "{x:e}");
             }
         }
@@ -192,11 +172,7 @@ mod tests {
         for bits in 0..f16::from_f32(512.0).to_bits() {
             let value = f16::from_bits(bits).to_f32();
             let middle = (value + f16::from_bits(bits + 1).to_f32()) / 2.0;
-            for x in around(value)
-                .into_iter()
-                .chain(around(middle))
-                .filter(|&x| x >= 0.0)
-            {
+            for x in around(value).into_iter().chain(around(middle)).filter(|&x| x >= 0.0) {
                 assert_eq!(round_f16(x), f16::from_f32(x).to_f32(), "{x:e}");
             }
         }
@@ -205,27 +181,9 @@ mod tests {
 
     #[test]
     fn integer_codes_round_to_even_clamp_and_drop_nan() {
-        let codes = [
-            0.5,
-            1.5,
-            2.5,
-            -0.5,
-            -1.5,
-            6.6,
-            127.4,
-            127.6,
-            1e30,
-            -1e30,
-            f32::NAN,
-        ];
-        assert_eq!(
-            codes.map(|x| int_code(x, 1.0, 127.0)),
-            [0, 2, 2, 0, -2, 7, 127, 127, 127, -127, 0]
-        );
-        assert_eq!(
-            codes.map(|x| int_code(x, 1.0, 7.0)),
-            [0, 2, 2, 0, -2, 7, 7, 7, 7, -7, 0]
-        );
+        let codes = [0.5, 1.5, 2.5, -0.5, -1.5, 6.6, 127.4, 127.6, 1e30, -1e30, f32::NAN];
+        assert_eq!(codes.map(|x| int_code(x, 1.0, 127.0)), [0, 2, 2, 0, -2, 7, 127, 127, 127, -127, 0]);
+        assert_eq!(codes.map(|x| int_code(x, 1.0, 7.0)), [0, 2, 2, 0, -2, 7, 7, 7, 7, -7, 0]);
     }
 
     #[test]

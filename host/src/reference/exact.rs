@@ -23,35 +23,28 @@ pub fn attention_f64(
     sm_scale: f64,
 ) -> OutputF64 {
     let (out_len, lse_len) = output_lens(dims);
-    let mut output = OutputF64 {
-        out: vec![0.0; out_len],
-        lse: vec![f64::NEG_INFINITY; lse_len],
-    };
+    let mut output = OutputF64 { out: vec![0.0; out_len], lse: vec![f64::NEG_INFINITY; lse_len] };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
-    blocks
-        .into_par_iter()
-        .for_each_init(Vec::new, |scores, block| {
-            let mut row = vec![0.0f32; dims.head_dim];
-            for index in 0..block.rows() {
-                let position = block.first_row() + index;
-                q.row(block.batch, block.head_q, position, &mut row);
-                let q: Vec<f64> = row.iter().copied().map(f64::from).collect();
+    blocks.into_par_iter().for_each_init(Vec::new, |scores, block| {
+        let mut row = vec![0.0f32; dims.head_dim];
+        for index in 0..block.rows() {
+            let position = block.first_row() + index;
+            q.row(block.batch, block.head_q, position, &mut row);
+            let q: Vec<f64> = row.iter().copied().map(f64::from).collect();
 
-                scores.clear();
-                for key in 0..visible(dims, causal, position) {
-                    k.row(block.batch, block.head_kv, key, &mut row);
-                    scores.push(dot(&q, &row) * sm_scale);
-                }
-                let out = &mut block.out[index * dims.head_dim..(index + 1) * dims.head_dim];
-                block.lse[index] = softmax(scores);
-                for (key, p) in scores.iter().enumerate() {
-                    v.row(block.batch, block.head_kv, key, &mut row);
-                    out.iter_mut()
-                        .zip(&row)
-                        .for_each(|(out, &v)| *out += p * f64::from(v));
-                }
+            scores.clear();
+            for key in 0..visible(dims, causal, position) {
+                k.row(block.batch, block.head_kv, key, &mut row);
+                scores.push(dot(&q, &row) * sm_scale);
             }
-        });
+            let out = &mut block.out[index * dims.head_dim..(index + 1) * dims.head_dim];
+            block.lse[index] = softmax(scores);
+            for (key, p) in scores.iter().enumerate() {
+                v.row(block.batch, block.head_kv, key, &mut row);
+                out.iter_mut().zip(&row).for_each(|(out, &v)| *out += p * f64::from(v));
+            }
+        }
+    });
     output
 }
 
@@ -85,10 +78,7 @@ pub fn attention_f32(
     sm_scale: f32,
 ) -> Output {
     let (out_len, lse_len) = output_lens(dims);
-    let mut output = Output {
-        out: vec![0.0; out_len],
-        lse: vec![f32::NEG_INFINITY; lse_len],
-    };
+    let mut output = Output { out: vec![0.0; out_len], lse: vec![f32::NEG_INFINITY; lse_len] };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     blocks.into_par_iter().for_each_init(
         || Scratch::new(dims),
@@ -135,14 +125,7 @@ impl Scratch {
         causal: bool,
         sm_scale: f32,
     ) {
-        let Scratch {
-            depth,
-            q: q_rows,
-            kv,
-            k: k_columns,
-            p,
-            out,
-        } = self;
+        let Scratch { depth, q: q_rows, kv, k: k_columns, p, out } = self;
         let (depth, head_dim) = (*depth, dims.head_dim);
         let rows = block.rows();
         let first_row = block.first_row();
@@ -154,14 +137,7 @@ impl Scratch {
 
         for first in (0..visible(block.rows() - 1)).step_by(BLOCK_KV) {
             let kv_tokens = first..dims.seqlen_kv;
-            k.rows(
-                block.batch,
-                block.head_kv,
-                kv_tokens.clone(),
-                head_dim,
-                depth,
-                kv,
-            );
+            k.rows(block.batch, block.head_kv, kv_tokens.clone(), head_dim, depth, kv);
             transpose(kv, depth, k_columns);
             v.rows(block.batch, block.head_kv, kv_tokens, head_dim, depth, kv);
             multiply_qk(&q_rows[..rows * depth], k_columns, depth, p);
@@ -180,9 +156,7 @@ impl Scratch {
             }
             let state = &states[row];
             let to = &mut block.out[row * head_dim..(row + 1) * head_dim];
-            to.iter_mut()
-                .zip(&out[row * depth..])
-                .for_each(|(to, &x)| *to = x / state.sum);
+            to.iter_mut().zip(&out[row * depth..]).for_each(|(to, &x)| *to = x / state.sum);
             block.lse[row] = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
         }
     }

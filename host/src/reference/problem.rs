@@ -44,18 +44,12 @@ impl Problem<'_> {
     /// `q · k_mean · sm_scale` of a row, which the LSE of smoothed K lacks.
     pub fn lse_shift(&self, flat_q: usize, row: usize) -> f32 {
         let dots = self.quantized.qk_mean.as_ref();
-        dots.map_or(0.0, |dots| {
-            dots[flat_q * self.dims.seqlen_q_padded() + row] * self.options.sm_scale
-        })
+        dots.map_or(0.0, |dots| dots[flat_q * self.dims.seqlen_q_padded() + row] * self.options.sm_scale)
     }
 
     /// Codes of Q of one query block, flattened over heads.
     pub fn q_codes(&self, flat_block: usize) -> &[u8] {
-        self.part(
-            &self.quantized.q_codes,
-            flat_block,
-            BLOCK_Q * self.row_bytes(),
-        )
+        self.part(&self.quantized.q_codes, flat_block, BLOCK_Q * self.row_bytes())
     }
 
     /// Codes of K of one head, `[Np, Dp]`.
@@ -67,11 +61,7 @@ impl Problem<'_> {
     /// Codes of V of one head, as [`unpack_v`](super::tile::unpack_v) takes them.
     pub fn v_codes(&self, flat_kv: usize) -> &[u8] {
         let elems = self.dims.seqlen_kv_padded() * self.dims.head_dim_padded();
-        self.part(
-            &self.quantized.v_codes,
-            flat_kv,
-            elems * self.options.pv.bytes(),
-        )
+        self.part(&self.quantized.v_codes, flat_kv, elems * self.options.pv.bytes())
     }
 
     /// Bytes of a row of codes of Q or K.
@@ -85,8 +75,7 @@ impl Problem<'_> {
 
     /// Token `key` of K less `k_mean`, zero beyond the head dimension.
     pub fn smoothed_key(&self, batch: usize, head_kv: usize, key: usize, out: &mut [f32]) {
-        self.k
-            .row(batch, head_kv, key, &mut out[..self.dims.head_dim]);
+        self.k.row(batch, head_kv, key, &mut out[..self.dims.head_dim]);
         if let Some(mean) = &self.quantized.k_mean {
             let head = batch * self.dims.num_heads_kv + head_kv;
             let mean = self.part(mean, head, self.dims.head_dim_padded());

@@ -41,37 +41,10 @@ pub struct Quantized {
 }
 
 /// Quantizes `q` `[B, Hq, M, D]`, `k` and `v` `[B, Hkv, N, D]`.
-pub fn quantize(
-    dims: &Dims,
-    q: &HostTensor,
-    k: &HostTensor,
-    v: &HostTensor,
-    options: &Options,
-) -> Quantized {
-    let q = Tokens::new(
-        dims,
-        q,
-        dims.num_heads_q,
-        dims.seqlen_q,
-        BLOCK_Q,
-        dims.seqlen_q_padded(),
-    );
-    let k = Tokens::new(
-        dims,
-        k,
-        dims.num_heads_kv,
-        dims.seqlen_kv,
-        BLOCK_KV,
-        dims.seqlen_kv_padded(),
-    );
-    let v = Tokens::new(
-        dims,
-        v,
-        dims.num_heads_kv,
-        dims.seqlen_kv,
-        KV_PAD,
-        dims.seqlen_kv_padded(),
-    );
+pub fn quantize(dims: &Dims, q: &HostTensor, k: &HostTensor, v: &HostTensor, options: &Options) -> Quantized {
+    let q = Tokens::new(dims, q, dims.num_heads_q, dims.seqlen_q, BLOCK_Q, dims.seqlen_q_padded());
+    let k = Tokens::new(dims, k, dims.num_heads_kv, dims.seqlen_kv, BLOCK_KV, dims.seqlen_kv_padded());
+    let v = Tokens::new(dims, v, dims.num_heads_kv, dims.seqlen_kv, KV_PAD, dims.seqlen_kv_padded());
     let (precision, granularity) = (options.precision, options.granularity);
 
     let q_mean = options.smooth_q.then(|| block_means(&q));
@@ -88,9 +61,7 @@ pub fn quantize(
     );
 
     let k_mean = options.smooth_k.then(|| token_means(&k));
-    let qk_mean = k_mean
-        .as_ref()
-        .map(|k_mean| dot_with_k_mean(dims, &q, k_mean));
+    let qk_mean = k_mean.as_ref().map(|k_mean| dot_with_k_mean(dims, &q, k_mean));
     let (k_codes, k_scale) = quantize_int(
         &k,
         precision,
@@ -109,18 +80,7 @@ pub fn quantize(
         PvFormat::F16 => quantize_v_f16(&v, v_mean.as_deref(), &v_scale),
     };
 
-    Quantized {
-        q_codes,
-        q_scale,
-        q_mean,
-        k_codes,
-        k_scale,
-        k_mean,
-        qk_mean,
-        v_codes,
-        v_scale,
-        v_mean,
-    }
+    Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean }
 }
 
 /// A tensor seen as flattened heads, each a whole number of padded blocks of tokens.
@@ -150,16 +110,7 @@ impl<'a> Tokens<'a> {
     ) -> Self {
         let heads = dims.batch * num_heads;
         let (head_dim, depth) = (dims.head_dim, dims.head_dim_padded());
-        Tokens {
-            tensor,
-            num_heads,
-            heads,
-            seqlen,
-            block,
-            seqlen_padded,
-            head_dim,
-            depth,
-        }
+        Tokens { tensor, num_heads, heads, seqlen, block, seqlen_padded, head_dim, depth }
     }
 
     fn blocks_per_head(&self) -> usize {
@@ -177,8 +128,7 @@ impl<'a> Tokens<'a> {
     pub fn row(&self, head: usize, token: usize) -> Row {
         let mut row = [0.0; MAX_HEAD_DIM];
         let out = &mut row[..self.head_dim];
-        self.tensor
-            .row(head / self.num_heads, head % self.num_heads, token, out);
+        self.tensor.row(head / self.num_heads, head % self.num_heads, token, out);
         row
     }
 }
@@ -186,20 +136,13 @@ impl<'a> Tokens<'a> {
 /// `[heads, blocks, depth]`: means of the real rows of each query block.
 fn block_means(q: &Tokens) -> Vec<f32> {
     let mut means = vec![0.0; q.heads * q.blocks_per_head() * q.depth];
-    means
-        .par_chunks_mut(q.depth)
-        .enumerate()
-        .for_each(|(block, mean)| {
-            let (head, tokens) = q.block_tokens(block);
-            let count = tokens.len() as f32;
-            let mut sum = LaneSum::<TOKEN_LANES>::new();
-            tokens
-                .enumerate()
-                .for_each(|(index, token)| sum.add(index, &q.row(head, token)));
-            mean.iter_mut()
-                .zip(sum.finish())
-                .for_each(|(mean, sum)| *mean = sum / count);
-        });
+    means.par_chunks_mut(q.depth).enumerate().for_each(|(block, mean)| {
+        let (head, tokens) = q.block_tokens(block);
+        let count = tokens.len() as f32;
+        let mut sum = LaneSum::<TOKEN_LANES>::new();
+        tokens.enumerate().for_each(|(index, token)| sum.add(index, &q.row(head, token)));
+        mean.iter_mut().zip(sum.finish()).for_each(|(mean, sum)| *mean = sum / count);
+    });
     means
 }
 
@@ -221,18 +164,10 @@ fn token_means(x: &Tokens) -> Vec<f32> {
             sum.finish()
         })
         .collect();
-    for (mean, chunk_sums) in means
-        .chunks_exact_mut(x.depth)
-        .zip(chunk_sums.chunks_exact(chunks))
-    {
+    for (mean, chunk_sums) in means.chunks_exact_mut(x.depth).zip(chunk_sums.chunks_exact(chunks)) {
         let mut sum = LaneSum::<CHUNK_LANES>::new();
-        chunk_sums
-            .iter()
-            .enumerate()
-            .for_each(|(index, chunk)| sum.add(index, chunk));
-        mean.iter_mut()
-            .zip(sum.finish())
-            .for_each(|(mean, sum)| *mean = sum / x.seqlen as f32);
+        chunk_sums.iter().enumerate().for_each(|(index, chunk)| sum.add(index, chunk));
+        mean.iter_mut().zip(sum.finish()).for_each(|(mean, sum)| *mean = sum / x.seqlen as f32);
     }
     means
 }
@@ -243,18 +178,16 @@ fn dot_with_k_mean(dims: &Dims, q: &Tokens, k_mean: &[f32]) -> Vec<f32> {
     if dims.num_heads_kv == 0 {
         return dots;
     }
-    dots.par_chunks_mut(BLOCK_Q)
-        .enumerate()
-        .for_each(|(block, dots)| {
-            let (head, tokens) = q.block_tokens(block);
-            let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
-            let head_kv = batch * dims.num_heads_kv + dims.head_kv(head_q);
-            let mean = &k_mean[head_kv * q.depth..(head_kv + 1) * q.depth];
-            for (dot, token) in dots.iter_mut().zip(tokens) {
-                let row = q.row(head, token);
-                *dot = feature_sum(q.depth, |d| row[d] * mean[d]);
-            }
-        });
+    dots.par_chunks_mut(BLOCK_Q).enumerate().for_each(|(block, dots)| {
+        let (head, tokens) = q.block_tokens(block);
+        let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
+        let head_kv = batch * dims.num_heads_kv + dims.head_kv(head_q);
+        let mean = &k_mean[head_kv * q.depth..(head_kv + 1) * q.depth];
+        for (dot, token) in dots.iter_mut().zip(tokens) {
+            let row = q.row(head, token);
+            *dot = feature_sum(q.depth, |d| row[d] * mean[d]);
+        }
+    });
     dots
 }
 
@@ -272,37 +205,29 @@ fn quantize_int<'m>(
     let row_bytes = precision.bytes(x.depth);
     let mut codes = vec![0; x.heads * x.seqlen_padded * row_bytes];
     let mut scales = vec![0.0; x.heads * x.blocks_per_head() * scales_per_block];
-    let blocks = codes
-        .par_chunks_mut(x.block * row_bytes)
-        .zip(scales.par_chunks_mut(scales_per_block));
-    blocks
-        .enumerate()
-        .for_each_init(Vec::new, |rows: &mut Vec<Row>, (block, (codes, scales))| {
-            let (head, tokens) = x.block_tokens(block);
-            let smoothing = smoothing(block);
-            rows.clear();
-            rows.extend(tokens.map(|token| x.row(head, token)));
-            if let Some((mean, _)) = smoothing {
-                for row in rows.iter_mut() {
-                    row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
-                }
+    let blocks = codes.par_chunks_mut(x.block * row_bytes).zip(scales.par_chunks_mut(scales_per_block));
+    blocks.enumerate().for_each_init(Vec::new, |rows: &mut Vec<Row>, (block, (codes, scales))| {
+        let (head, tokens) = x.block_tokens(block);
+        let smoothing = smoothing(block);
+        rows.clear();
+        rows.extend(tokens.map(|token| x.row(head, token)));
+        if let Some((mean, _)) = smoothing {
+            for row in rows.iter_mut() {
+                row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
             }
-            for (index, row) in rows.iter().enumerate() {
-                let amax = &mut scales[group(index)];
-                *amax = max_or_nan(*amax, row_amax(row));
-            }
-            let floor = smoothing.map_or(0.0, |(_, floor)| floor);
-            for scale in scales.iter_mut() {
-                *scale = max_or_nan(qk_scale(*scale, precision), floor);
-            }
-            for (index, (row, codes)) in rows
-                .iter()
-                .zip(codes.chunks_exact_mut(row_bytes))
-                .enumerate()
-            {
-                encode_row(row, 1.0 / scales[group(index)], precision, codes);
-            }
-        });
+        }
+        for (index, row) in rows.iter().enumerate() {
+            let amax = &mut scales[group(index)];
+            *amax = max_or_nan(*amax, row_amax(row));
+        }
+        let floor = smoothing.map_or(0.0, |(_, floor)| floor);
+        for scale in scales.iter_mut() {
+            *scale = max_or_nan(qk_scale(*scale, precision), floor);
+        }
+        for (index, (row, codes)) in rows.iter().zip(codes.chunks_exact_mut(row_bytes)).enumerate() {
+            encode_row(row, 1.0 / scales[group(index)], precision, codes);
+        }
+    });
     (codes, scales)
 }
 

@@ -19,37 +19,30 @@ pub fn v_scales(v: &Tokens, v_mean: Option<&[f32]>, pv: PvFormat) -> Vec<f32> {
         _ => (f32::NEG_INFINITY, f32::INFINITY),
     };
     let start = || ([max_start; MAX_HEAD_DIM], [min_start; MAX_HEAD_DIM]);
-    scales
-        .par_chunks_mut(v.depth)
-        .enumerate()
-        .for_each(|(head, scales)| {
-            let extrema = (0..v.seqlen).into_par_iter().with_min_len(REDUCE_CHUNK);
-            let (max, min) = extrema
-                .fold(start, |extrema, token| {
-                    let row = v.row(head, token);
-                    widen(extrema, &(row, row))
-                })
-                .reduce(start, |a, b| widen(a, &b));
-            for (channel, scale) in scales.iter_mut().enumerate() {
-                let mean = v_mean.map_or(0.0, |mean| mean[head * v.depth + channel]);
-                let amax = max_or_nan(max[channel] - mean, mean - min[channel]);
-                *scale = match pv {
-                    PvFormat::Fp8 => v_scale_fp8(amax),
-                    PvFormat::F16 => v_scale_f16(amax),
-                };
-            }
-        });
+    scales.par_chunks_mut(v.depth).enumerate().for_each(|(head, scales)| {
+        let extrema = (0..v.seqlen).into_par_iter().with_min_len(REDUCE_CHUNK);
+        let (max, min) = extrema
+            .fold(start, |extrema, token| {
+                let row = v.row(head, token);
+                widen(extrema, &(row, row))
+            })
+            .reduce(start, |a, b| widen(a, &b));
+        for (channel, scale) in scales.iter_mut().enumerate() {
+            let mean = v_mean.map_or(0.0, |mean| mean[head * v.depth + channel]);
+            let amax = max_or_nan(max[channel] - mean, mean - min[channel]);
+            *scale = match pv {
+                PvFormat::Fp8 => v_scale_fp8(amax),
+                PvFormat::F16 => v_scale_f16(amax),
+            };
+        }
+    });
     scales
 }
 
 /// Channelwise (maxima, minima) of two such pairs.
 fn widen((mut max, mut min): (Row, Row), (other_max, other_min): &(Row, Row)) -> (Row, Row) {
-    max.iter_mut()
-        .zip(other_max)
-        .for_each(|(a, &b)| *a = max_or_nan(*a, b));
-    min.iter_mut()
-        .zip(other_min)
-        .for_each(|(a, &b)| *a = min_or_nan(*a, b));
+    max.iter_mut().zip(other_max).for_each(|(a, &b)| *a = max_or_nan(*a, b));
+    min.iter_mut().zip(other_min).for_each(|(a, &b)| *a = min_or_nan(*a, b));
     (max, min)
 }
 
@@ -62,14 +55,8 @@ struct Normalize<'a> {
 impl<'a> Normalize<'a> {
     fn new(v: &Tokens, head: usize, mean: Option<&'a [f32]>, scale: &[f32]) -> Self {
         let range = head * v.depth..(head + 1) * v.depth;
-        let inverse_scale = scale[range.clone()]
-            .iter()
-            .map(|scale| 1.0 / scale)
-            .collect();
-        Normalize {
-            mean: mean.map(|mean| &mean[range]),
-            inverse_scale,
-        }
+        let inverse_scale = scale[range.clone()].iter().map(|scale| 1.0 / scale).collect();
+        Normalize { mean: mean.map(|mean| &mean[range]), inverse_scale }
     }
 
     fn apply(&self, channel: usize, x: f32) -> f32 {
@@ -91,8 +78,7 @@ pub fn quantize_v_fp8(v: &Tokens, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Ve
         let mut row = [0.0; CHANNELS];
         let row = &mut row[..v.head_dim.saturating_sub(first).min(CHANNELS)];
         for token in 0..v.seqlen {
-            v.tensor
-                .row_from(head / v.num_heads, head % v.num_heads, token, first, row);
+            v.tensor.row_from(head / v.num_heads, head % v.num_heads, token, first, row);
             for (channel, &x) in row.iter().enumerate() {
                 let code = e4m3_from_f32(normalize.apply(first + channel, x));
                 codes[channel * v.seqlen_padded + v_slot(token)] = code;
@@ -105,19 +91,16 @@ pub fn quantize_v_fp8(v: &Tokens, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Ve
 /// `[heads, seqlen_padded, depth]` in FP16, little-endian.
 pub fn quantize_v_f16(v: &Tokens, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Vec<u8> {
     let mut codes = vec![0; v.heads * v.seqlen_padded * v.depth * 2];
-    codes
-        .par_chunks_mut(KV_PAD * v.depth * 2)
-        .enumerate()
-        .for_each(|(block, codes)| {
-            let (head, tokens) = v.block_tokens(block);
-            let normalize = Normalize::new(v, head, v_mean, v_scale);
-            for (codes, token) in codes.chunks_exact_mut(v.depth * 2).zip(tokens) {
-                let row = v.row(head, token);
-                for (channel, code) in codes.chunks_exact_mut(2).enumerate() {
-                    let x = normalize.apply(channel, row[channel]);
-                    code.copy_from_slice(&f16_from_f32(x).to_le_bytes());
-                }
+    codes.par_chunks_mut(KV_PAD * v.depth * 2).enumerate().for_each(|(block, codes)| {
+        let (head, tokens) = v.block_tokens(block);
+        let normalize = Normalize::new(v, head, v_mean, v_scale);
+        for (codes, token) in codes.chunks_exact_mut(v.depth * 2).zip(tokens) {
+            let row = v.row(head, token);
+            for (channel, code) in codes.chunks_exact_mut(2).enumerate() {
+                let x = normalize.apply(channel, row[channel]);
+                code.copy_from_slice(&f16_from_f32(x).to_le_bytes());
             }
-        });
+        }
+    });
     codes
 }

@@ -13,9 +13,7 @@ pub struct LaneSum<const LANES: usize> {
 
 impl<const LANES: usize> LaneSum<LANES> {
     pub fn new() -> Self {
-        LaneSum {
-            lanes: [[0.0; MAX_HEAD_DIM]; LANES],
-        }
+        LaneSum { lanes: [[0.0; MAX_HEAD_DIM]; LANES] }
     }
 
     /// Adds value number `index`; indices come in ascending order.
@@ -28,9 +26,7 @@ impl<const LANES: usize> LaneSum<LANES> {
         let mut half = LANES / 2;
         while half > 0 {
             let (low, high) = self.lanes.split_at_mut(half);
-            low.iter_mut()
-                .zip(&*high)
-                .for_each(|(low, high)| add_row(low, high));
+            low.iter_mut().zip(&*high).for_each(|(low, high)| add_row(low, high));
             half /= 2;
         }
         self.lanes[0]
@@ -47,9 +43,7 @@ pub fn feature_sum(head_dim_padded: usize, term: impl Fn(usize) -> f32) -> f32 {
     let threads = head_dim_padded / FEATURES_PER_THREAD;
     let mut parts = [0.0; MAX_HEAD_DIM / FEATURES_PER_THREAD];
     for (thread, part) in parts[..threads].iter_mut().enumerate() {
-        *part = (0..FEATURES_PER_THREAD).fold(0.0, |part, feature| {
-            part + term(thread * FEATURES_PER_THREAD + feature)
-        });
+        *part = (0..FEATURES_PER_THREAD).fold(0.0, |part, feature| part + term(thread * FEATURES_PER_THREAD + feature));
     }
     let mut distance = threads / 2;
     while distance > 0 {
@@ -105,11 +99,8 @@ mod tests {
             assert_eq!(feature_sum(head_dim, |_| 1.0), head_dim as f32);
         }
         // In one thread 1 is lost between 2²⁵ and −2²⁵; in two neighbouring ones it is not.
-        let sum_of = |terms: [(usize, f32); 3]| {
-            feature_sum(64, |d| {
-                terms.iter().find(|(at, _)| *at == d).map_or(0.0, |t| t.1)
-            })
-        };
+        let sum_of =
+            |terms: [(usize, f32); 3]| feature_sum(64, |d| terms.iter().find(|(at, _)| *at == d).map_or(0.0, |t| t.1));
         assert_eq!(sum_of([(0, BIG), (1, 1.0), (2, -BIG)]), 0.0);
         assert_eq!(sum_of([(0, BIG), (1, -BIG), (9, 1.0)]), 1.0);
         // Threads 0 and 4 meet first (distance 4), then 0 and 2.

@@ -18,39 +18,26 @@ pub fn scores(dims: &Dims, quantized: &Quantized, precision: Precision) -> Vec<i
     if dims.num_heads_kv == 0 {
         return scores;
     }
-    scores
-        .par_chunks_mut((BLOCK_Q * tokens).max(1))
-        .enumerate()
-        .for_each(|(index, scores)| {
-            let head = index / dims.num_query_blocks();
-            let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
-            let head_kv = batch * dims.num_heads_kv + dims.head_kv(head_q);
-            let mut q = vec![0.0; BLOCK_Q * depth];
-            let mut k_rows = vec![0.0; BLOCK_KV * depth];
-            let mut k_columns = vec![0.0; depth * BLOCK_KV];
-            let mut tile = vec![0.0; BLOCK_Q * BLOCK_KV];
-            unpack_int(
-                &quantized.q_codes[index * BLOCK_Q * row_bytes..],
-                precision,
-                &mut q,
-            );
-            for first in (0..tokens).step_by(BLOCK_KV) {
-                let codes = &quantized.k_codes[(head_kv * tokens + first) * row_bytes..];
-                unpack_int(codes, precision, &mut k_rows);
-                transpose(&k_rows, depth, &mut k_columns);
-                multiply_qk(&q, &k_columns, depth, &mut tile);
-                for (row, scores) in tile
-                    .chunks_exact(BLOCK_KV)
-                    .zip(scores.chunks_exact_mut(tokens))
-                {
-                    let scores = &mut scores[first..first + BLOCK_KV];
-                    scores
-                        .iter_mut()
-                        .zip(row)
-                        .for_each(|(score, &x)| *score = x as i32);
-                }
+    scores.par_chunks_mut((BLOCK_Q * tokens).max(1)).enumerate().for_each(|(index, scores)| {
+        let head = index / dims.num_query_blocks();
+        let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
+        let head_kv = batch * dims.num_heads_kv + dims.head_kv(head_q);
+        let mut q = vec![0.0; BLOCK_Q * depth];
+        let mut k_rows = vec![0.0; BLOCK_KV * depth];
+        let mut k_columns = vec![0.0; depth * BLOCK_KV];
+        let mut tile = vec![0.0; BLOCK_Q * BLOCK_KV];
+        unpack_int(&quantized.q_codes[index * BLOCK_Q * row_bytes..], precision, &mut q);
+        for first in (0..tokens).step_by(BLOCK_KV) {
+            let codes = &quantized.k_codes[(head_kv * tokens + first) * row_bytes..];
+            unpack_int(codes, precision, &mut k_rows);
+            transpose(&k_rows, depth, &mut k_columns);
+            multiply_qk(&q, &k_columns, depth, &mut tile);
+            for (row, scores) in tile.chunks_exact(BLOCK_KV).zip(scores.chunks_exact_mut(tokens)) {
+                let scores = &mut scores[first..first + BLOCK_KV];
+                scores.iter_mut().zip(row).for_each(|(score, &x)| *score = x as i32);
             }
-        });
+        }
+    });
     scores
 }
 
@@ -64,28 +51,20 @@ pub fn delta_s(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Opt
     if dims.num_heads_kv == 0 {
         return delta_s;
     }
-    let problem = Problem {
-        dims,
-        quantized,
-        k,
-        options,
-    };
-    delta_s
-        .par_chunks_mut(tokens.max(1))
-        .enumerate()
-        .for_each_init(
-            || DeltaS::new(dims),
-            |scratch, (index, out)| {
-                let (head, block) = (index / blocks, index % blocks);
-                let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
-                for first in (0..tokens).step_by(BLOCK_KV) {
-                    let tile = scratch.tile(&problem, batch, head_q, block, first);
-                    for (key, x) in tile.iter().enumerate() {
-                        out[delta_s_slot(first + key)] = *x;
-                    }
+    let problem = Problem { dims, quantized, k, options };
+    delta_s.par_chunks_mut(tokens.max(1)).enumerate().for_each_init(
+        || DeltaS::new(dims),
+        |scratch, (index, out)| {
+            let (head, block) = (index / blocks, index % blocks);
+            let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
+            for first in (0..tokens).step_by(BLOCK_KV) {
+                let tile = scratch.tile(&problem, batch, head_q, block, first);
+                for (key, x) in tile.iter().enumerate() {
+                    out[delta_s_slot(first + key)] = *x;
                 }
-            },
-        );
+            }
+        },
+    );
     delta_s
 }
 
@@ -100,21 +79,11 @@ pub struct DeltaS {
 impl DeltaS {
     pub fn new(dims: &Dims) -> Self {
         let len = dims.head_dim_padded() * BLOCK_KV;
-        DeltaS {
-            rows: vec![0.0; len],
-            columns: vec![0.0; len],
-        }
+        DeltaS { rows: vec![0.0; len], columns: vec![0.0; len] }
     }
 
     /// `q_mean · (k − k_mean) / k_scale` of the keys from `first`; zeros if Q is not smoothed.
-    pub fn tile(
-        &mut self,
-        problem: &Problem,
-        batch: usize,
-        head_q: usize,
-        block: usize,
-        first: usize,
-    ) -> TileRow {
+    pub fn tile(&mut self, problem: &Problem, batch: usize, head_q: usize, block: usize, first: usize) -> TileRow {
         let dims = problem.dims;
         let flat_block = (batch * dims.num_heads_q + head_q) * dims.num_query_blocks() + block;
         let Some(q_mean) = problem.q_mean(flat_block) else {

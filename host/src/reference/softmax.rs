@@ -20,14 +20,7 @@ pub fn exp2_fast(x: f32) -> f32 {
     let shifted = clamped + ROUND;
     let rest = clamped - (shifted - ROUND);
     let mut y = 1.535_336_2e-4_f32;
-    for c in [
-        1.339_887_4e-3,
-        9.618_437e-3,
-        5.550_332_4e-2,
-        0.240_226_48,
-        std::f32::consts::LN_2,
-        1.0,
-    ] {
+    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_4e-2, 0.240_226_48, std::f32::consts::LN_2, 1.0] {
         y = y.mul_add(rest, c);
     }
     // The low bits of `shifted` are the integer; shifted into the exponent they scale by 2^integer.
@@ -52,13 +45,7 @@ pub enum Bias {
 /// folded, −inf if none is visible; `factor[t]` turns that group's score steps into log2 units. NaN
 /// factors are passed over, as by the kernels' `max.f32`: their P is NaN anyway.
 #[inline(always)]
-pub fn new_row_max(
-    bias: Bias,
-    row_max: f32,
-    max: [f32; 4],
-    factor: [f32; 4],
-    p_max_log2: f32,
-) -> f32 {
+pub fn new_row_max(bias: Bias, row_max: f32, max: [f32; 4], factor: [f32; 4], p_max_log2: f32) -> f32 {
     let (bias, headroom) = match bias {
         Bias::Folded => (SCORE_BIAS, FOLDED_HEADROOM),
         Bias::Exact => (0.0, 0.0),
@@ -85,11 +72,7 @@ pub struct RowState {
 impl RowState {
     /// A row that has seen nothing.
     pub const fn new(max: f32) -> Self {
-        RowState {
-            max,
-            sum: 0.0,
-            alpha: 1.0,
-        }
+        RowState { max, sum: 0.0, alpha: 1.0 }
     }
 }
 
@@ -102,9 +85,7 @@ fn halve(x: &mut [f32], until: usize, combine: impl Fn(f32, f32) -> f32) {
     let mut half = x.len() / 2;
     while half >= until {
         let (low, high) = x.split_at_mut(half);
-        low.iter_mut()
-            .zip(&high[..half])
-            .for_each(|(low, high)| *low = combine(*low, *high));
+        low.iter_mut().zip(&high[..half]).for_each(|(low, high)| *low = combine(*low, *high));
         half /= 2;
     }
 }
@@ -272,11 +253,7 @@ mod tests {
 
     #[test]
     fn a_masked_tile_changes_nothing() {
-        let mut state = RowState {
-            max: 3.0,
-            sum: 2.0,
-            alpha: 0.5,
-        };
+        let mut state = RowState { max: 3.0, sum: 2.0, alpha: 0.5 };
         let mut scores = [7.0; BLOCK_KV];
         exact_row(&mut scores, 0, 1.0, &mut state);
         assert_eq!((state.max, state.sum, state.alpha), (3.0, 2.0, 1.0));
@@ -294,12 +271,8 @@ mod tests {
             let mut scores = [1.0; BLOCK_KV];
             scores[5] = f32::NAN;
             let mut state = RowState::new(ROW_MAX_START);
-            let dequantize = Dequantize {
-                q_scale: 0.1,
-                k_scale: &[0.1; BLOCK_KV],
-                delta_s: &[0.0; BLOCK_KV],
-                sm_scale_log2: 1.0,
-            };
+            let dequantize =
+                Dequantize { q_scale: 0.1, k_scale: &[0.1; BLOCK_KV], delta_s: &[0.0; BLOCK_KV], sm_scale_log2: 1.0 };
             quantized_row(&mut scores, visible, Bias::Exact, &dequantize, PvFormat::Fp8, &mut state);
             assert_eq!(state.sum.is_nan(), is_nan);
         }

@@ -68,20 +68,12 @@ impl<'a> HostTensor<'a> {
     }
 
     /// [`HostTensor::row`] starting at feature `first`.
-    pub(super) fn row_from(
-        &self,
-        batch: usize,
-        head: usize,
-        token: usize,
-        first: usize,
-        out: &mut [f32],
-    ) {
+    pub(super) fn row_from(&self, batch: usize, head: usize, token: usize, first: usize, out: &mut [f32]) {
         if out.is_empty() {
             return;
         }
-        let offset = batch as i64 * self.stride_batch
-            + head as i64 * self.stride_head
-            + token as i64 * self.stride_token;
+        let offset =
+            batch as i64 * self.stride_batch + head as i64 * self.stride_head + token as i64 * self.stride_token;
         let begin = offset as usize + first;
         let range = begin..begin + out.len();
         match self.data {
@@ -103,12 +95,7 @@ mod tests {
         let brains: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
         for data in [Data::F32(&values), Data::F16(&halves), Data::BF16(&brains)] {
             // [2, 2, 3, 4] out of rows of 5: token-major, heads inside.
-            let tensor = HostTensor {
-                data,
-                stride_batch: 30,
-                stride_head: 5,
-                stride_token: 10,
-            };
+            let tensor = HostTensor { data, stride_batch: 30, stride_head: 5, stride_token: 10 };
             let mut row = [0.0; 4];
             tensor.row(1, 1, 2, &mut row);
             assert_eq!(row, [27.5, 28.0, 28.5, 29.0]);

@@ -33,10 +33,7 @@ fn product<const WIDTH: usize>(left: &[f32], right: &[f32]) -> [f32; WIDTH] {
 /// [`accumulate_pv`] for `WIDTH` = depth.
 #[inline(always)]
 fn accumulate<const WIDTH: usize>(p: &[f32], v: &[f32], alpha: &[f32], out: &mut [f32]) {
-    let rows = p
-        .chunks_exact(BLOCK_KV)
-        .zip(out.chunks_exact_mut(WIDTH))
-        .zip(alpha);
+    let rows = p.chunks_exact(BLOCK_KV).zip(out.chunks_exact_mut(WIDTH)).zip(alpha);
     for ((p, out), alpha) in rows {
         let product = product::<WIDTH>(p, v);
         for (out, x) in out.iter_mut().zip(product) {
@@ -119,9 +116,7 @@ mod tests {
     use super::*;
 
     fn pattern(len: usize, seed: usize) -> Vec<f32> {
-        (0..len)
-            .map(|i| ((i * 37 + seed * 11) % 255) as f32 - 127.0)
-            .collect()
+        (0..len).map(|i| ((i * 37 + seed * 11) % 255) as f32 - 127.0).collect()
     }
 
     #[test]
@@ -144,9 +139,7 @@ mod tests {
         accumulate_pv(&p, &k, depth, &alpha, &mut out);
         for (i, &x) in out.iter().enumerate() {
             let (row, channel) = (i / depth, i % depth);
-            let exact: i32 = (0..BLOCK_KV)
-                .map(|n| p[row * BLOCK_KV + n] as i32 * k[n * depth + channel] as i32)
-                .sum();
+            let exact: i32 = (0..BLOCK_KV).map(|n| p[row * BLOCK_KV + n] as i32 * k[n * depth + channel] as i32).sum();
             assert_eq!(x, (exact + 2 * row as i32) as f32);
         }
     }

@@ -14,38 +14,18 @@ use super::{HostTensor, Options, OutputF64, Quantized};
 
 /// What an ideal kernel makes of the same codes and scales: f64, P not rounded, ΔS not rounded to
 /// whole score steps. Its distance to [`attention_quantized`](super::attention_quantized) is that function's own rounding.
-pub fn attention_unrounded_p(
-    dims: &Dims,
-    quantized: &Quantized,
-    k: &HostTensor,
-    options: &Options,
-) -> OutputF64 {
+pub fn attention_unrounded_p(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> OutputF64 {
     let (out_len, lse_len) = output_lens(dims);
-    let mut output = OutputF64 {
-        out: vec![0.0; out_len],
-        lse: vec![f64::NEG_INFINITY; lse_len],
-    };
+    let mut output = OutputF64 { out: vec![0.0; out_len], lse: vec![f64::NEG_INFINITY; lse_len] };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
-    let problem = Problem {
-        dims,
-        quantized,
-        k,
-        options,
-    };
-    blocks
-        .into_par_iter()
-        .for_each(|block| problem.attend_unrounded(block));
+    let problem = Problem { dims, quantized, k, options };
+    blocks.into_par_iter().for_each(|block| problem.attend_unrounded(block));
     output
 }
 
 impl Problem<'_> {
     fn attend_unrounded(&self, block: QueryBlock<f64>) {
-        let Problem {
-            dims,
-            quantized,
-            options,
-            ..
-        } = *self;
+        let Problem { dims, quantized, options, .. } = *self;
         let (depth, head_dim) = (dims.head_dim_padded(), dims.head_dim);
         let tokens = dims.seqlen_kv_padded();
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
@@ -60,10 +40,7 @@ impl Problem<'_> {
         for (tile, v) in v.chunks_exact_mut(BLOCK_KV * depth).enumerate() {
             unpack_v(self.v_codes(flat_kv), options.pv, depth, tile * BLOCK_KV, v);
         }
-        let k_scales: Vec<TileRow> = (0..tokens)
-            .step_by(BLOCK_KV)
-            .map(|first| self.k_scales(flat_kv, first))
-            .collect();
+        let k_scales: Vec<TileRow> = (0..tokens).step_by(BLOCK_KV).map(|first| self.k_scales(flat_kv, first)).collect();
         let k_scales = k_scales.as_flattened();
         // q_mean · (k − k_mean) of every key the block sees: the scores that smoothing Q takes away.
         let mut key_row = [0.0; MAX_HEAD_DIM];
@@ -83,8 +60,7 @@ impl Problem<'_> {
             let visible = visible(dims, options.causal, block.first_row() + row);
             let mut p: Vec<f64> = (0..visible)
                 .map(|key| {
-                    let score =
-                        dot(q, &k[key * depth..]) * q_scale * f64::from(k_scales[key]) + delta[key];
+                    let score = dot(q, &k[key * depth..]) * q_scale * f64::from(k_scales[key]) + delta[key];
                     score * f64::from(options.sm_scale)
                 })
                 .collect();
@@ -95,9 +71,7 @@ impl Problem<'_> {
             block.lse[row] = softmax(&mut p) + shift;
             let out = &mut block.out[row * head_dim..(row + 1) * head_dim];
             for (p, v) in p.iter().zip(v.chunks_exact(depth)) {
-                out.iter_mut()
-                    .zip(v)
-                    .for_each(|(out, &v)| *out += p * f64::from(v));
+                out.iter_mut().zip(v).for_each(|(out, &v)| *out += p * f64::from(v));
             }
             for (channel, out) in out.iter_mut().enumerate() {
                 let at = flat_kv * depth + channel;
@@ -110,8 +84,5 @@ impl Problem<'_> {
 
 /// Dot product in f64, as long as `a`.
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-        .sum()
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }

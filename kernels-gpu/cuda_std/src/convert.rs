@@ -23,7 +23,9 @@ pub fn bf16_to_f32(bits: u32) -> f32 {
 pub fn f32_to_f16x2(lo: f32, hi: f32) -> u32 {
     let bits: u32;
     // SAFETY: register arithmetic.
-    unsafe { asm!("cvt.rn.f16x2.f32 {}, {}, {};", out(reg32) bits, in(reg32) hi, in(reg32) lo, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("cvt.rn.f16x2.f32 {}, {}, {};", out(reg32) bits, in(reg32) hi, in(reg32) lo, options(pure, nomem, nostack))
+    };
     bits
 }
 
@@ -32,7 +34,9 @@ pub fn f32_to_f16x2(lo: f32, hi: f32) -> u32 {
 pub fn f32_to_bf16x2(lo: f32, hi: f32) -> u32 {
     let bits: u32;
     // SAFETY: register arithmetic.
-    unsafe { asm!("cvt.rn.bf16x2.f32 {}, {}, {};", out(reg32) bits, in(reg32) hi, in(reg32) lo, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("cvt.rn.bf16x2.f32 {}, {}, {};", out(reg32) bits, in(reg32) hi, in(reg32) lo, options(pure, nomem, nostack))
+    };
     bits
 }
 
@@ -55,6 +59,8 @@ pub fn f32_to_e4m3x4(values: [f32; 4]) -> u32 {
 pub fn permute_bytes<const SELECTOR: u32>(a: u32, b: u32) -> u32 {
     let bits: u32;
     // SAFETY: register arithmetic.
-    unsafe { asm!("prmt.b32 {}, {}, {}, {};", out(reg32) bits, in(reg32) a, in(reg32) b, const SELECTOR, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("prmt.b32 {}, {}, {}, {};", out(reg32) bits, in(reg32) a, in(reg32) b, const SELECTOR, options(pure, nomem, nostack))
+    };
     bits
 }

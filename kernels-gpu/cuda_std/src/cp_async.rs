@@ -11,7 +11,9 @@ use core::arch::asm;
 #[inline(always)]
 pub unsafe fn copy16(dst_shared: u32, src_global: u64) {
     // SAFETY: the caller vouches for both addresses.
-    unsafe { asm!("cp.async.cg.shared.global [{}], [{}], 16;", in(reg32) dst_shared, in(reg64) src_global, options(nostack)) };
+    unsafe {
+        asm!("cp.async.cg.shared.global [{}], [{}], 16;", in(reg32) dst_shared, in(reg64) src_global, options(nostack))
+    };
 }
 
 /// `cp.async.commit_group` [cp.async.commit_group]: closes the group of copies started so far.

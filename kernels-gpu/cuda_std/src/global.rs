@@ -89,7 +89,9 @@ pub unsafe fn store_f32(address: u64, value: f32) {
 #[inline(always)]
 pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
     // SAFETY: the caller vouches for the address.
-    unsafe { asm!("st.global.v2.b32 [{}], {{{}, {}}};", in(reg64) address, in(reg32) value[0], in(reg32) value[1], options(nostack)) };
+    unsafe {
+        asm!("st.global.v2.b32 [{}], {{{}, {}}};", in(reg64) address, in(reg32) value[0], in(reg32) value[1], options(nostack))
+    };
 }
 
 /// `st.global.v4.b32` [st].

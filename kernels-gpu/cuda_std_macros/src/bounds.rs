@@ -56,14 +56,10 @@ impl LaunchBounds {
             return wrong("`max_threads` is at most 1024, the largest block of any GPU");
         }
         if self.min_blocks.is_some() && self.max_threads.is_none() {
-            return wrong(
-                "`min_blocks` needs `max_threads`: registers are divided among the threads of those blocks",
-            );
+            return wrong("`min_blocks` needs `max_threads`: registers are divided among the threads of those blocks");
         }
         if self.min_blocks.is_some() && self.max_registers.is_some() {
-            return wrong(
-                "`min_blocks` and `max_registers` both limit registers: give one of them",
-            );
+            return wrong("`min_blocks` and `max_registers` both limit registers: give one of them");
         }
         Ok(())
     }
@@ -72,11 +68,8 @@ impl LaunchBounds {
     /// rustc has no attribute for them, and a comment costs no instruction.
     pub(crate) fn marker(&self) -> Option<String> {
         let mut text = String::new();
-        let all = [
-            ("max_threads", self.max_threads),
-            ("min_blocks", self.min_blocks),
-            ("max_registers", self.max_registers),
-        ];
+        let all =
+            [("max_threads", self.max_threads), ("min_blocks", self.min_blocks), ("max_registers", self.max_registers)];
         for (name, value) in all {
             if let Some(value) = value {
                 write!(text, " {name}={value}").expect("writing to a String");
@@ -90,7 +83,8 @@ impl LaunchBounds {
     }
 }
 
-const EXPECTED: &str = "#[kernel] takes `max_threads = N`, `min_blocks = N` and `max_registers = N`, separated by commas";
+const EXPECTED: &str =
+    "#[kernel] takes `max_threads = N`, `min_blocks = N` and `max_registers = N`, separated by commas";
 
 fn integer(token: Option<TokenTree>, name_span: Span) -> Result<(u32, Span), Error> {
     let Some(token) = token else {
@@ -99,9 +93,6 @@ fn integer(token: Option<TokenTree>, name_span: Span) -> Result<(u32, Span), Err
     let digits = token.to_string().replace('_', "");
     match digits.parse() {
         Ok(value) => Ok((value, token.span())),
-        Err(_) => Err(Error::new(
-            token.span(),
-            "launch bounds are plain integer literals",
-        )),
+        Err(_) => Err(Error::new(token.span(), "launch bounds are plain integer literals")),
     }
 }

@@ -24,10 +24,7 @@ impl Function {
     pub(crate) fn parse(input: TokenStream, attribute: &str) -> Result<Self, Error> {
         let not_a_function = |token: Option<&TokenTree>| {
             let span = token.map_or_else(proc_macro::Span::call_site, TokenTree::span);
-            Error::new(
-                span,
-                format!("#[{attribute}] goes on a function with a body"),
-            )
+            Error::new(span, format!("#[{attribute}] goes on a function with a body"))
         };
         let mut tokens = input.into_iter().peekable();
 
@@ -59,15 +56,11 @@ impl Function {
         let arguments = loop {
             match tokens.next() {
                 // A parenthesis inside `<..>` belongs to a bound such as `F: Fn(u32)`.
-                Some(TokenTree::Group(group))
-                    if group.delimiter() == Delimiter::Parenthesis && depth == 0 =>
-                {
+                Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis && depth == 0 => {
                     break group;
                 }
                 Some(token) => {
-                    let arrow_head = generics
-                        .last()
-                        .is_some_and(|last| is_arrow(last, Some(&token)));
+                    let arrow_head = generics.last().is_some_and(|last| is_arrow(last, Some(&token)));
                     if is_punct(&token, '<') {
                         depth += 1;
                     } else if is_punct(&token, '>') && !arrow_head {
@@ -83,23 +76,12 @@ impl Function {
             Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => group,
             token => return Err(not_a_function(token.as_ref())),
         };
-        Ok(Function {
-            attributes: attributes.into_iter().collect(),
-            qualifiers,
-            name,
-            generics,
-            arguments,
-            tail,
-            body,
-        })
+        Ok(Function { attributes: attributes.into_iter().collect(), qualifiers, name, generics, arguments, tail, body })
     }
 
     /// A kernel is `unsafe fn name(arguments)`, nothing more.
     pub(crate) fn require_kernel_signature(&self) -> Result<(), Error> {
-        let has_unsafe = self
-            .qualifiers
-            .iter()
-            .any(|token| is_ident(token, "unsafe"));
+        let has_unsafe = self.qualifiers.iter().any(|token| is_ident(token, "unsafe"));
         if !has_unsafe {
             return Err(Error::new(
                 self.name.span(),
@@ -108,10 +90,7 @@ impl Function {
         }
         for word in ["const", "async", "extern"] {
             if let Some(token) = self.qualifiers.iter().find(|token| is_ident(token, word)) {
-                return Err(Error::new(
-                    token.span(),
-                    format!("a kernel cannot be `{word}`: #[kernel] sets its ABI"),
-                ));
+                return Err(Error::new(token.span(), format!("a kernel cannot be `{word}`: #[kernel] sets its ABI")));
             }
         }
         if let Some(token) = self.generics.first() {
@@ -128,26 +107,16 @@ impl Function {
             };
             return Err(Error::new(first.span(), message));
         }
-        let takes_self = self
-            .arguments
-            .stream()
-            .into_iter()
-            .find(|token| is_ident(token, "self"));
+        let takes_self = self.arguments.stream().into_iter().find(|token| is_ident(token, "self"));
         match takes_self {
-            Some(token) => Err(Error::new(
-                token.span(),
-                "a kernel is a free function: it takes no `self`",
-            )),
+            Some(token) => Err(Error::new(token.span(), "a kernel is a free function: it takes no `self`")),
             None => Ok(()),
         }
     }
 
     /// `name(arguments)`.
     pub(crate) fn name_and_arguments(&self) -> [TokenTree; 2] {
-        [
-            ident_token(&self.name),
-            TokenTree::Group(self.arguments.clone()),
-        ]
+        [ident_token(&self.name), TokenTree::Group(self.arguments.clone())]
     }
 
     /// Everything but the body, as it was written.

@@ -20,23 +20,14 @@ struct Error {
 
 impl Error {
     fn new(span: Span, message: impl Into<String>) -> Self {
-        Error {
-            span,
-            message: message.into(),
-        }
+        Error { span, message: message.into() }
     }
 
     fn into_compile_error(self) -> TokenStream {
         let message = TokenTree::Literal(Literal::string(&self.message));
         let mut tokens = quote("::core::compile_error!");
-        tokens.extend([TokenTree::Group(Group::new(
-            Delimiter::Brace,
-            message.into(),
-        ))]);
-        tokens
-            .into_iter()
-            .map(|token| respan(token, self.span))
-            .collect()
+        tokens.extend([TokenTree::Group(Group::new(Delimiter::Brace, message.into()))]);
+        tokens.into_iter().map(|token| respan(token, self.span)).collect()
     }
 }
 
@@ -102,10 +93,7 @@ fn expand_kernel(args: TokenStream, input: TokenStream) -> Result<TokenStream, E
     let function = Function::parse(input, "kernel")?;
     function.require_kernel_signature()?;
 
-    let mut device_body = bounds
-        .marker()
-        .map(|marker| quote(&marker))
-        .unwrap_or_default();
+    let mut device_body = bounds.marker().map(|marker| quote(&marker)).unwrap_or_default();
     device_body.extend(function.body.stream());
 
     let mut tokens = quote(r#"#[cfg(target_arch = "nvptx64")] #[unsafe(no_mangle)]"#);
@@ -146,15 +134,10 @@ fn expand_gpu_only(args: TokenStream, input: TokenStream) -> Result<TokenStream,
     tokens.extend(function.whole_signature());
     tokens.extend([TokenTree::Group(function.body.clone())]);
 
-    tokens.extend(quote(
-        r#"#[cfg(not(target_arch = "nvptx64"))] #[allow(unused_variables, unused_mut)]"#,
-    ));
+    tokens.extend(quote(r#"#[cfg(not(target_arch = "nvptx64"))] #[allow(unused_variables, unused_mut)]"#));
     tokens.extend(function.whole_signature());
     let mut panic = quote("::core::unimplemented!");
-    panic.extend([TokenTree::Group(Group::new(
-        Delimiter::Parenthesis,
-        TokenTree::Literal(message).into(),
-    ))]);
+    panic.extend([TokenTree::Group(Group::new(Delimiter::Parenthesis, TokenTree::Literal(message).into()))]);
     tokens.extend([braced(panic, function.body.span())]);
     Ok(tokens)
 }
@@ -179,25 +162,21 @@ pub fn externally_visible(args: TokenStream, input: TokenStream) -> TokenStream 
 /// global. The attribute exists to say so, and what to use instead.
 #[proc_macro_attribute]
 pub fn address_space(_args: TokenStream, _input: TokenStream) -> TokenStream {
-    let message = "rustc has no address spaces for statics: use cuda_std's shared-memory functions instead of #[address_space]";
+    let message =
+        "rustc has no address spaces for statics: use cuda_std's shared-memory functions instead of #[address_space]";
     Error::new(Span::call_site(), message).into_compile_error()
 }
 
 fn no_arguments(args: TokenStream, attribute: &str) -> Result<(), Error> {
     match args.into_iter().next() {
         None => Ok(()),
-        Some(token) => Err(Error::new(
-            token.span(),
-            format!("#[{attribute}] takes no arguments"),
-        )),
+        Some(token) => Err(Error::new(token.span(), format!("#[{attribute}] takes no arguments"))),
     }
 }
 
 /// Tokens of a fixed piece of source.
 fn quote(source: &str) -> TokenStream {
-    source
-        .parse()
-        .expect("the source is a literal in this crate")
+    source.parse().expect("the source is a literal in this crate")
 }
 
 fn braced(body: TokenStream, span: Span) -> TokenTree {
@@ -222,8 +201,7 @@ fn is_punct(token: &TokenTree, character: char) -> bool {
 /// `->` arrives as two joint characters.
 fn is_arrow(first: &TokenTree, second: Option<&TokenTree>) -> bool {
     let joint = |punct: &Punct| punct.as_char() == '-' && punct.spacing() == Spacing::Joint;
-    matches!(first, TokenTree::Punct(punct) if joint(punct))
-        && second.is_some_and(|token| is_punct(token, '>'))
+    matches!(first, TokenTree::Punct(punct) if joint(punct)) && second.is_some_and(|token| is_punct(token, '>'))
 }
 
 /// Keeps `Ident` spans, so that errors point at the user's name.

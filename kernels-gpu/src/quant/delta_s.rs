@@ -57,7 +57,9 @@ pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32>(p: &DeltaSParams) {
             while i < 8 {
                 let mut value = x[i];
                 if p.k_mean != 0 {
-                    value -= global::load_f32(p.k_mean + (head_kv_flat as u64 * HEAD_DIM as u64 + (feature + i as u32) as u64) * 4);
+                    value -= global::load_f32(
+                        p.k_mean + (head_kv_flat as u64 * HEAD_DIM as u64 + (feature + i as u32) as u64) * 4,
+                    );
                 }
                 shared::store_f32(keys + key * key_pitch + (feature + i as u32) * 4, value);
                 i += 1;

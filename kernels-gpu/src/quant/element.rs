@@ -97,7 +97,15 @@ pub struct Rows {
 impl Rows {
     /// Features `first_feature..first_feature + 8` of head `head` of batch entry `batch`.
     #[inline(always)]
-    pub fn new<E: Element>(x: &TensorArg, batch: u32, head: u32, tokens: u32, first_feature: u32, head_dim: u32, vectorized: u32) -> Self {
+    pub fn new<E: Element>(
+        x: &TensorArg,
+        batch: u32,
+        head: u32,
+        tokens: u32,
+        first_feature: u32,
+        head_dim: u32,
+        vectorized: u32,
+    ) -> Self {
         let offset = batch as i64 * x.stride_batch + head as i64 * x.stride_head + first_feature as i64;
         Rows {
             address: x.ptr.wrapping_add((offset * E::BYTES) as u64),

@@ -63,7 +63,8 @@ pub unsafe fn reduce_lanes<const HEAD_DIM: u32, const N: usize>(
             let mut lane = 0;
             while lane < TOKEN_LANES {
                 // SAFETY: written before the barrier; neighbouring threads read neighbouring words.
-                lanes[lane] = unsafe { shared::load_f32(smem + ((n * TOKEN_LANES + lane) as u32 * HEAD_DIM + feature) * 4) };
+                lanes[lane] =
+                    unsafe { shared::load_f32(smem + ((n * TOKEN_LANES + lane) as u32 * HEAD_DIM + feature) * 4) };
                 lane += 1;
             }
             let mut stride = TOKEN_LANES / 2;

@@ -56,7 +56,10 @@ unsafe fn store_codes<const INT4: bool>(codes: u64, element: u64, x: &[f32; 8], 
 /// # Safety
 /// All lanes of the warp call it.
 #[inline(always)]
-unsafe fn reduce_segments<const HEAD_DIM: u32, const SEGMENTS: usize>(position: Position, mut x: [f32; SEGMENTS]) -> (u32, f32) {
+unsafe fn reduce_segments<const HEAD_DIM: u32, const SEGMENTS: usize>(
+    position: Position,
+    mut x: [f32; SEGMENTS],
+) -> (u32, f32) {
     let column = position.first_feature / 8;
     let mut mask = HEAD_DIM / 8 / 2;
     let (mut count, mut segment) = (SEGMENTS, 0);
@@ -183,7 +186,15 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
     };
     let first_token = (block_index - head * num_blocks) * TOKENS;
     let first_row = block_index as u64 * TOKENS as u64;
-    let rows = Rows::new::<E>(&p.q, batch, head - batch * p.num_heads_q, p.seqlen_q, position.first_feature, p.head_dim, p.vectorized);
+    let rows = Rows::new::<E>(
+        &p.q,
+        batch,
+        head - batch * p.num_heads_q,
+        p.seqlen_q,
+        position.first_feature,
+        p.head_dim,
+        p.vectorized,
+    );
     let smem = shared::dynamic_shared_mem();
     let mean_slot = smem + LANES * HEAD_DIM * 4;
     let table = mean_slot + HEAD_DIM * 4;
@@ -209,7 +220,10 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
             unsafe {
                 dot = reduce_row::<HEAD_DIM>(dot, |a, b| a + b);
                 if position.first_feature == 0 {
-                    global::store_f32(p.qk_mean + (first_row + (position.lane + i as u32 * LANES) as u64) * 4, if exists { dot } else { 0.0 });
+                    global::store_f32(
+                        p.qk_mean + (first_row + (position.lane + i as u32 * LANES) as u64) * 4,
+                        if exists { dot } else { 0.0 },
+                    );
                 }
             }
             i += 1;
@@ -276,7 +290,9 @@ pub unsafe fn quantize_q<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
                 scale
             },
         );
-        store_tokens::<INT4, HEAD_DIM, LANES, 4>(table, position, &x, p.codes, first_row, |token| rows.contains(first_token + token));
+        store_tokens::<INT4, HEAD_DIM, LANES, 4>(table, position, &x, p.codes, first_row, |token| {
+            rows.contains(first_token + token)
+        });
     }
 }
 
@@ -301,7 +317,15 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
         (head, math::div_u32(head, p.num_heads_kv))
     };
     let first_token = (block_index - head * num_blocks) * TOKENS;
-    let rows = Rows::new::<E>(&p.k, batch, head - batch * p.num_heads_kv, p.seqlen_kv, position.first_feature, p.head_dim, p.vectorized);
+    let rows = Rows::new::<E>(
+        &p.k,
+        batch,
+        head - batch * p.num_heads_kv,
+        p.seqlen_kv,
+        position.first_feature,
+        p.head_dim,
+        p.vectorized,
+    );
     let table = shared::dynamic_shared_mem();
 
     // SAFETY: forwarded contract.
@@ -340,7 +364,14 @@ pub unsafe fn quantize_k<E: Element, const INT4: bool, const HEAD_DIM: u32>(p: &
             },
         );
         let exists = |token| rows.contains(first_token + token);
-        store_tokens::<INT4, HEAD_DIM, K_LANES, 1>(table, position, &x, p.codes, block_index as u64 * TOKENS as u64, exists);
+        store_tokens::<INT4, HEAD_DIM, K_LANES, 1>(
+            table,
+            position,
+            &x,
+            p.codes,
+            block_index as u64 * TOKENS as u64,
+            exists,
+        );
     }
 }
 

@@ -18,7 +18,9 @@ const TOKENS_PER_LANE: usize = REDUCE_CHUNK / LANES as usize;
 /// # Safety
 /// `sage_spec::params::ReducePartialParams`, `sage_spec::launch::reduce_partial`.
 #[inline(always)]
-pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, const LOADS: usize>(p: &ReducePartialParams) {
+pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, const LOADS: usize>(
+    p: &ReducePartialParams,
+) {
     let position = Position::new::<HEAD_DIM>();
     // SAFETY: counts of a launched problem are not zero.
     let (head, batch) = unsafe {
@@ -26,7 +28,15 @@ pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, con
         (head, math::div_u32(head, p.num_heads))
     };
     let chunk = thread::block_idx_x() - head * p.num_chunks;
-    let rows = Rows::new::<E>(&p.x, batch, head - batch * p.num_heads, p.seqlen, position.first_feature, p.head_dim, p.vectorized);
+    let rows = Rows::new::<E>(
+        &p.x,
+        batch,
+        head - batch * p.num_heads,
+        p.seqlen,
+        position.first_feature,
+        p.head_dim,
+        p.vectorized,
+    );
 
     let mut sum = [0.0f32; 8];
     let mut max = [f32::NEG_INFINITY; 8];
@@ -87,7 +97,13 @@ pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, con
 
 /// One thread's feature, reduced over the chunks of head `head`: `CHUNK_LANES` strided lanes, then pairwise.
 #[inline(always)]
-unsafe fn over_chunks<const HEAD_DIM: u32>(smem: u32, partial: u64, num_chunks: u32, start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+unsafe fn over_chunks<const HEAD_DIM: u32>(
+    smem: u32,
+    partial: u64,
+    num_chunks: u32,
+    start: f32,
+    combine: impl Fn(f32, f32) -> f32,
+) -> f32 {
     let (lane, feature) = (thread::thread_idx_x() / HEAD_DIM, thread::thread_idx_x() % HEAD_DIM);
     let base = partial + (thread::block_idx_x() as u64 * num_chunks as u64 * HEAD_DIM as u64 + feature as u64) * 4;
     let mut x = start;
@@ -142,8 +158,10 @@ pub unsafe fn v_stats_final<const HEAD_DIM: u32>(p: &VStatsFinalParams) {
     // SAFETY: forwarded contract; each reduction has its own part of shared memory.
     unsafe {
         let sum = over_chunks::<HEAD_DIM>(smem, p.sum, p.num_chunks, 0.0, |a, b| a + b);
-        let max = over_chunks::<HEAD_DIM>(smem + bytes, p.max, p.num_chunks, f32::NEG_INFINITY, math::max_propagate_nan);
-        let min = over_chunks::<HEAD_DIM>(smem + 2 * bytes, p.min, p.num_chunks, f32::INFINITY, math::min_propagate_nan);
+        let max =
+            over_chunks::<HEAD_DIM>(smem + bytes, p.max, p.num_chunks, f32::NEG_INFINITY, math::max_propagate_nan);
+        let min =
+            over_chunks::<HEAD_DIM>(smem + 2 * bytes, p.min, p.num_chunks, f32::INFINITY, math::min_propagate_nan);
         if thread::thread_idx_x() < HEAD_DIM {
             let index = thread::block_idx_x() as u64 * HEAD_DIM as u64 + thread::thread_idx_x() as u64;
             // Subtraction rounds monotonically: the extreme of the differences is the difference of

@@ -79,7 +79,15 @@ fn tile(p: &QuantizeVParams) -> (u32, u32, u32) {
 pub unsafe fn quantize_f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams) {
     let position = Position::new::<HEAD_DIM>();
     let (batch, head, first_token) = tile(p);
-    let rows = Rows::new::<E>(&p.v, batch, head - batch * p.num_heads_kv, p.seqlen_kv, position.first_feature, p.head_dim, p.vectorized);
+    let rows = Rows::new::<E>(
+        &p.v,
+        batch,
+        head - batch * p.num_heads_kv,
+        p.seqlen_kv,
+        position.first_feature,
+        p.head_dim,
+        p.vectorized,
+    );
     const PER_THREAD: usize = (TOKENS / LANES) as usize;
     // SAFETY: forwarded contract.
     let (x, channels) = unsafe {
@@ -123,7 +131,8 @@ pub unsafe fn quantize_fp8<E: Element, const HEAD_DIM: u32>(p: &QuantizeVParams)
     let thread = thread::thread_idx_x();
     let (warp_index, lane) = (thread / 32, thread % 32);
     let (octet, t) = (warp_index % halves * 8 + lane % 8, lane / 8);
-    let rows = Rows::new::<E>(&p.v, batch, head - batch * p.num_heads_kv, p.seqlen_kv, octet * 8, p.head_dim, p.vectorized);
+    let rows =
+        Rows::new::<E>(&p.v, batch, head - batch * p.num_heads_kv, p.seqlen_kv, octet * 8, p.head_dim, p.vectorized);
     let smem = shared::dynamic_shared_mem();
     const { assert!(LANES * HEAD_DIM / 8 / 32 / (HEAD_DIM / 64) == TOKENS / 16, "a group of 16 tokens for every warp") };
     let group = warp_index / halves;

@@ -45,7 +45,8 @@ mod tests {
         for row_bytes in [32, 64, 128, 256] {
             for first in (0..64).step_by(8) {
                 for chunk in 0..row_bytes / 16 {
-                    let mut banks: Vec<u32> = (first..first + 8).map(|row| chunk_offset(row_bytes, row, chunk) / 16 % 8).collect();
+                    let mut banks: Vec<u32> =
+                        (first..first + 8).map(|row| chunk_offset(row_bytes, row, chunk) / 16 % 8).collect();
                     banks.sort_unstable();
                     assert_eq!(banks, [0, 1, 2, 3, 4, 5, 6, 7], "row_bytes {row_bytes} rows {first}.. chunk {chunk}");
                 }

@@ -61,12 +61,8 @@ const MARKER: &str = "// launch_bounds ";
 impl Module {
     /// Parses PTX as LLVM prints it, or as [`finish`] leaves it.
     pub fn parse(ptx: &str) -> Result<Self, PtxError> {
-        let mut module = Module {
-            version: String::new(),
-            target: String::new(),
-            address_size: String::new(),
-            items: Vec::new(),
-        };
+        let mut module =
+            Module { version: String::new(), target: String::new(), address_size: String::new(), items: Vec::new() };
         let mut pending = Pending::default();
         for (index, line) in without_comments(ptx).enumerate() {
             let number = index + 1;
@@ -90,11 +86,9 @@ impl Module {
         if !pending.is_empty() {
             return Err(PtxError::Unbalanced(pending.first_line()));
         }
-        for (value, name) in [
-            (&module.version, ".version"),
-            (&module.target, ".target"),
-            (&module.address_size, ".address_size"),
-        ] {
+        for (value, name) in
+            [(&module.version, ".version"), (&module.target, ".target"), (&module.address_size, ".address_size")]
+        {
             if value.is_empty() {
                 return Err(PtxError::NoHeader(name));
             }
@@ -125,9 +119,7 @@ fn without_comments(ptx: &str) -> impl Iterator<Item = Line> {
             match (rest.find("//"), rest.find("/*")) {
                 (Some(at), block) if block.is_none_or(|block| at < block) => {
                     text.push_str(&rest[..at]);
-                    bounds = rest[at..]
-                        .strip_prefix(MARKER)
-                        .map(|bounds| bounds.trim().to_owned());
+                    bounds = rest[at..].strip_prefix(MARKER).map(|bounds| bounds.trim().to_owned());
                     break;
                 }
                 (_, Some(at)) => {
@@ -163,10 +155,7 @@ impl Pending {
     }
 
     fn first_line(&self) -> String {
-        self.lines
-            .first()
-            .map(|line| line.text.clone())
-            .unwrap_or_default()
+        self.lines.first().map(|line| line.text.clone()).unwrap_or_default()
     }
 
     fn push(&mut self, line: &Line, number: usize, items: &mut Vec<Item>) {
@@ -183,10 +172,7 @@ impl Pending {
                 self.brace = Some(self.lines.len());
             }
             self.depth += depth_change(&piece);
-            self.lines.push(BodyLine {
-                number,
-                text: piece,
-            });
+            self.lines.push(BodyLine { number, text: piece });
         }
         // `.file` and labels between debug sections end with their line.
         let first = self.first_line();
@@ -213,11 +199,7 @@ impl Pending {
         let kind = if has(".entry") {
             ItemKind::Entry
         } else if has(".func") {
-            if has_body {
-                ItemKind::Function
-            } else {
-                ItemKind::ExternFunction
-            }
+            if has_body { ItemKind::Function } else { ItemKind::ExternFunction }
         } else if [".global", ".const", ".shared"].into_iter().any(has) {
             ItemKind::Variable
         } else {
@@ -229,30 +211,15 @@ impl Pending {
             ItemKind::Variable => variable_name(&head),
             ItemKind::Other => String::new(),
         };
-        Item {
-            kind,
-            name,
-            head,
-            body,
-            line,
-            bounds: self.bounds,
-        }
+        Item { kind, name, head, body, line, bounds: self.bounds }
     }
 }
 
 /// Cuts a line before and after braces that open or close a body; those of initializers stay.
 fn split_braces(text: &str, is_initializer: bool) -> Vec<String> {
     let inline = text.trim();
-    if is_initializer
-        || inline == "{"
-        || inline == "}"
-        || !text.contains(".entry") && !text.contains(".func")
-    {
-        return vec![if inline == "{" || inline == "}" {
-            inline.to_owned()
-        } else {
-            text.to_owned()
-        }];
+    if is_initializer || inline == "{" || inline == "}" || !text.contains(".entry") && !text.contains(".func") {
+        return vec![if inline == "{" || inline == "}" { inline.to_owned() } else { text.to_owned() }];
     }
     let mut pieces = Vec::new();
     let mut rest = text;
@@ -278,10 +245,7 @@ fn depth_change(text: &str) -> i32 {
 
 /// The symbol after `.entry` or `.func`, past a return parameter in parentheses.
 fn name_after(head: &str, directive: &str) -> String {
-    let after = head
-        .split_once(directive)
-        .map_or("", |(_, after)| after)
-        .trim_start();
+    let after = head.split_once(directive).map_or("", |(_, after)| after).trim_start();
     let after = match after.strip_prefix('(') {
         Some(result) => result.split_once(')').map_or("", |(_, after)| after),
         None => after,
@@ -292,9 +256,5 @@ fn name_after(head: &str, directive: &str) -> String {
 /// The last word before an array bound, an initializer or the semicolon.
 fn variable_name(head: &str) -> String {
     let declaration = head.split(['[', '=', ';']).next().unwrap_or_default();
-    declaration
-        .split_whitespace()
-        .last()
-        .unwrap_or_default()
-        .to_owned()
+    declaration.split_whitespace().last().unwrap_or_default().to_owned()
 }

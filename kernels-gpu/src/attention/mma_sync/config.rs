@@ -84,5 +84,12 @@ pub trait Config {
     ///
     /// # Safety
     /// The whole warp calls it; the tile is complete.
-    unsafe fn multiply_v(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows);
+    unsafe fn multiply_v(
+        p: &[Self::P; 2],
+        v: u32,
+        head_dim: u32,
+        alpha: &Rows,
+        output: &mut OutputTile,
+        row_sum: &mut Rows,
+    );
 }

@@ -52,7 +52,10 @@ pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: 
     let (warp, g, t) = (thread / 32, thread % 32 / 4, thread % 4);
     let head = head_q - batch * p.num_heads_q as u64;
     let element_bytes: i64 = if p.out_dtype == 2 { 4 } else { 2 };
-    let base = p.out.ptr.wrapping_add(((batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head) * element_bytes) as u64);
+    let base = p
+        .out
+        .ptr
+        .wrapping_add(((batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head) * element_bytes) as u64);
     let paired = (p.out.ptr & 3 == 0) && ((p.out.stride_batch | p.out.stride_head | p.out.stride_token) & 1 == 0);
 
     let first_row = query_block * BLOCK_Q as u32 + warp * 32 + g;
@@ -71,7 +74,11 @@ pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: 
             // SAFETY: f32 [B, Hq, Mp] and [B, Hq, M].
             unsafe {
                 if p.qk_mean != 0 {
-                    lse = math::fma(global::load_f32(p.qk_mean + (head_q * rows_padded + index as u64) * 4), p.sm_scale, lse);
+                    lse = math::fma(
+                        global::load_f32(p.qk_mean + (head_q * rows_padded + index as u64) * 4),
+                        p.sm_scale,
+                        lse,
+                    );
                 }
                 if sum == 0.0 {
                     lse = f32::NEG_INFINITY;

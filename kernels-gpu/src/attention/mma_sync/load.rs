@@ -28,7 +28,10 @@ impl<const ROWS: u32, const ROW_BYTES: u32> TileCopy<ROWS, ROW_BYTES> {
     pub fn new(src: u64, row_pitch: u64) -> Self {
         let thread = thread::thread_idx_x();
         let (row, chunk) = (thread / Self::CHUNKS_PER_ROW, thread % Self::CHUNKS_PER_ROW);
-        TileCopy { src: src + (row + Self::ROWS_PER_PASS) as u64 * row_pitch + chunk as u64 * 16, dst: chunk_offset(ROW_BYTES, row, chunk) }
+        TileCopy {
+            src: src + (row + Self::ROWS_PER_PASS) as u64 * row_pitch + chunk as u64 * 16,
+            dst: chunk_offset(ROW_BYTES, row, chunk),
+        }
     }
 
     /// Starts the copies to the shared tile at `dst`.
@@ -41,7 +44,12 @@ impl<const ROWS: u32, const ROW_BYTES: u32> TileCopy<ROWS, ROW_BYTES> {
         let mut row = 0;
         while row < ROWS {
             // SAFETY: forwarded contract.
-            unsafe { cp_async::copy16(dst + self.dst + row * ROW_BYTES, self.src + row as u64 * row_pitch - Self::ROWS_PER_PASS as u64 * row_pitch) };
+            unsafe {
+                cp_async::copy16(
+                    dst + self.dst + row * ROW_BYTES,
+                    self.src + row as u64 * row_pitch - Self::ROWS_PER_PASS as u64 * row_pitch,
+                )
+            };
             row += Self::ROWS_PER_PASS;
         }
     }

@@ -34,7 +34,12 @@ impl Work {
     pub fn of_cta(p: &AttentionParams, block_idx_x: u32, block_idx_y: u32) -> Self {
         let head_local = block_idx_y;
         let block_local = p.chunk.block_count - 1 - block_idx_x;
-        Work { head_local, block_local, head_q: p.chunk.head_begin + head_local, query_block: p.chunk.block_begin + block_local }
+        Work {
+            head_local,
+            block_local,
+            head_q: p.chunk.head_begin + head_local,
+            query_block: p.chunk.block_begin + block_local,
+        }
     }
 
     /// Batch entry, and `batch * Hkv + head` of the key/value head.
@@ -128,7 +133,8 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
     let source: Source<C, ROW_BYTES> = Source {
         k: TileCopy::new(p.k_codes + codes * ROW_BYTES as u64, ROW_BYTES as u64),
         v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
-        delta_s: p.delta_s + (head_local as u64 * p.chunk.block_count as u64 + block_local as u64) * p.seqlen_kv_padded as u64 * 4,
+        delta_s: p.delta_s
+            + (head_local as u64 * p.chunk.block_count as u64 + block_local as u64) * p.seqlen_kv_padded as u64 * 4,
     };
     let k_scales = p.k_scale + head_kv as u64 * (p.seqlen_kv_padded / KEYS * p.k_scales_per_block) as u64 * 4;
     // All scales of K number less than 2³²: one for 16 tokens at most.
@@ -154,12 +160,16 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
     if num_tiles > 0 {
         let q_block = head_q as u64 * num_query_blocks as u64 + query_block as u64;
         // SAFETY: a scale for every padded row group (params); Q's tile is inside the padded tensor.
-        let q_scale = unsafe { global::load_f32(p.q_scale + (q_block * p.q_scales_per_block as u64 + q_scale_lane as u64) * 4) };
+        let q_scale =
+            unsafe { global::load_f32(p.q_scale + (q_block * p.q_scales_per_block as u64 + q_scale_lane as u64) * 4) };
         let (q_factor, inverse_q_scale) = (q_scale * p.sm_scale_log2, math::reciprocal(q_scale));
         let inverse_q_scale = [inverse_q_scale, math::distinct_copy(inverse_q_scale)];
         // SAFETY: as above; nobody reads shared memory yet.
         unsafe {
-            let q = TileCopy::<QUERY_ROWS, ROW_BYTES>::new(p.q_codes + q_block * (QUERY_ROWS * ROW_BYTES) as u64, ROW_BYTES as u64);
+            let q = TileCopy::<QUERY_ROWS, ROW_BYTES>::new(
+                p.q_codes + q_block * (QUERY_ROWS * ROW_BYTES) as u64,
+                ROW_BYTES as u64,
+            );
             q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
             source.start_tile::<DELTA_S>(0, smem + C::RING_OFFSET, p.seqlen_kv_padded);
         }
@@ -203,7 +213,15 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
                     let scores = qk::scores::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale);
                     let rounded = [0, 1].map(|m| {
                         let p_max = C::PV.p_max_log2();
-                        C::round_p(&softmax::probabilities::<$exact>(&scores[m], m, &limits, f, p_max, &mut state.row_max, &mut alpha))
+                        C::round_p(&softmax::probabilities::<$exact>(
+                            &scores[m],
+                            m,
+                            &limits,
+                            f,
+                            p_max,
+                            &mut state.row_max,
+                            &mut alpha,
+                        ))
                     });
                     C::multiply_v(&rounded, stage + v_lane, p.head_dim, &alpha, &mut output, &mut state.row_sum);
                 }

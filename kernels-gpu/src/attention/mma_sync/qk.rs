@@ -54,13 +54,18 @@ unsafe fn multiply<C: Config>(a: [u32; 4], b: [u32; 2], c: [u32; 4]) -> [u32; 4]
 /// # Safety
 /// The whole warp calls it; Q's tile and the stage are complete.
 #[inline(always)]
-pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, inverse_q_scale: [f32; 2]) -> [Scores; 2] {
+pub unsafe fn scores<C: Config, const DELTA_S: bool>(
+    lane: &QkLane,
+    stage: u32,
+    inverse_q_scale: [f32; 2],
+) -> [Scores; 2] {
     let mut d: [Scores; 2] = [[[SCORE_BIAS_BITS; 4]; 8]; 2];
     // One step is 32 bytes of K: the depth of one product. Outermost, so that few operands are alive.
     let mut step = 0;
     while step < C::ROW_BYTES / 32 {
         // SAFETY: inside Q's tile.
-        let q = unsafe { [ldmatrix::x4(lane.q ^ (step * 32)), ldmatrix::x4((lane.q ^ (step * 32)) + 16 * C::ROW_BYTES)] };
+        let q =
+            unsafe { [ldmatrix::x4(lane.q ^ (step * 32)), ldmatrix::x4((lane.q ^ (step * 32)) + 16 * C::ROW_BYTES)] };
         let mut pair = 0;
         while pair < 4 {
             // SAFETY: inside K's tile.
@@ -68,7 +73,8 @@ pub unsafe fn scores<C: Config, const DELTA_S: bool>(lane: &QkLane, stage: u32, 
             if DELTA_S && step == 0 {
                 // SAFETY: inside the stage's ΔS row. Order of the values: sage_spec::layout::delta_s_slot.
                 let steps = unsafe { shared::load_u32x4(stage + lane.delta_s + pair as u32 * 64) };
-                let [upper, lower] = inverse_q_scale.map(|scale| steps.map(|x| math::fma(f32::from_bits(x), scale, SCORE_BIAS).to_bits()));
+                let [upper, lower] = inverse_q_scale
+                    .map(|scale| steps.map(|x| math::fma(f32::from_bits(x), scale, SCORE_BIAS).to_bits()));
                 let mut m = 0;
                 while m < 2 {
                     // ΔS belongs to the column: all rows of the lane share it.

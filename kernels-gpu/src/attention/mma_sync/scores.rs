@@ -23,7 +23,8 @@ pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &ScoresParams) {
     let seqlen_kv_padded = p.seqlen_kv.div_ceil(KV_PAD as u32) * KV_PAD as u32;
     let q_block = thread::block_idx_x();
     // SAFETY: counts of a launched problem are not zero.
-    let (head_q, group) = unsafe { (math::div_u32(q_block, num_query_blocks), math::div_u32(p.num_heads_q, p.num_heads_kv)) };
+    let (head_q, group) =
+        unsafe { (math::div_u32(q_block, num_query_blocks), math::div_u32(p.num_heads_q, p.num_heads_kv)) };
     // SAFETY: as above.
     let batch = unsafe { math::div_u32(head_q, p.num_heads_q) };
     // SAFETY: as above.
@@ -33,7 +34,10 @@ pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &ScoresParams) {
     let qk_lane = QkLane::new::<C>(smem + C::Q_OFFSET, warp, lane);
     // SAFETY: inside the padded tensors; barriers order copies, reads and reuse of the stage.
     unsafe {
-        let q = TileCopy::<{ BLOCK_Q as u32 }, ROW_BYTES>::new(p.q_codes + q_block as u64 * (BLOCK_Q as u32 * ROW_BYTES) as u64, ROW_BYTES as u64);
+        let q = TileCopy::<{ BLOCK_Q as u32 }, ROW_BYTES>::new(
+            p.q_codes + q_block as u64 * (BLOCK_Q as u32 * ROW_BYTES) as u64,
+            ROW_BYTES as u64,
+        );
         q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
         let k = TileCopy::<{ BLOCK_KV as u32 }, ROW_BYTES>::new(k_codes, ROW_BYTES as u64);
         let mut kv_block = 0;
@@ -47,9 +51,14 @@ pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &ScoresParams) {
             while i < 16 {
                 let mut e = 0;
                 while e < 4 {
-                    let row = q_block as u64 * BLOCK_Q as u64 + (warp * 32 + (i as u32 / 8) * 16 + accumulator_row(lane, e as u32)) as u64;
-                    let key = (kv_block * BLOCK_KV as u32 + (i as u32 % 8) * 8 + accumulator_column(lane, e as u32)) as u64;
-                    global::store_u32(p.scores + (row * seqlen_kv_padded as u64 + key) * 4, scores[i / 8][i % 8][e].wrapping_sub(SCORE_BIAS_BITS));
+                    let row = q_block as u64 * BLOCK_Q as u64
+                        + (warp * 32 + (i as u32 / 8) * 16 + accumulator_row(lane, e as u32)) as u64;
+                    let key =
+                        (kv_block * BLOCK_KV as u32 + (i as u32 % 8) * 8 + accumulator_column(lane, e as u32)) as u64;
+                    global::store_u32(
+                        p.scores + (row * seqlen_kv_padded as u64 + key) * 4,
+                        scores[i / 8][i % 8][e].wrapping_sub(SCORE_BIAS_BITS),
+                    );
                     e += 1;
                 }
                 i += 1;

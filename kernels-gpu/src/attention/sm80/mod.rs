@@ -93,7 +93,14 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 4] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 4]; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+unsafe fn multiply_v<const HEAD_DIM: usize>(
+    p: &[[[u32; 4]; 4]; 2],
+    v: u32,
+    head_dim: u32,
+    alpha: &Rows,
+    output: &mut OutputTile,
+    row_sum: &mut Rows,
+) {
     let row_bytes = HEAD_DIM as u32 * 2;
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {

@@ -85,7 +85,8 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 2] {
         while register < 4 {
             // Registers 0 and 1: rows g and g + 8 of the first 16 tokens; 2 and 3: of the next 16.
             let (b, half) = (block + register / 2 * 2, register % 2 * 2);
-            rounded[i][register] = convert::f32_to_e4m3x4([p[b][half], p[b][half + 1], p[b + 1][half], p[b + 1][half + 1]]);
+            rounded[i][register] =
+                convert::f32_to_e4m3x4([p[b][half], p[b][half + 1], p[b + 1][half], p[b + 1][half + 1]]);
             register += 1;
         }
         i += 1;
@@ -94,7 +95,14 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 2] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(p: &[[[u32; 4]; 2]; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+unsafe fn multiply_v<const HEAD_DIM: usize>(
+    p: &[[[u32; 4]; 2]; 2],
+    v: u32,
+    head_dim: u32,
+    alpha: &Rows,
+    output: &mut OutputTile,
+    row_sum: &mut Rows,
+) {
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
         let mut m = 0;
