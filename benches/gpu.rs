@@ -1,8 +1,8 @@
 //! Times every step of the quantized attention on a GPU, against the device's own copy bandwidth.
 //!
 //! `cargo run --release -p sage-benches --bin gpu -- --json results.json`. Each step is timed with CUDA
-//! events around it; inputs are larger than the L2 cache; figures are medians. Before timing, the output
-//! of the timed configuration is compared with the CPU reference on a few rows.
+//! events around it; inputs are larger than the L2 cache; figures are medians. The last query block of the
+//! timed output is compared with the CPU reference, and a difference ends the run.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -15,6 +15,9 @@ use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, driver_vers
 use sage_attn::error::Operand;
 use sage_attn::plan::{Plan, plan};
 use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
+use sage_attn::reference::{self, Data, HostTensor};
+use sage_spec::Dims;
+use sage_spec::tiling::BLOCK_Q;
 use serde_json::{Value, json};
 
 /// Times the GPU kernels.
@@ -206,6 +209,10 @@ fn run(
             times.entry(symbol).or_default().push(ms);
         }
     }
+    let difference = difference(stream, &problem, [q, k, v], &out)?;
+    if !(difference < 0.02) {
+        return Err(format!("{} D={head_dim}: relative L1 {difference} against the reference", stem.name).into());
+    }
     let total = median(totals);
     let mut steps = Vec::new();
     println!("\n{} D={head_dim}{}", stem.name, if causal { " causal" } else { "" });
@@ -225,6 +232,43 @@ fn run(
     println!("  attention {:.1} TOPS, end to end {total:.3} ms = {:.1} TOPS", tops(attention_ms), tops(total));
     Ok(json!({
         "kernel": stem.name, "head_dim": head_dim, "causal": causal, "steps": steps,
-        "ms": attention_ms, "tops": tops(attention_ms), "e2e_ms": total, "e2e_tops": tops(total),
+        "rel_l1_against_reference": difference, "ms": attention_ms, "tops": tops(attention_ms), "e2e_ms": total, "e2e_tops": tops(total),
     }))
+}
+
+/// Relative L1 distance of the last query block of the last head from the CPU reference. (The last, because
+/// bottom-right causal alignment then makes it a problem of its own.)
+fn difference(
+    stream: &Arc<CudaStream>,
+    problem: &Problem,
+    [q, k, v]: [&CudaSlice<u8>; 3],
+    out: &CudaSlice<u8>,
+) -> Result<f64, Box<dyn Error>> {
+    let dims = *problem.dims();
+    let rows = (dims.seqlen_q - 1) % BLOCK_Q + 1;
+    let tail = |memory: &CudaSlice<u8>, tokens: usize| -> Result<Vec<half::bf16>, Box<dyn Error>> {
+        let bytes = memory.len() - tokens * dims.head_dim * 2..memory.len();
+        let bytes = stream.clone_dtoh(&memory.slice(bytes))?;
+        Ok(bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]])).collect())
+    };
+    let (q, k, v) = (tail(q, rows)?, tail(k, dims.seqlen_kv)?, tail(v, dims.seqlen_kv)?);
+    let one = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: rows, ..dims };
+    let tensor = |x, tokens| HostTensor::contiguous(Data::BF16(x), 1, tokens, dims.head_dim);
+    let (q, k, v) = (tensor(&q, rows), tensor(&k, dims.seqlen_kv), tensor(&v, dims.seqlen_kv));
+    let smoothing = problem.smoothing();
+    let stem = problem.kernel().ok_or("a benchmark names its kernel")?;
+    let options = reference::Options {
+        causal: problem.causal(),
+        sm_scale: problem.sm_scale(),
+        precision: stem.qk,
+        granularity: problem.granularity(),
+        pv: stem.pv,
+        smooth_q: smoothing.q,
+        smooth_k: smoothing.k,
+        smooth_v: smoothing.v,
+    };
+    let expected = reference::attention_quantized(&one, &reference::quantize(&one, &q, &k, &v, &options), &k, &options);
+    let actual = tail(out, rows)?;
+    let distance: f32 = actual.iter().zip(&expected.out).map(|(a, b)| (a.to_f32() - b).abs()).sum();
+    Ok(f64::from(distance / expected.out.iter().map(|x| x.abs()).sum::<f32>()))
 }

@@ -79,6 +79,7 @@ golden! {
     math_log2(x: f32) -> f32 = math::log2(x);
     math_div_u32(a: u32, b: u32) -> u32 = math::div_u32(a, b);
     math_reciprocal(x: f32) -> f32 = math::reciprocal(x);
+    math_distinct_copy(x: f32) -> f32 = math::distinct_copy(x);
 
     mma_m16n8k64_s4(
         a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: u32, c1: u32, c2: u32, c3: u32
