@@ -78,7 +78,8 @@ impl Scratch {
         let is_full = |first: usize| first + BLOCK_KV <= visible(0);
 
         for first in (0..num_keys).step_by(BLOCK_KV) {
-            let bias = if is_full(first) && !(step > FOLDED_STEP_MAX) { Bias::Folded } else { Bias::Exact };
+            let coarse = step > FOLDED_STEP_MAX;
+            let bias = if is_full(first) && !coarse { Bias::Folded } else { Bias::Exact };
             unpack_int(&k_codes[first * problem.row_bytes()..], options.precision, kv);
             transpose(kv, depth, k);
             unpack_v(v_codes, options.pv, depth, first, kv);
