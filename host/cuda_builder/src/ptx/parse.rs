@@ -59,7 +59,7 @@ pub struct Module {
 const MARKER: &str = "// launch_bounds ";
 
 impl Module {
-    /// Parses PTX as LLVM prints it, or as [`finish`] leaves it.
+    /// Parses PTX as LLVM prints it, or as `finish` leaves it.
     pub fn parse(ptx: &str) -> Result<Self, PtxError> {
         let mut module =
             Module { version: String::new(), target: String::new(), address_size: String::new(), items: Vec::new() };
