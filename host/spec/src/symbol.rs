@@ -1,7 +1,7 @@
 //! Names of exported kernels. A *stem* `<arch>_<qk>_<pv>_fwd` names an attention kernel everywhere:
 //! symbol, plan entry, test, bench case and document.
 
-use crate::{Precision, PvFormat};
+use crate::{CodeStorage, Precision, PvFormat};
 
 /// An attention kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,6 +14,16 @@ pub struct Stem {
     pub pv: PvFormat,
     /// `<arch>_<qk>_<pv>_fwd`.
     pub name: &'static str,
+}
+
+impl Stem {
+    /// How the kernel reads the codes of Q and K.
+    pub const fn storage(&self) -> CodeStorage {
+        match self.arch {
+            Arch::Sm80 | Arch::Sm89 => self.qk.storage(),
+            Arch::Sm90a => CodeStorage::Byte,
+        }
+    }
 }
 
 /// A PTX module: what its kernels may use and where it loads.
@@ -59,5 +69,5 @@ pub const STEMS: [Stem; 4] = [
     Stem { arch: Arch::Sm80, qk: Precision::Int8, pv: PvFormat::F16, name: "sm80_int8_f16_fwd" },
 ];
 
-/// Element types the quantizers read, as they appear in symbols: `quantize_q_int8_bf16_d128`.
+/// Element types the quantizers read, as they appear in symbols: `quantize_fp8_bf16_d128`.
 pub const INPUT_TYPES: [&str; 3] = ["f16", "bf16", "f32"];

@@ -133,6 +133,12 @@ impl Gpu {
         let params = ParamsBuilder { plan, args };
         for step in steps {
             let Step { entry, grid, chunk, .. } = step;
+            if let Some(buffer) = entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
+                let address = args.workspace.ptr + buffer.offset_bytes as u64;
+                // SAFETY: a buffer of the workspace, which the caller promises to be ours.
+                let cleared = unsafe { result::memset_d8_async(address, 0, buffer.bytes, stream) };
+                self.check("clearing a buffer", cleared)?;
+            }
             // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled with
             // the caller's addresses and with workspace buffers of the sizes the plan gave them.
             unsafe {
@@ -142,13 +148,7 @@ impl Gpu {
                     };
                 }
                 match entry.kernel {
-                    Kernel::KMeanPartial => launch!(params.k_mean_partial()),
-                    Kernel::KMeanFinal => launch!(params.k_mean_final()),
-                    Kernel::QuantizeQ => launch!(params.quantize_q()),
-                    Kernel::QuantizeK => launch!(params.quantize_k()),
-                    Kernel::VStatsPartial => launch!(params.v_stats_partial()),
-                    Kernel::VStatsFinal => launch!(params.v_stats_final()),
-                    Kernel::QuantizeV => launch!(params.quantize_v()),
+                    Kernel::Quantize => launch!(params.quantize()),
                     Kernel::DeltaS => launch!(params.delta_s(chunk)),
                     Kernel::Attention => launch!(params.attention(chunk)),
                 }?;

@@ -1,14 +1,10 @@
 //! Kernel parameters of every step, from a plan and the launch's arguments.
 
-use sage_spec::launch::num_chunks;
-use sage_spec::params::{
-    AttentionParams, Chunk, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
-    ReducePartialParams, VStatsFinalParams,
-};
-use sage_spec::quant::LOG2_E;
-use sage_spec::{Dims, PvFormat};
+use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
+use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
+use sage_spec::{CodeStorage, Dims};
 
-use super::args::{DeviceTensor, LaunchArgs};
+use super::args::LaunchArgs;
 use crate::plan::{Plan, Slot};
 
 /// Fills in parameter structs. Planning has checked that every count fits its `u32` field.
@@ -31,101 +27,39 @@ impl ParamsBuilder<'_> {
         self.plan.workspace().address(self.args.workspace.ptr, slot)
     }
 
-    fn reduce_partial(&self, x: &DeviceTensor, [sum, max, min]: [u64; 3]) -> ReducePartialParams {
-        let dims = self.dims();
-        ReducePartialParams {
-            x: x.arg(),
-            sum,
-            max,
-            min,
-            num_heads: dims.num_heads_kv as u32,
-            seqlen: dims.seqlen_kv as u32,
-            head_dim: dims.head_dim as u32,
-            num_chunks: num_chunks(dims) as u32,
-            vectorized: x.vectorized(),
-        }
-    }
-
-    pub(super) fn k_mean_partial(&self) -> ReducePartialParams {
-        self.reduce_partial(&self.args.k, [self.at(Slot::KSum), 0, 0])
-    }
-
-    pub(super) fn v_stats_partial(&self) -> ReducePartialParams {
-        self.reduce_partial(&self.args.v, [Slot::VSum, Slot::VMax, Slot::VMin].map(|slot| self.at(slot)))
-    }
-
-    pub(super) fn k_mean_final(&self) -> KMeanFinalParams {
-        let dims = self.dims();
-        KMeanFinalParams {
-            sum: self.at(Slot::KSum),
-            mean: self.at(Slot::KMean),
-            num_chunks: num_chunks(dims) as u32,
-            seqlen: dims.seqlen_kv as u32,
-        }
-    }
-
-    pub(super) fn v_stats_final(&self) -> VStatsFinalParams {
-        let dims = self.dims();
-        VStatsFinalParams {
-            sum: self.at(Slot::VSum),
-            max: self.at(Slot::VMax),
-            min: self.at(Slot::VMin),
-            mean: self.at(Slot::VMean),
-            scale: self.at(Slot::VScale),
-            num_chunks: num_chunks(dims) as u32,
-            seqlen: dims.seqlen_kv as u32,
-            format: match self.plan.stem().pv {
-                PvFormat::Fp8 => 0,
-                PvFormat::F16 => 1,
-            },
-        }
-    }
-
-    pub(super) fn quantize_q(&self) -> QuantizeQParams {
-        let (dims, q) = (self.dims(), &self.args.q);
+    pub(super) fn quantize(&self) -> QuantizeParams {
+        let (dims, args, stem) = (self.dims(), self.args, self.plan.stem());
         let qk_mean = self.at(Slot::QkMean);
-        QuantizeQParams {
-            q: q.arg(),
-            codes: self.at(Slot::QCodes),
-            scale: self.at(Slot::QScale),
-            mean: self.at(Slot::QMean),
-            k_mean: if qk_mean == 0 { 0 } else { self.at(Slot::KMean) },
+        QuantizeParams {
+            q: args.q.arg(),
+            k: args.k.arg(),
+            v: args.v.arg(),
+            q_codes: self.at(Slot::QCodes),
+            q_scale: self.at(Slot::QScale),
+            q_mean: self.at(Slot::QMean),
             qk_mean,
+            k_codes: self.at(Slot::KCodes),
+            k_scale: self.at(Slot::KScale),
+            k_sum: self.at(Slot::KSum),
+            k_mean: self.at(Slot::KMean),
+            v_codes: self.at(Slot::VCodes),
+            v_scale: self.at(Slot::VScale),
+            v_max: self.at(Slot::VMax),
+            v_min: self.at(Slot::VMin),
+            v_sum: self.at(Slot::VSum),
+            v_mean: self.at(Slot::VMean),
+            progress: self.at(Slot::Progress),
+            schedule: self.plan.schedule(),
             num_heads_q: dims.num_heads_q as u32,
             num_heads_kv: dims.num_heads_kv as u32,
             seqlen_q: dims.seqlen_q as u32,
-            head_dim: dims.head_dim as u32,
-            granularity: self.granularity(),
-            vectorized: q.vectorized(),
-        }
-    }
-
-    pub(super) fn quantize_k(&self) -> QuantizeKParams {
-        let (dims, k) = (self.dims(), &self.args.k);
-        QuantizeKParams {
-            k: k.arg(),
-            codes: self.at(Slot::KCodes),
-            scale: self.at(Slot::KScale),
-            mean: self.at(Slot::KMean),
-            num_heads_kv: dims.num_heads_kv as u32,
             seqlen_kv: dims.seqlen_kv as u32,
             head_dim: dims.head_dim as u32,
             granularity: self.granularity(),
-            vectorized: k.vectorized(),
-        }
-    }
-
-    pub(super) fn quantize_v(&self) -> QuantizeVParams {
-        let (dims, v) = (self.dims(), &self.args.v);
-        QuantizeVParams {
-            v: v.arg(),
-            codes: self.at(Slot::VCodes),
-            scale: self.at(Slot::VScale),
-            mean: self.at(Slot::VMean),
-            num_heads_kv: dims.num_heads_kv as u32,
-            seqlen_kv: dims.seqlen_kv as u32,
-            head_dim: dims.head_dim as u32,
-            vectorized: v.vectorized(),
+            vectorized: args.q.vectorized() | args.k.vectorized() << 1 | args.v.vectorized() << 2,
+            packed: u32::from(stem.storage() == CodeStorage::Packed),
+            max_code: stem.qk.max_code(),
+            smooth_q_floor: smooth_q_scale_floor(1.0, stem.qk),
         }
     }
 

@@ -222,7 +222,7 @@ fn quantize_int<'m>(
         }
         let floor = smoothing.map_or(0.0, |(_, floor)| floor);
         for scale in scales.iter_mut() {
-            *scale = max_or_nan(qk_scale(*scale, precision), floor);
+            *scale = max_or_nan(qk_scale(*scale, precision.max_code()), floor);
         }
         for (index, (row, codes)) in rows.iter().zip(codes.chunks_exact_mut(row_bytes)).enumerate() {
             encode_row(row, 1.0 / scales[group(index)], precision, codes);
