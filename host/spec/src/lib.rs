@@ -14,6 +14,7 @@ pub mod limits;
 pub mod params;
 pub mod quant;
 pub mod reduce;
+pub mod sm90;
 pub mod symbol;
 pub mod tiling;
 
