@@ -106,6 +106,11 @@ fn round_half_even(x: f32) -> u8 {
     ((x + 12_582_912.0) - 12_582_912.0) as u8
 }
 
+/// Work items of a launch over `rows` query rows of each of `heads` heads.
+pub const fn work_items(heads: usize, rows: usize) -> usize {
+    heads * rows.div_ceil(BLOCK_Q)
+}
+
 /// A tensor map (`CUtensorMap`), made by the driver's `cuTensorMapEncodeTiled`. It must lie at a multiple of 64
 /// bytes: the kernel's attribute `parameter_align` sees to that, as rustc allows no more than 16 for parameters.
 #[repr(C, align(16))]

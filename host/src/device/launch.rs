@@ -150,6 +150,7 @@ impl Gpu {
                     Kernel::VStatsFinal => launch!(params.v_stats_final()),
                     Kernel::QuantizeV => launch!(params.quantize_v()),
                     Kernel::DeltaS => launch!(params.delta_s(chunk)),
+                    Kernel::Attention if plan.arch() == Arch::Sm90a => launch!(params.attention_sm90(self, chunk)?),
                     Kernel::Attention => launch!(params.attention(chunk)),
                 }?;
             }
