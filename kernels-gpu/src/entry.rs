@@ -43,6 +43,43 @@ attention! {
     sm89, Int8D128, 128 => sm89_int8_fp8_fwd_d128, sm89_int8_fp8_fwd_scores_d128;
 }
 
+#[cfg(feature = "sm_90a")]
+mod hopper {
+    use super::*;
+    use sage_spec::sm90::{Exponential, Sm90AttentionParams};
+
+    /// Symbol, padded head dimension, exponential, whether there is ΔS.
+    macro_rules! hopper {
+        ($($name:ident = $head_dim:literal, $exponential:ident, $delta_s:literal;)*) => { $(
+            /// Forward attention, persistent: each CTA takes work items from a fixed schedule.
+            ///
+            /// # Safety
+            /// `sage_spec::sm90::Sm90AttentionParams`.
+            #[kernel(max_threads = 512, min_blocks = 1, parameter_align = 64)]
+            pub unsafe fn $name(p: Sm90AttentionParams) {
+                let maps = cuda_std::parameter_address!($name, p);
+                // SAFETY: forwarded contract.
+                unsafe {
+                    crate::attention::sm90::kernel::kernel::<
+                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs() }, $delta_s>,
+                    >(&p, maps)
+                }
+            }
+        )* };
+    }
+
+    hopper! {
+        sm90_int8_fp8_fwd_d64 = 64, Mixed, false;
+        sm90_int8_fp8_fwd_d128 = 128, Mixed, false;
+        sm90_int8_fp8_fwd_delta_s_d64 = 64, Mixed, true;
+        sm90_int8_fp8_fwd_delta_s_d128 = 128, Mixed, true;
+        sm90_int8_fp8_exp2_fwd_d64 = 64, Exact, false;
+        sm90_int8_fp8_exp2_fwd_d128 = 128, Exact, false;
+        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 64, Exact, true;
+        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 128, Exact, true;
+    }
+}
+
 /// The kernels of smoothing and quantization of one module, by padded head dimension and input type: threads
 /// of a CTA x CTAs whose registers must fit on a multiprocessor (`sage_spec::launch::quantize_ctas_per_sm`).
 macro_rules! quantizers {

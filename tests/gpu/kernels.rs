@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use sage_attn::plan::Slot;
 use sage_attn::problem::DType;
-use sage_attn::reference::{attention_quantized, attention_unrounded_p, delta_s, quantize, scores};
+use sage_attn::reference::{
+    attention_quantized, attention_quantized_sm90, attention_unrounded_p, delta_s, in_storage, quantize, scores,
+};
+use sage_spec::symbol::Arch;
 use serde_json::json;
 
 use crate::case::Case;
@@ -43,6 +46,10 @@ fn kernels_agree_with_the_reference() {
     let mut failures = Vec::new();
     for seed in seeds.clone() {
         let case = Case::random(seed);
+        let capability = gpu.capability();
+        if !case.stem.arch.loads_on(capability.major, capability.minor) {
+            continue;
+        }
         let problem = std::panic::catch_unwind(|| check(&gpu, &case)).unwrap_or_else(|_| Err("panicked".into()));
         match problem {
             Ok(seen) => {
@@ -93,8 +100,12 @@ fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Fi
     let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
     let quantized = quantize(dims, &q, &k, &v, &case.options);
 
-    let bytes =
-        [(Slot::QCodes, &quantized.q_codes), (Slot::KCodes, &quantized.k_codes), (Slot::VCodes, &quantized.v_codes)];
+    let stored = |codes| in_storage(codes, case.options.precision, case.stem.storage());
+    let bytes = [
+        (Slot::QCodes, &stored(&quantized.q_codes)),
+        (Slot::KCodes, &stored(&quantized.k_codes)),
+        (Slot::VCodes, &quantized.v_codes),
+    ];
     for (slot, expected) in bytes {
         if let Some(actual) = outcome.slot(slot)
             && let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b)
@@ -134,7 +145,10 @@ fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Fi
         }
     }
 
-    let reference = attention_quantized(dims, &quantized, &k, &case.options);
+    let reference = match case.stem.arch {
+        Arch::Sm90a => attention_quantized_sm90(dims, &quantized, &k, &case.options, case.stem.exponential),
+        Arch::Sm80 | Arch::Sm89 => attention_quantized(dims, &quantized, &k, &case.options),
+    };
     let ideal = attention_unrounded_p(dims, &quantized, &k, &case.options);
     let rounding = output_rounding(case.problem.out().dtype);
     let mut seen = Figures::default();

@@ -1,4 +1,4 @@
-//! Builds one PTX module of a kernel crate, for looking at it while writing kernels.
+//! Builds one PTX module of a kernel crate, for looking at while writing kernels.
 //!
 //! ```text
 //! cargo run -p sage-cuda-builder --example build_module -- kernels-gpu sm_90a /tmp/sm_90a.ptx
@@ -6,13 +6,14 @@
 
 use std::error::Error;
 
-use cuda_builder::CudaBuilder;
+use cuda_builder::{CudaBuilder, NvvmArch};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut args = std::env::args().skip(1);
-    let (Some(folder), Some(arch), Some(out)) = (args.next(), args.next(), args.next()) else {
-        return Err("usage: build_module FOLDER sm_XX OUT.ptx".into());
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [path, arch, output] = args.as_slice() else {
+        return Err("usage: build_module CRATE sm_XX OUTPUT.ptx".into());
     };
-    CudaBuilder::new(folder).arch(arch.parse()?).copy_to(&out).build()?;
+    let arch: NvvmArch = arch.parse()?;
+    CudaBuilder::new(path).arch(arch).copy_to(output).build()?;
     Ok(())
 }

@@ -150,6 +150,7 @@ impl Gpu {
                 match entry.kernel {
                     Kernel::Quantize => launch!(params.quantize()),
                     Kernel::DeltaS => launch!(params.delta_s(chunk)),
+                    Kernel::Attention if plan.arch() == Arch::Sm90a => launch!(params.attention_sm90(self, chunk)?),
                     Kernel::Attention => launch!(params.attention(chunk)),
                 }?;
             }

@@ -14,6 +14,7 @@ mod launch;
 mod module;
 mod params;
 mod slices;
+mod tensor_map;
 
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};

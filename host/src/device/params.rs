@@ -2,10 +2,16 @@
 
 use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
 use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
-use sage_spec::{CodeStorage, Dims};
+use sage_spec::sm90::{Sm90AttentionParams, TensorMap};
+use sage_spec::{CodeStorage, Dims, sm90, tiling};
 
 use super::args::LaunchArgs;
+use super::{Gpu, tensor_map};
+use crate::error::DeviceError;
 use crate::plan::{Plan, Slot};
+
+/// Bytes of K and V that interleaved heads may have together: half of the H100's and H200's L2 cache.
+const L2_BUDGET_BYTES: usize = 25 << 20;
 
 /// Fills in parameter structs. Planning has checked that every count fits its `u32` field.
 pub(super) struct ParamsBuilder<'a> {
@@ -80,6 +86,72 @@ impl ParamsBuilder<'_> {
             granularity: self.granularity(),
             vectorized: k.vectorized(),
         }
+    }
+
+    /// Of the kernels for Hopper.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if the driver refuses a tensor map.
+    pub(super) fn attention_sm90(&self, gpu: &Gpu, chunk: Chunk) -> Result<Sm90AttentionParams, DeviceError> {
+        let dims = self.dims();
+        let first_row = chunk.block_begin as usize * tiling::BLOCK_Q;
+        let rows = (chunk.block_count as usize * tiling::BLOCK_Q).min(dims.seqlen_q - first_row);
+        let (q_map, k_map, v_map) = self.tensor_maps(gpu)?;
+        // Interleaved heads keep their K and V within half of the L2 cache, so that other tensors pass through it.
+        let kv_bytes = 2 * dims.seqlen_kv_padded() * dims.head_dim_padded();
+        let heads_per_group = if self.plan.problem().causal() {
+            ((L2_BUDGET_BYTES / kv_bytes.max(1)) * dims.gqa_group()).clamp(1, chunk.head_count as usize)
+        } else {
+            1
+        };
+        let shared = self.attention(chunk);
+        Ok(Sm90AttentionParams {
+            q_map,
+            k_map,
+            v_map,
+            q_scale: shared.q_scale,
+            k_scale: shared.k_scale,
+            v_scale: shared.v_scale,
+            v_mean: shared.v_mean,
+            delta_s: shared.delta_s,
+            qk_mean: shared.qk_mean,
+            lse: shared.lse,
+            out: shared.out,
+            num_heads_q: shared.num_heads_q,
+            num_heads_kv: shared.num_heads_kv,
+            gqa_group: shared.gqa_group,
+            seqlen_q: shared.seqlen_q,
+            seqlen_kv: shared.seqlen_kv,
+            head_dim: shared.head_dim,
+            chunk,
+            tiles_per_head: rows.div_ceil(sm90::BLOCK_Q) as u32,
+            work_items: sm90::work_items(chunk.head_count as usize, rows) as u32,
+            heads_per_group: heads_per_group as u32,
+            q_scales_per_block: shared.q_scales_per_block,
+            k_scales_per_block: shared.k_scales_per_block,
+            causal: shared.causal,
+            out_dtype: shared.out_dtype,
+            sm_scale_log2: shared.sm_scale_log2,
+            sm_scale: shared.sm_scale,
+        })
+    }
+
+    /// Maps of the codes of Q, K and V; empty, and never used, if there are no keys.
+    fn tensor_maps(&self, gpu: &Gpu) -> Result<(TensorMap, TensorMap, TensorMap), DeviceError> {
+        let dims = self.dims();
+        if dims.seqlen_kv == 0 {
+            return Ok(Default::default());
+        }
+        let depth = dims.head_dim_padded() as u64;
+        let (heads_q, heads_kv) = ((dims.batch * dims.num_heads_q) as u64, (dims.batch * dims.num_heads_kv) as u64);
+        let (rows, keys) = (dims.seqlen_q_padded() as u64, dims.seqlen_kv_padded() as u64);
+        let map = |slot, extents, box_extents| tensor_map::bytes_3d(gpu, self.at(slot), extents, box_extents);
+        Ok((
+            map(Slot::QCodes, [depth, rows, heads_q], [depth as u32, sm90::BLOCK_Q as u32])?,
+            map(Slot::KCodes, [depth, keys, heads_kv], [depth as u32, sm90::BLOCK_KV as u32])?,
+            map(Slot::VCodes, [keys, depth, heads_kv], [sm90::BLOCK_KV as u32, depth as u32])?,
+        ))
     }
 
     pub(super) fn attention(&self, chunk: Chunk) -> AttentionParams {

@@ -38,14 +38,22 @@ pub mod hint;
 pub mod ldmatrix;
 #[cfg(target_arch = "nvptx64")]
 pub mod math;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod mbarrier;
 #[cfg(target_arch = "nvptx64")]
 pub mod mma;
 #[cfg(target_arch = "nvptx64")]
 pub mod shared;
 #[cfg(target_arch = "nvptx64")]
 pub mod thread;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod tma;
 #[cfg(target_arch = "nvptx64")]
 pub mod warp;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod warpgroup;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod wgmma;
 
 /// What kernels import: `use cuda_std::prelude::*;`.
 pub mod prelude {
