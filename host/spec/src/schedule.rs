@@ -159,6 +159,10 @@ impl Progress {
     pub const READY: u32 = u32::MAX;
     /// Word of the next ticket.
     pub const TICKET: usize = 0;
+    /// Word of the next work item of the attention kernel for Hopper. It leaves its words as it found them, zero.
+    pub const ATTENTION_NEXT: usize = 8;
+    /// Word that counts its CTAs that have found no item left.
+    pub const ATTENTION_DONE: usize = 16;
     /// First of the counters, in another cache line than the ticket: K's and V's of head 0, of head 1, ...
     const COUNTERS: usize = 32;
 

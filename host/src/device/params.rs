@@ -117,6 +117,7 @@ impl ParamsBuilder<'_> {
             delta_s: shared.delta_s,
             qk_mean: shared.qk_mean,
             lse: shared.lse,
+            progress: self.at(Slot::Progress),
             out: shared.out,
             num_heads_q: shared.num_heads_q,
             num_heads_kv: shared.num_heads_kv,
