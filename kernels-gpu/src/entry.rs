@@ -43,8 +43,9 @@ attention! {
     sm89, Int8D128, 128 => sm89_int8_fp8_fwd_d128, sm89_int8_fp8_fwd_scores_d128;
 }
 
+/// Attention on Hopper.
 #[cfg(feature = "sm_90a")]
-mod hopper {
+pub mod hopper {
     use super::*;
     use sage_spec::sm90::{Exponential, Sm90AttentionParams};
 
@@ -130,8 +131,9 @@ step!(k_mean_final_d128(KMeanFinalParams), 512 x 2 => stats::k_mean_final::<128>
 step!(v_stats_final_d64(VStatsFinalParams), 256 x 2 => stats::v_stats_final::<64>);
 step!(v_stats_final_d128(VStatsFinalParams), 512 x 2 => stats::v_stats_final::<128>);
 
+/// V to FP16.
 #[cfg(feature = "sm_80")]
-mod v_f16 {
+pub mod v_f16 {
     use super::*;
 
     step!(quantize_v_f16_f16_d64(QuantizeVParams), 256 x 2 => v::quantize_f16::<crate::quant::element::F16, 64>);
@@ -142,8 +144,9 @@ mod v_f16 {
     step!(quantize_v_f16_f32_d128(QuantizeVParams), 512 x 2 => v::quantize_f16::<crate::quant::element::F32, 128>);
 }
 
+/// V to FP8.
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
-mod v_fp8 {
+pub mod v_fp8 {
     use super::*;
 
     step!(quantize_v_fp8_f16_d64(QuantizeVParams), 256 x 2 => v::quantize_fp8::<crate::quant::element::F16, 64>);

@@ -92,8 +92,7 @@ impl LaunchBounds {
     }
 }
 
-const EXPECTED: &str =
-    "#[kernel] takes `max_threads = N`, `min_blocks = N`, `max_registers = N` and `parameter_align = N`, separated by commas";
+const EXPECTED: &str = "#[kernel] takes `max_threads = N`, `min_blocks = N`, `max_registers = N` and `parameter_align = N`, separated by commas";
 
 fn integer(token: Option<TokenTree>, name_span: Span) -> Result<(u32, Span), Error> {
     let Some(token) = token else {
