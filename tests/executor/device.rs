@@ -1,16 +1,17 @@
 //! A device made of [`cuda_std::executor`]: plans are launched as on a GPU, with every byte watched.
 
 use cuda_std::executor::{Fault, Launch, Memory};
-use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs};
+use sage_attn::device::{DeviceMemory, DeviceTensor, KernelParams, LaunchArgs};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Capability, Entry, Kernel, Plan, Slot, plan};
+use sage_attn::plan::{Capability, Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
-use sage_spec::launch;
+use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
+use sage_spec::sm90::Exponential;
 use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, f32s, gather};
 
-use crate::kernels;
+use crate::{hopper, kernels};
 
 /// What the executor offers: everything.
 pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
@@ -55,16 +56,32 @@ fn workspace(memory: &mut Memory, plan: &Plan) -> DeviceMemory {
     DeviceMemory { ptr, bytes }
 }
 
-/// Launches the kernel of `entry`.
-fn launch(memory: &mut Memory, entry: &Entry, grid: [u32; 2], seed: u64, thread: kernels::Thread) -> Result<(), Fault> {
+/// Launches `thread`, of the kernel `symbol`.
+pub fn launch(
+    memory: &mut Memory,
+    symbol: &str,
+    cta: Cta,
+    grid: [u32; 2],
+    seed: u64,
+    thread: kernels::Thread,
+) -> Result<(), Fault> {
     let launch = Launch {
-        name: entry.symbol.clone(),
+        name: symbol.into(),
         grid: [grid[0], grid[1], 1],
-        block: [entry.cta.threads as u32, 1, 1],
-        shared_bytes: entry.cta.smem_bytes as u32,
+        block: [cta.threads as u32, 1, 1],
+        shared_bytes: cta.smem_bytes as u32,
         seed,
     };
     launch.run(memory, thread)
+}
+
+/// Which attention kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// That of the case's stem.
+    Planned,
+    /// Hopper's, on what was quantized for `sm89_int8_fp8_fwd`.
+    Hopper(Exponential),
 }
 
 /// Runs `case`; `seed` picks the order of threads.
@@ -72,7 +89,7 @@ fn launch(memory: &mut Memory, entry: &Entry, grid: [u32; 2], seed: u64, thread:
 /// # Errors
 ///
 /// What a kernel did wrong.
-pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
+pub fn run(case: &Case, attention: Attention, seed: u64) -> Result<Outcome, Fault> {
     let plan = plan(&case.problem, &CAPABILITY).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let memory = &mut Memory::new();
     let [q, k, v] = [("q", &case.q), ("k", &case.k), ("v", &case.v)].map(|(name, x)| upload(memory, name, x));
@@ -86,9 +103,16 @@ pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
     let args = LaunchArgs { q, k, v, out, lse, workspace };
     for step in plan.steps() {
         let params = args.kernel_params(&plan, &step).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
-        let thread = kernels::kernel(&step.entry.symbol, params)
-            .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
-        launch(memory, step.entry, step.grid, seed, thread)?;
+        match (attention, params) {
+            (Attention::Hopper(exponential), KernelParams::Attention(params)) => {
+                hopper::attend(memory, case, exponential, &params, seed)?;
+            }
+            _ => {
+                let thread = kernels::kernel(&step.entry.symbol, params)
+                    .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
+                launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
+            }
+        }
     }
     let scores = scores(memory, case, &plan, workspace.ptr, seed)?;
     if let Some(lse) = lse {
@@ -121,13 +145,10 @@ fn scores(memory: &mut Memory, case: &Case, plan: &Plan, workspace: u64, seed: u
         seqlen_q: dims.seqlen_q as u32,
         seqlen_kv: dims.seqlen_kv as u32,
     };
-    let entry = Entry {
-        kernel: Kernel::Attention,
-        symbol: format!("{}_scores_d{depth}", case.stem.name),
-        cta: launch::attention(depth, case.stem.qk, case.stem.pv),
-    };
-    let thread = kernels::scores(&entry.symbol, params).expect("every stem has a kernel for its scores");
-    launch(memory, &entry, [launch::quantize_q_grid(dims) as u32, 1], seed, thread)?;
+    let symbol = format!("{}_scores_d{depth}", case.stem.name);
+    let cta = launch::attention(depth, case.stem.qk, case.stem.pv);
+    let thread = kernels::scores(&symbol, params).expect("every stem has a kernel for its scores");
+    launch(memory, &symbol, cta, [launch::quantize_q_grid(dims) as u32, 1], seed, thread)?;
     assert_eq!(memory.first_undefined(params.scores, bytes), None, "a score was not written");
     let bytes = memory.read(params.scores, bytes);
     Ok(Some(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))

@@ -2,11 +2,12 @@
 
 use sage_attn::device::KernelParams;
 use sage_kernels_gpu::entry;
-use sage_kernels_gpu::entry::{v_f16, v_fp8};
+use sage_kernels_gpu::entry::{hopper, v_f16, v_fp8};
 use sage_spec::params::{
     AttentionParams, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
     ReducePartialParams, ScoresParams, VStatsFinalParams,
 };
+use sage_spec::sm90::Sm90AttentionParams;
 
 /// A kernel and its name.
 type Named<P> = (&'static str, unsafe fn(P));
@@ -65,6 +66,12 @@ const ATTENTION: &[Named<AttentionParams>] = kernels![
 const SCORES: &[Named<ScoresParams>] = kernels![
     entry: sm80_int4_f16_fwd_scores_d64, sm80_int4_f16_fwd_scores_d128, sm80_int8_f16_fwd_scores_d64, sm80_int8_f16_fwd_scores_d128, sm89_int4_fp8_fwd_scores_d64, sm89_int4_fp8_fwd_scores_d128, sm89_int8_fp8_fwd_scores_d64, sm89_int8_fp8_fwd_scores_d128;
 ];
+const HOPPER: &[Named<Sm90AttentionParams>] = kernels![
+    hopper: sm90_int8_fp8_fwd_d64, sm90_int8_fp8_fwd_d128,
+    sm90_int8_fp8_fwd_delta_s_d64, sm90_int8_fp8_fwd_delta_s_d128,
+    sm90_int8_fp8_fwd_exact_d64, sm90_int8_fp8_fwd_exact_d128,
+    sm90_int8_fp8_fwd_exact_delta_s_d64, sm90_int8_fp8_fwd_exact_delta_s_d128;
+];
 
 /// A thread of a kernel with its argument.
 pub type Thread = Box<dyn Fn()>;
@@ -95,6 +102,11 @@ pub fn scores(symbol: &str, params: ScoresParams) -> Option<Thread> {
     find(SCORES, symbol, params)
 }
 
+/// The Hopper kernel `symbol` with `params`.
+pub fn hopper(symbol: &str, params: Sm90AttentionParams) -> Option<Thread> {
+    find(HOPPER, symbol, params)
+}
+
 /// A kernel that is built into a PTX module can be run here too.
 #[test]
 fn every_exported_kernel_is_in_the_tables() {
@@ -104,7 +116,7 @@ fn every_exported_kernel_is_in_the_tables() {
     macro_rules! add {
         ($($table:ident)*) => { $(names.extend($table.iter().map(|(name, _)| *name));)* };
     }
-    add!(REDUCE_PARTIAL K_MEAN_FINAL V_STATS_FINAL QUANTIZE_Q QUANTIZE_K QUANTIZE_V DELTA_S ATTENTION SCORES);
+    add!(REDUCE_PARTIAL K_MEAN_FINAL V_STATS_FINAL QUANTIZE_Q QUANTIZE_K QUANTIZE_V DELTA_S ATTENTION SCORES HOPPER);
     let missing: Vec<&String> = manifest
         .modules
         .values()

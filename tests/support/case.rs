@@ -109,9 +109,19 @@ impl Case {
     /// The problem of `seed`: any stem, extents within `limits` with many tails, all layouts and options,
     /// keys and queries with channel offsets as real ones have.
     pub fn random(seed: u64, limits: Limits) -> Case {
+        Case::new(seed, limits, None)
+    }
+
+    /// [`Case::random`], but for the attention kernel `stem`.
+    pub fn random_for(stem: Stem, seed: u64, limits: Limits) -> Case {
+        Case::new(seed, limits, Some(stem))
+    }
+
+    fn new(seed: u64, limits: Limits, stem: Option<Stem>) -> Case {
         let mut random = Random(seed);
         let pick = |random: &mut Random, n: usize| (random.bits() % n as u64) as usize;
-        let stem = STEMS[pick(&mut random, STEMS.len())];
+        let any_stem = STEMS[pick(&mut random, STEMS.len())];
+        let stem = stem.unwrap_or(any_stem);
         let batch = 1 + pick(&mut random, limits.batch);
         let num_heads_kv = 1 + pick(&mut random, limits.num_heads_kv);
         let num_heads_q = num_heads_kv * limits.gqa_groups[pick(&mut random, limits.gqa_groups.len())];

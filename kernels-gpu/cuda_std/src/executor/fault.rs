@@ -78,6 +78,27 @@ impl fmt::Display for Access {
     }
 }
 
+/// Who accesses shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A thread, by its index in the CTA.
+    Thread(u32),
+    /// A bulk copy.
+    Copy,
+    /// An asynchronous product of a warpgroup, by its index in the CTA.
+    Warpgroup(u32),
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Actor::Thread(thread) => write!(f, "thread {thread}"),
+            Actor::Copy => f.write_str("a bulk copy, started"),
+            Actor::Warpgroup(warpgroup) => write!(f, "wgmma of warpgroup {warpgroup}"),
+        }
+    }
+}
+
 /// A thread that waits, in [`FaultKind::Deadlock`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Waiting {
@@ -138,10 +159,52 @@ pub enum FaultKind {
         address: u32,
         /// Kind of the earlier access.
         other: Access,
-        /// The other thread's index in the CTA.
-        other_thread: u32,
+        /// Whose access that was.
+        by: Actor,
         /// Where it was.
         other_at: Site,
+    },
+    /// A bulk copy or an asynchronous product touches a byte that a thread has written, and no
+    /// `fence.proxy.async` lies between.
+    Unfenced {
+        /// Kind of this access.
+        access: Access,
+        /// The byte, in shared memory.
+        address: u32,
+        /// The thread that wrote it.
+        writer: u32,
+        /// Where it did.
+        written_at: Site,
+    },
+    /// Ordinary instructions touch an mbarrier.
+    Object {
+        /// Kind of access.
+        access: Access,
+        /// The first byte of it.
+        address: u32,
+    },
+    /// An mbarrier is used other than its state allows.
+    Barrier {
+        /// Its address.
+        barrier: u32,
+        /// What is wrong.
+        what: String,
+    },
+    /// A thread waits for a phase of an mbarrier that it has waited for already: the parity is wrong.
+    Parity {
+        /// The mbarrier's address.
+        barrier: u32,
+        /// The parity asked for.
+        parity: u32,
+        /// Phases that the barrier has completed.
+        completed: u64,
+    },
+    /// The registers of a product are used, or changed, before its `wait_group`.
+    Unfinished {
+        /// What happened to them.
+        what: String,
+        /// The product.
+        product_at: Site,
     },
     /// Two threads touch the same byte of global memory in one launch and at least one writes it.
     GlobalConflict {
@@ -196,10 +259,26 @@ impl fmt::Display for FaultKind {
             FaultKind::InFlight { access, address } => {
                 write!(f, "{access} of shared address {address:#x}, which an asynchronous copy is still writing")
             }
-            FaultKind::Race { access, address, other, other_thread, other_at } => write!(
+            FaultKind::Race { access, address, other, by, other_at } => {
+                write!(f, "{access} of shared address {address:#x} races with the {other} of {by} at {other_at}")
+            }
+            FaultKind::Unfenced { access, address, writer, written_at } => write!(
                 f,
-                "{access} of shared address {address:#x} races with the {other} of thread {other_thread} at {other_at}"
+                "asynchronous {access} of shared address {address:#x}, which thread {writer} wrote at {written_at} \
+                 without a fence.proxy.async since"
             ),
+            FaultKind::Object { access, address } => {
+                write!(f, "ordinary {access} of shared address {address:#x}, which belongs to an mbarrier")
+            }
+            FaultKind::Barrier { barrier, what } => write!(f, "mbarrier {barrier:#x}: {what}"),
+            FaultKind::Parity { barrier, parity, completed } => write!(
+                f,
+                "wait for parity {parity} of mbarrier {barrier:#x}, which has completed {completed} phases: this \
+                 thread has waited for that phase already"
+            ),
+            FaultKind::Unfinished { what, product_at } => {
+                write!(f, "{what} before the wait_group of the wgmma at {product_at}")
+            }
             FaultKind::GlobalConflict { access, address, hint } => write!(
                 f,
                 "{access} of global address {address:#x} conflicts with another access in this launch ({hint})"

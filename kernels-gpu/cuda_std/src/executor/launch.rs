@@ -7,7 +7,7 @@ use std::vec::Vec;
 use super::context;
 use super::fault::{Fault, FaultKind};
 use super::fiber::{Fiber, Progress, Stacks};
-use super::machine::Machine;
+use super::machine::{Event, Machine};
 use super::memory::Memory;
 
 /// Most threads of a CTA (CUDA C++ Programming Guide, technical specifications per compute capability).
@@ -110,7 +110,12 @@ fn run_threads(machine: *mut Machine, fibers: &mut [Fiber]) -> Result<(), Fault>
     loop {
         // SAFETY: no thread of the kernel is running, so nobody else refers to the machine.
         let thread = match unsafe { (*machine).next() } {
-            Some(thread) => thread,
+            Some(Event::Thread(thread)) => thread,
+            Some(Event::Landing(flight)) => {
+                // SAFETY: as above.
+                unsafe { (*machine).land(flight) }?;
+                continue;
+            }
             // SAFETY: as above.
             None if unsafe { (*machine).finished } == fibers.len() => return Ok(()),
             // SAFETY: as above.

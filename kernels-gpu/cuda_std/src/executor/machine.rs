@@ -7,24 +7,44 @@ use std::vec;
 use std::vec::Vec;
 
 use super::barrier::{BARRIERS, Barrier};
+use super::bulk::Flight;
 use super::clocks::Clocks;
 use super::copies::Copies;
 use super::fault::{Fault, FaultKind, Site, Waiting};
 use super::launch::Launch;
 use super::memory::{Memory, Read};
+use super::phases::Phases;
+use super::products::Warpgroup;
 use super::shared::Shared;
 use super::warp::Meeting;
 
 /// Threads of a warp.
 pub(crate) const WARP: usize = 32;
 
+/// Threads of a warpgroup.
+pub(crate) const WARPGROUP: usize = 128;
+/// Most mbarriers of a CTA.
+pub(super) const MBARRIERS: usize = 64;
+
 /// What a thread waits for.
 #[derive(Clone, Copy)]
 pub(crate) enum Wait {
     /// The other lanes of its warp.
     Warp,
+    /// The other warps of its warpgroup.
+    Warpgroup,
     /// A barrier of the CTA.
     Barrier(usize),
+    /// A phase of the mbarrier at an address.
+    Phase(u32),
+}
+
+/// What happens next.
+pub(super) enum Event {
+    /// A thread runs.
+    Thread(usize),
+    /// A bulk copy lands.
+    Landing(Flight),
 }
 
 /// A CTA in execution, and the memory of its device.
@@ -39,6 +59,11 @@ pub(crate) struct Machine {
     pub(super) meetings: Vec<Meeting>,
     pub(super) barriers: [Barrier; BARRIERS],
     pub(super) copies: Vec<Copies>,
+    /// Mbarriers by their addresses.
+    pub(super) phases: BTreeMap<u32, Phases>,
+    /// Bulk copies that have not landed.
+    pub(super) flights: Vec<Flight>,
+    pub(super) warpgroups: Vec<Warpgroup>,
     /// Per thread, what it waits for and where.
     pub(super) waits: Vec<Option<(Wait, Site)>>,
     /// Threads that can run.
@@ -74,11 +99,14 @@ impl Machine {
             block_idx,
             current: 0,
             memory,
-            shared: Shared::new(launch.shared_bytes as usize, pollution),
-            clocks: Clocks::new(threads),
+            shared: Shared::new(launch.shared_bytes as usize, threads, pollution),
+            clocks: Clocks::new(threads, MBARRIERS + threads / WARPGROUP),
             meetings: (0..threads.div_ceil(WARP)).map(|warp| Meeting::new((threads - warp * WARP).min(WARP))).collect(),
             barriers: std::array::from_fn(|_| Barrier::default()),
             copies: (0..threads).map(|_| Copies::default()).collect(),
+            phases: BTreeMap::new(),
+            flights: Vec::new(),
+            warpgroups: (0..threads / WARPGROUP).map(|_| Warpgroup::default()).collect(),
             waits: vec![None; threads],
             ready: (0..threads as u16).collect(),
             finished: 0,
@@ -95,7 +123,7 @@ impl Machine {
     }
 
     /// Index of the running thread in the whole launch.
-    fn global_thread(&self) -> u32 {
+    pub(super) fn global_thread(&self) -> u32 {
         let ([x, y, z], [grid_x, grid_y, _]) = (self.block_idx, self.launch.grid);
         ((z * grid_y + y) * grid_x + x) * self.launch.threads() as u32 + self.current as u32
     }
@@ -135,12 +163,17 @@ impl Machine {
 
     /// `ld.shared` of `N` bytes.
     pub(crate) fn load_shared<const N: usize>(&mut self, address: u32, at: Site) -> Result<[u8; N], FaultKind> {
-        self.shared.load(&self.clocks, self.current, address, at)
+        self.shared.load(self.clocks.view(self.current), address, at)
     }
 
     /// `st.shared`.
     pub(crate) fn store_shared(&mut self, address: u32, data: &[u8], at: Site) -> Result<(), FaultKind> {
-        self.shared.store(&self.clocks, self.current, address, data, at)
+        self.shared.store(self.clocks.view(self.current), address, data, at)
+    }
+
+    /// `fence.proxy.async`.
+    pub(crate) fn fence_proxy(&mut self) {
+        self.clocks.fence_proxy(self.current);
     }
 
     /// The running thread will wait.
@@ -154,19 +187,27 @@ impl Machine {
         self.ready.push(thread as u16);
     }
 
-    /// Takes the next thread to run.
-    pub(super) fn next(&mut self) -> Option<usize> {
-        if self.ready.is_empty() {
+    /// Takes what happens next: any thread that can run, any copy that can land.
+    pub(super) fn next(&mut self) -> Option<Event> {
+        let choices = self.ready.len() + self.flights.len();
+        if choices == 0 {
             return None;
         }
-        let index = self.random.below(self.ready.len());
-        Some(usize::from(self.ready.swap_remove(index)))
+        let index = self.random.below(choices);
+        Some(match index.checked_sub(self.ready.len()) {
+            None => Event::Thread(self.ready.swap_remove(index).into()),
+            Some(index) => Event::Landing(self.flights.swap_remove(index)),
+        })
     }
 
     /// The running thread ends.
     pub(super) fn finish(&mut self) -> Result<(), FaultKind> {
         self.finished += 1;
-        self.copies[self.current].check_finished()
+        self.copies[self.current].check_finished()?;
+        match self.warpgroups.get(self.current / WARPGROUP) {
+            Some(warpgroup) => warpgroup.check_finished(),
+            None => Ok(()),
+        }
     }
 
     /// The fault of the running thread.
@@ -198,6 +239,11 @@ impl Machine {
     fn describe(&self, wait: Wait, thread: usize) -> String {
         match wait {
             Wait::Warp => self.meetings[thread / WARP].describe(),
+            Wait::Warpgroup => self.warpgroups[thread / WARPGROUP].describe(),
+            Wait::Phase(address) => match self.phases.get(&address) {
+                Some(phases) => phases.describe(address),
+                None => "a barrier".into(),
+            },
             Wait::Barrier(index) => self.barriers[index].describe(index),
         }
     }

@@ -16,12 +16,16 @@
 //! * accesses to bytes that an asynchronous copy is writing, and reads through the constant path
 //!   (`ld.global.nc`) of bytes that the launch writes;
 //! * lanes of a warp that meet in different collectives, or at different lines;
+//! * bulk copies and `wgmma` operands that were written by ordinary stores without `fence.proxy.async`;
+//! * accumulators used, and operands overwritten, before their `wait_group`;
+//! * arrivals an mbarrier does not expect, and waits for a phase that the thread has waited for already;
 //! * threads that wait for something that can no longer happen.
 //!
 //! One launch runs its CTAs one after the other, so a kernel in which CTAs wait for each other deadlocks
 //! here, and the fault says so.
 
 pub(crate) mod barrier;
+pub(crate) mod bulk;
 mod clocks;
 pub(crate) mod context;
 pub(crate) mod copies;
@@ -31,11 +35,14 @@ mod launch;
 mod machine;
 pub(crate) mod memory;
 pub mod numeric;
+pub(crate) mod phases;
+pub(crate) mod products;
 mod shadow;
 pub(crate) mod shared;
 pub(crate) mod tensor;
 pub(crate) mod warp;
 
-pub use fault::{Access, Fault, FaultKind, Site, Space, Waiting};
+pub use bulk::TensorMap;
+pub use fault::{Access, Actor, Fault, FaultKind, Site, Space, Waiting};
 pub use launch::Launch;
 pub use memory::Memory;

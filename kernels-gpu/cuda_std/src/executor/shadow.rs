@@ -3,27 +3,40 @@
 use std::vec;
 use std::vec::Vec;
 
-use super::clocks::Clocks;
-use super::fault::{Access, FaultKind, Site};
+use super::clocks::View;
+use super::fault::{Access, Actor, FaultKind, Site};
+use super::machine::MBARRIERS;
 
-/// An access: moment `clock` of `thread`. `mask` has a bit for each byte of the word.
+/// An access: moment `clock` of `actor`. `mask` has a bit for each byte of the word.
 #[derive(Clone, Copy)]
 struct Entry {
     clock: u32,
-    thread: u16,
+    actor: u16,
     mask: u8,
     at: Site,
 }
 
 impl Entry {
-    /// Whether an access of `thread` to the bytes `mask` comes after this one or touches other bytes.
-    fn before(&self, clocks: &Clocks, thread: usize, mask: u8) -> bool {
-        let other = usize::from(self.thread);
-        self.mask & mask == 0 || other == thread || clocks.ordered(thread, other, self.clock)
+    /// Whether an access of the viewer to the bytes `mask` comes after this one or touches other bytes.
+    fn before(&self, view: View<'_>, mask: u8) -> bool {
+        self.mask & mask == 0 || view.ordered(self.actor.into(), self.clock)
     }
 
-    fn race(&self, access: Access, address: u32, other: Access) -> FaultKind {
-        FaultKind::Race { access, address, other, other_thread: self.thread.into(), other_at: self.at }
+    fn same_moment(&self, other: &Entry) -> bool {
+        self.actor == other.actor && self.clock == other.clock
+    }
+
+    fn race(&self, threads: usize, access: Access, address: u32, other: Access) -> FaultKind {
+        FaultKind::Race { access, address, other, by: actor(threads, self.actor), other_at: self.at }
+    }
+}
+
+/// The actor of a number.
+fn actor(threads: usize, number: u16) -> Actor {
+    match usize::from(number).checked_sub(threads) {
+        None => Actor::Thread(number.into()),
+        Some(other) if other < MBARRIERS => Actor::Copy,
+        Some(other) => Actor::Warpgroup((other - MBARRIERS) as u32),
     }
 }
 
@@ -39,6 +52,7 @@ struct Cell {
 
 /// The shadow of a CTA's shared memory.
 pub(super) struct Shadow {
+    threads: usize,
     cells: Vec<Cell>,
     lists: Vec<Vec<Entry>>,
 }
@@ -46,7 +60,6 @@ pub(super) struct Shadow {
 /// One access to part of a word.
 #[derive(Clone, Copy)]
 pub(super) struct Touch {
-    pub(super) thread: usize,
     /// Index of the word.
     pub(super) word: usize,
     /// Bytes of the word.
@@ -57,28 +70,29 @@ pub(super) struct Touch {
 }
 
 impl Touch {
-    fn entry(&self, clocks: &Clocks) -> Entry {
-        Entry { clock: clocks.now(self.thread), thread: self.thread as u16, mask: self.mask, at: self.at }
+    fn entry(&self, view: View<'_>) -> Entry {
+        Entry { clock: view.now, actor: view.actor as u16, mask: self.mask, at: self.at }
     }
 }
 
 impl Shadow {
-    pub(super) fn new(bytes: usize) -> Self {
-        Shadow { cells: vec![Cell::default(); bytes.div_ceil(4)], lists: Vec::new() }
+    /// For `bytes` bytes and `threads` threads.
+    pub(super) fn new(bytes: usize, threads: usize) -> Self {
+        Shadow { threads, cells: vec![Cell::default(); bytes.div_ceil(4)], lists: Vec::new() }
     }
 
     /// Checks and notes a read.
-    pub(super) fn read(&mut self, clocks: &Clocks, touch: Touch) -> Result<(), FaultKind> {
+    pub(super) fn read(&mut self, view: View<'_>, touch: Touch) -> Result<(), FaultKind> {
         let cell = &mut self.cells[touch.word];
         if let Some(write) = cell.write
-            && !write.before(clocks, touch.thread, touch.mask)
+            && !write.before(view, touch.mask)
         {
-            return Err(write.race(Access::Read, touch.address, Access::Write));
+            return Err(write.race(self.threads, Access::Read, touch.address, Access::Write));
         }
-        let entry = touch.entry(clocks);
+        let entry = touch.entry(view);
         match &mut cell.read {
-            Some(last) if last.thread == entry.thread && last.clock == entry.clock => last.mask |= entry.mask,
-            Some(last) if !last.before(clocks, touch.thread, 0xff) => {
+            Some(last) if last.same_moment(&entry) => last.mask |= entry.mask,
+            Some(last) if !last.before(view, 0xff) => {
                 let last = std::mem::replace(last, entry);
                 if cell.more_reads == 0 {
                     self.lists.push(Vec::new());
@@ -97,55 +111,56 @@ impl Shadow {
 
     /// Checks and notes a write. `same` says that it changes nothing: threads may write the same value at
     /// the same time.
-    pub(super) fn write(&mut self, clocks: &Clocks, touch: Touch, same: bool) -> Result<(), FaultKind> {
+    pub(super) fn write(&mut self, view: View<'_>, touch: Touch, same: bool) -> Result<(), FaultKind> {
         let cell = &mut self.cells[touch.word];
-        let entry = touch.entry(clocks);
+        let entry = touch.entry(view);
         if let Some(write) = cell.write
             && !same
-            && !write.before(clocks, touch.thread, touch.mask)
+            && !write.before(view, touch.mask)
         {
-            return Err(write.race(Access::Write, touch.address, Access::Write));
+            return Err(write.race(self.threads, Access::Write, touch.address, Access::Write));
         }
         let list = cell.more_reads.checked_sub(1).map(|index| &mut self.lists[index as usize]);
         let more = list.iter().flat_map(|list| list.iter());
-        let racing = cell.read.iter().chain(more).find(|read| !read.before(clocks, touch.thread, touch.mask));
+        let racing = cell.read.iter().chain(more).find(|read| !read.before(view, touch.mask));
         if let Some(read) = racing {
-            return Err(read.race(Access::Write, touch.address, Access::Read));
+            return Err(read.race(self.threads, Access::Write, touch.address, Access::Read));
         }
         cell.read = None;
         if let Some(list) = list {
             list.clear();
         }
         match &mut cell.write {
-            Some(last) if last.thread == entry.thread && last.clock == entry.clock => last.mask |= entry.mask,
+            Some(last) if last.same_moment(&entry) => last.mask |= entry.mask,
             write => *write = Some(entry),
         }
         Ok(())
     }
 
-    /// The last generic write of the word, if the asynchronous proxy asked by `thread` would not see it.
-    pub(super) fn hidden_from_proxy(&self, clocks: &Clocks, touch: Touch) -> Option<(u32, Site)> {
+    /// The thread and place of the last write of the word, if the asynchronous proxy does not see it for the
+    /// viewer. Actors that are no threads are part of that proxy.
+    pub(super) fn hidden_from_proxy(&self, view: View<'_>, touch: Touch) -> Option<(u32, Site)> {
         let write = self.cells[touch.word].write?;
-        let hidden = write.mask & touch.mask != 0 && !clocks.proxied(touch.thread, write.thread.into(), write.clock);
-        hidden.then_some((write.thread.into(), write.at))
+        let actor = usize::from(write.actor);
+        let hidden = write.mask & touch.mask != 0 && actor < self.threads && !view.proxied(actor, write.clock);
+        hidden.then_some((write.actor.into(), write.at))
     }
 
-    /// Forgets the word: what is there now came from the asynchronous proxy.
-    pub(super) fn forget(&mut self, word: usize) {
-        let cell = &mut self.cells[word];
-        cell.write = None;
-        cell.read = None;
-        if let Some(index) = cell.more_reads.checked_sub(1) {
-            self.lists[index as usize].clear();
+    /// Notes a write of `actor` at `moment`, which nothing can race with: the bytes were in flight.
+    pub(super) fn land(&mut self, actor: usize, moment: u32, touch: Touch) {
+        let entry = Entry { clock: moment, actor: actor as u16, mask: touch.mask, at: touch.at };
+        match &mut self.cells[touch.word].write {
+            Some(last) if last.same_moment(&entry) => last.mask |= entry.mask,
+            write => *write = Some(entry),
         }
     }
 }
 
 /// Keeps the latest read of each thread: it is ordered after the earlier ones.
 fn compact(list: &mut Vec<Entry>) {
-    list.sort_by_key(|entry| (entry.thread, std::cmp::Reverse(entry.clock)));
+    list.sort_by_key(|entry| (entry.actor, std::cmp::Reverse(entry.clock)));
     list.dedup_by(|later, first| {
-        let same = later.thread == first.thread;
+        let same = later.actor == first.actor;
         if same {
             first.mask |= later.mask;
         }

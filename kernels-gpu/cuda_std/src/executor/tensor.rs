@@ -1,5 +1,8 @@
 //! Tensor-core arithmetic on the fragments of a warp [mma, ldmatrix].
 
+use std::vec;
+use std::vec::Vec;
+
 use super::machine::WARP;
 use super::numeric;
 use super::warp::{Operands, Results};
@@ -108,4 +111,62 @@ fn floats<const K: usize>(
             *bits = numeric::canonical((f64::from(c) + d[row][column]) as f32).to_bits();
         }
     }
+}
+
+/// 32 bytes along K of one row of A or one column of B.
+pub(super) type Operand = [u8; 32];
+
+/// Rows of A of a warpgroup whose lanes hold them in registers, in the order of the lanes: each warp has 16
+/// rows, as A of `mma.m16n8k32`.
+pub(super) fn rows_of_registers(registers: impl Iterator<Item = [u32; 4]>) -> Vec<Operand> {
+    let mut rows = vec![[0; 32]; 64];
+    for (thread, registers) in registers.enumerate() {
+        let (warp, lane) = (thread / WARP, thread % WARP);
+        unpack(8, lane, &registers, 2, |row, k, x| rows[warp * 16 + row][k] = x as u8);
+    }
+    rows
+}
+
+/// Adds `product(row, column)` to the accumulators of every lane of a warpgroup: word `4b + e` of a lane is row
+/// `g + 8 (e / 2)` of its warp's 16, column `8b + 2t + e % 2`.
+fn accumulate<'a>(lanes: impl Iterator<Item = &'a mut [u32]>, mut add: impl FnMut(usize, usize, &mut u32)) {
+    for (thread, values) in lanes.enumerate() {
+        let (warp, lane) = (thread / WARP, thread % WARP);
+        for (i, value) in values.iter_mut().enumerate() {
+            let (row, column) = accumulator(lane, i % 4);
+            add(warp * 16 + row, i / 4 * 8 + column, value);
+        }
+    }
+}
+
+/// `wgmma` of signed 8-bit integers.
+pub(super) fn warpgroup_integers<'a>(a: &[Operand], b: &[Operand], lanes: impl Iterator<Item = &'a mut [u32]>) {
+    let widen = |x: &Operand| x.map(|x| i16::from(x as i8));
+    let (a, b): (Vec<_>, Vec<_>) = (a.iter().map(widen).collect(), b.iter().map(widen).collect());
+    accumulate(lanes, |row, column, value| {
+        let sum: i32 = a[row].iter().zip(&b[column]).map(|(x, y)| i32::from(*x) * i32::from(*y)).sum();
+        *value = value.wrapping_add(sum as u32);
+    });
+}
+
+/// `wgmma` of FP8 E4M3: products are exact and added in f64, then the sum is rounded to f32; hardware keeps
+/// fewer bits, which the conformance tests bound.
+pub(super) fn warpgroup_floats<'a>(a: &[Operand], b: &[Operand], lanes: impl Iterator<Item = &'a mut [u32]>) {
+    let table: Vec<f64> = (0..=255).map(|code| numeric::e4m3_to_f32(code).into()).collect();
+    let widen = |x: &Operand| x.map(|x| table[usize::from(x)]);
+    let columns = b.len();
+    let mut transposed = vec![0.0; 32 * columns];
+    for (column, x) in b.iter().map(widen).enumerate() {
+        x.iter().enumerate().for_each(|(k, x)| transposed[k * columns + column] = *x);
+    }
+    let mut sums = vec![0.0; a.len() * columns];
+    for (row, sums) in a.iter().map(widen).zip(sums.chunks_exact_mut(columns)) {
+        for (x, b) in row.iter().zip(transposed.chunks_exact(columns)) {
+            sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += x * b);
+        }
+    }
+    accumulate(lanes, |row, column, value| {
+        let sum = f64::from(f32::from_bits(*value)) + sums[row * columns + column];
+        *value = numeric::canonical(sum as f32).to_bits();
+    });
 }

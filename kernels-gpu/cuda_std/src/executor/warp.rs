@@ -127,7 +127,7 @@ impl Machine {
             Collective::LoadMatrices { transposed } => {
                 let mut rows = [[0u8; 16]; WARP];
                 for (lane, row) in rows.iter_mut().enumerate() {
-                    *row = self.shared.load(&self.clocks, first + lane, operands[lane][0], at)?;
+                    *row = self.shared.load(self.clocks.view(first + lane), operands[lane][0], at)?;
                 }
                 tensor::matrices(&rows, transposed, &mut results);
             }

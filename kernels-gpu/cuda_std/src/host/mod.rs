@@ -8,7 +8,15 @@ pub mod global;
 pub mod hint;
 pub mod ldmatrix;
 pub mod math;
+#[cfg(feature = "sm_90a")]
+pub mod mbarrier;
 pub mod mma;
 pub mod shared;
 pub mod thread;
+#[cfg(feature = "sm_90a")]
+pub mod tma;
 pub mod warp;
+#[cfg(feature = "sm_90a")]
+pub mod warpgroup;
+#[cfg(feature = "sm_90a")]
+pub mod wgmma;

@@ -12,6 +12,14 @@ macro_rules! declare_dynamic_shared_memory {
     () => {};
 }
 
+/// Address of the first parameter of kernel `$kernel`, which is `$value`, from which tensor maps may be used.
+#[macro_export]
+macro_rules! parameter_address {
+    ($kernel:ident, $value:ident) => {
+        &raw const $value as u64
+    };
+}
+
 /// Address of the first byte of the CTA's dynamic shared memory; 1024-byte aligned.
 #[inline]
 pub fn dynamic_shared_mem() -> u32 {
