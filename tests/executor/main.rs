@@ -2,6 +2,5 @@
 //! proves and how a failure is repeated.
 
 mod device;
-mod hopper;
 mod kernels;
 mod reference;

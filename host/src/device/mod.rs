@@ -14,6 +14,7 @@ mod launch;
 mod module;
 mod params;
 mod slices;
+mod tensor_map;
 
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
@@ -22,5 +23,5 @@ pub use embedded::{EmbeddedModule, MODULES};
 pub use gpu::Gpu;
 pub use host::HostResult;
 pub use launch::StepTime;
-pub use params::KernelParams;
+pub use params::{EncodeMap, KernelParams, TiledBytes};
 pub use slices::SliceArgs;
