@@ -2,5 +2,6 @@
 //! proves and how a failure is repeated.
 
 mod device;
+mod faults;
 mod kernels;
 mod reference;
