@@ -7,21 +7,13 @@ use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Entry, Kernel, plan};
 use sage_attn::problem::{Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Smoothing};
-use sage_spec::params::{
-    AttentionParams, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
-    ReducePartialParams, VStatsFinalParams,
-};
+use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams};
 use sage_spec::symbol::STEMS;
 
 /// Bytes of the struct that the launcher passes to `kernel`.
 fn param_bytes(kernel: Kernel) -> usize {
     match kernel {
-        Kernel::KMeanPartial | Kernel::VStatsPartial => size_of::<ReducePartialParams>(),
-        Kernel::KMeanFinal => size_of::<KMeanFinalParams>(),
-        Kernel::VStatsFinal => size_of::<VStatsFinalParams>(),
-        Kernel::QuantizeQ => size_of::<QuantizeQParams>(),
-        Kernel::QuantizeK => size_of::<QuantizeKParams>(),
-        Kernel::QuantizeV => size_of::<QuantizeVParams>(),
+        Kernel::Quantize => size_of::<QuantizeParams>(),
         Kernel::DeltaS => size_of::<DeltaSParams>(),
         Kernel::Attention => size_of::<AttentionParams>(),
     }

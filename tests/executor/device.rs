@@ -5,11 +5,10 @@ use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, TiledBytes};
 use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
-use sage_spec::Precision;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
 use sage_spec::sm90::TensorMap;
-use sage_spec::symbol::{Arch, STEMS, Stem};
+use sage_spec::symbol::Arch;
 use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, f32s, gather};
 
@@ -17,12 +16,6 @@ use crate::kernels;
 
 /// What the executor offers: everything.
 pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
-
-/// The kernels that are tested: those whose operands the quantizers can make. Hopper's take 4-bit codes one to a
-/// byte, and no quantizer writes them so.
-pub fn stems() -> Vec<Stem> {
-    STEMS.into_iter().filter(|stem| stem.arch != Arch::Sm90a || stem.qk == Precision::Int8).collect()
-}
 
 /// Uploads a tensor. The gaps of its strides, and their NaNs, may not even be looked at.
 fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
@@ -118,6 +111,9 @@ pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
     let workspace = workspace(memory, &plan);
     let args = LaunchArgs { q, k, v, out, lse, workspace };
     for step in plan.steps() {
+        if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
+            memory.write(workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
+        }
         let params = args
             .kernel_params(&plan, &step, &|tensor| Ok(encode(tensor)))
             .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
@@ -160,7 +156,7 @@ fn scores(memory: &mut Memory, case: &Case, plan: &Plan, workspace: u64, seed: u
     let symbol = format!("{}_scores_d{depth}", case.stem.name);
     let cta = launch::attention(depth, case.stem.qk, case.stem.pv);
     let thread = kernels::scores(&symbol, params).expect("every stem has a kernel for its scores");
-    launch(memory, &symbol, cta, [launch::quantize_q_grid(dims) as u32, 1], seed, thread)?;
+    launch(memory, &symbol, cta, [launch::scores_grid(dims) as u32, 1], seed, thread)?;
     assert_eq!(memory.first_undefined(params.scores, bytes), None, "a score was not written");
     let bytes = memory.read(params.scores, bytes);
     Ok(Some(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))

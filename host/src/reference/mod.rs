@@ -39,7 +39,7 @@ mod unrounded;
 pub use attention::attention_quantized;
 pub use exact::{attention_f32, attention_f64};
 pub use options::{Options, Output, OutputF64};
-pub use quantize::{Quantized, quantize};
+pub use quantize::{Quantized, in_storage, quantize};
 pub use scores::{delta_s, scores};
 pub use sm90::attention_quantized_sm90;
 pub use tensor::{Data, HostTensor};
