@@ -42,6 +42,9 @@ const RULES: &[Rule] = &[
             "tests/executor/kernels.rs",  // calls kernels, which are unsafe functions
             "tests/executor/faults.rs",   // is kernels
             "tests/conformance/kernels/", // a kernel crate
+            "tests/conformance/host.rs",  // calls kernels
+            "tests/conformance/gpu.rs",   // launches kernels
+            "tests/conformance/cases.rs", // names the type of a kernel
             "tests/ptx/wrappers/",        // a kernel crate
             "tests/ptx/golden.rs",        // reads such code as text
         ],

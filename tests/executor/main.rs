@@ -5,3 +5,5 @@ mod device;
 mod faults;
 mod kernels;
 mod reference;
+mod relations;
+mod tails;
