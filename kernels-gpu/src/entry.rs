@@ -43,8 +43,9 @@ attention! {
     sm89, Int8D128, 128 => sm89_int8_fp8_fwd_d128, sm89_int8_fp8_fwd_scores_d128;
 }
 
+/// Attention on Hopper.
 #[cfg(feature = "sm_90a")]
-mod hopper {
+pub mod hopper {
     use super::*;
     use sage_spec::sm90::{Exponential, Sm90AttentionParams};
 
@@ -80,48 +81,64 @@ mod hopper {
     }
 }
 
-/// The kernels of smoothing and quantization of one module, by padded head dimension and input type: threads
-/// of a CTA x CTAs whose registers must fit on a multiprocessor (`sage_spec::launch::quantize_ctas_per_sm`).
+/// The quantizers of one type of V, by input type and padded head dimension: threads of a CTA x CTAs whose
+/// registers must fit on a multiprocessor (`sage_spec::launch::quantize_ctas_per_sm`).
 macro_rules! quantizers {
-    ($($element:ident, $head_dim:literal, $threads:literal x $ctas:literal => $quantize:ident, $delta_s:ident;)*) => { $(
+    ($v_is_f16:literal; $($element:ident, $head_dim:literal, $threads:literal x $ctas:literal => $name:ident;)*) => { $(
         /// Quantizes Q, K and V.
         ///
         /// # Safety
         /// `sage_spec::params::QuantizeParams` and `sage_spec::launch::quantize`.
         #[kernel(max_threads = $threads, min_blocks = $ctas)]
-        pub unsafe fn $quantize(p: QuantizeParams) {
+        pub unsafe fn $name(p: QuantizeParams) {
             // SAFETY: forwarded contract.
-            unsafe { crate::quant::quantize::quantize::<crate::quant::element::$element, $head_dim>(&p) }
-        }
-
-        /// Scores of the query blocks' means.
-        ///
-        /// # Safety
-        /// `sage_spec::params::DeltaSParams` and `sage_spec::launch::delta_s`.
-        #[kernel(max_threads = $threads, min_blocks = 2)]
-        pub unsafe fn $delta_s(p: DeltaSParams) {
-            // SAFETY: forwarded contract.
-            unsafe { crate::quant::delta_s::delta_s::<crate::quant::element::$element, $head_dim>(&p) }
+            unsafe { crate::quant::quantize::quantize::<crate::quant::element::$element, $head_dim, $v_is_f16>(&p) }
         }
     )* };
 }
 
 #[cfg(feature = "sm_80")]
 quantizers! {
-    F16, 64, 128 x 10 => quantize_f16_f16_d64, delta_s_f16_d64;
-    F16, 128, 256 x 5 => quantize_f16_f16_d128, delta_s_f16_d128;
-    Bf16, 64, 128 x 10 => quantize_f16_bf16_d64, delta_s_bf16_d64;
-    Bf16, 128, 256 x 5 => quantize_f16_bf16_d128, delta_s_bf16_d128;
-    F32, 64, 128 x 6 => quantize_f16_f32_d64, delta_s_f32_d64;
-    F32, 128, 256 x 3 => quantize_f16_f32_d128, delta_s_f32_d128;
+    true;
+    F16, 64, 128 x 10 => quantize_f16_f16_d64;
+    F16, 128, 256 x 5 => quantize_f16_f16_d128;
+    Bf16, 64, 128 x 10 => quantize_f16_bf16_d64;
+    Bf16, 128, 256 x 5 => quantize_f16_bf16_d128;
+    F32, 64, 128 x 6 => quantize_f16_f32_d64;
+    F32, 128, 256 x 3 => quantize_f16_f32_d128;
 }
 
-#[cfg(not(feature = "sm_80"))]
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
 quantizers! {
-    F16, 64, 128 x 10 => quantize_fp8_f16_d64, delta_s_f16_d64;
-    F16, 128, 256 x 5 => quantize_fp8_f16_d128, delta_s_f16_d128;
-    Bf16, 64, 128 x 10 => quantize_fp8_bf16_d64, delta_s_bf16_d64;
-    Bf16, 128, 256 x 5 => quantize_fp8_bf16_d128, delta_s_bf16_d128;
-    F32, 64, 128 x 6 => quantize_fp8_f32_d64, delta_s_f32_d64;
-    F32, 128, 256 x 3 => quantize_fp8_f32_d128, delta_s_f32_d128;
+    false;
+    F16, 64, 128 x 10 => quantize_fp8_f16_d64;
+    F16, 128, 256 x 5 => quantize_fp8_f16_d128;
+    Bf16, 64, 128 x 10 => quantize_fp8_bf16_d64;
+    Bf16, 128, 256 x 5 => quantize_fp8_bf16_d128;
+    F32, 64, 128 x 6 => quantize_fp8_f32_d64;
+    F32, 128, 256 x 3 => quantize_fp8_f32_d128;
+}
+
+/// The kernels of ΔS, by input type and padded head dimension.
+macro_rules! delta_s {
+    ($($element:ident, $head_dim:literal, $threads:literal => $name:ident;)*) => { $(
+        /// Scores of the query blocks' means.
+        ///
+        /// # Safety
+        /// `sage_spec::params::DeltaSParams` and `sage_spec::launch::delta_s`.
+        #[kernel(max_threads = $threads, min_blocks = 2)]
+        pub unsafe fn $name(p: DeltaSParams) {
+            // SAFETY: forwarded contract.
+            unsafe { crate::quant::delta_s::delta_s::<crate::quant::element::$element, $head_dim>(&p) }
+        }
+    )* };
+}
+
+delta_s! {
+    F16, 64, 128 => delta_s_f16_d64;
+    F16, 128, 256 => delta_s_f16_d128;
+    Bf16, 64, 128 => delta_s_bf16_d64;
+    Bf16, 128, 256 => delta_s_bf16_d128;
+    F32, 64, 128 => delta_s_f32_d64;
+    F32, 128, 256 => delta_s_f32_d128;
 }

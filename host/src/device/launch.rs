@@ -7,12 +7,12 @@ use cudarc::driver::sys::{self, CUstream};
 use cudarc::driver::{CudaStream, result};
 use sage_spec::symbol::Arch;
 
-use super::Gpu;
 use super::args::LaunchArgs;
 use super::module::{Function, Module};
-use super::params::ParamsBuilder;
+use super::params::{KernelParams, ParamsBuilder};
+use super::{Gpu, TiledBytes, tensor_map};
 use crate::error::{Error, Invalid};
-use crate::plan::{Entry, Kernel, Plan, Step};
+use crate::plan::{Entry, Plan, Step};
 
 /// How long a step took.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,30 +130,28 @@ impl Gpu {
         stream: CUstream,
     ) -> Result<(), Error> {
         let module = self.module(plan.arch())?;
-        let params = ParamsBuilder { plan, args };
+        let encode = |tensor: &TiledBytes| tensor_map::encode(self, tensor);
+        let params = ParamsBuilder { plan, args, encode: &encode };
         for step in steps {
-            let Step { entry, grid, chunk, .. } = step;
+            let Step { entry, grid, .. } = step;
             if let Some(buffer) = entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
                 let address = args.workspace.ptr + buffer.offset_bytes as u64;
                 // SAFETY: a buffer of the workspace, which the caller promises to be ours.
                 let cleared = unsafe { result::memset_d8_async(address, 0, buffer.bytes, stream) };
                 self.check("clearing a buffer", cleared)?;
             }
-            // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled with
-            // the caller's addresses and with workspace buffers of the sizes the plan gave them.
-            unsafe {
-                macro_rules! launch {
-                    ($params:expr) => {
-                        self.launch_one(&module, entry, grid, &$params, stream)
-                    };
-                }
-                match entry.kernel {
-                    Kernel::Quantize => launch!(params.quantize()),
-                    Kernel::DeltaS => launch!(params.delta_s(chunk)),
-                    Kernel::Attention if plan.arch() == Arch::Sm90a => launch!(params.attention_sm90(self, chunk)?),
-                    Kernel::Attention => launch!(params.attention(chunk)),
-                }?;
+            macro_rules! launch {
+                ($($variant:ident)*) => {
+                    match params.of(&step)? {
+                        // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled
+                        // with the caller's addresses and with workspace buffers of the sizes the plan gave them.
+                        $(KernelParams::$variant(params) => unsafe {
+                            self.launch_one(&module, entry, grid, &params, stream)
+                        },)*
+                    }
+                };
             }
+            launch!(Quantize DeltaS Attention AttentionSm90)?;
         }
         Ok(())
     }

@@ -23,4 +23,5 @@ pub use embedded::{EmbeddedModule, MODULES};
 pub use gpu::Gpu;
 pub use host::HostResult;
 pub use launch::StepTime;
+pub use params::{EncodeMap, KernelParams, TiledBytes};
 pub use slices::SliceArgs;

@@ -3,12 +3,54 @@
 use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
 use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
 use sage_spec::sm90::{Sm90AttentionParams, TensorMap};
+use sage_spec::symbol::Arch;
 use sage_spec::{CodeStorage, Dims, sm90, tiling};
 
 use super::args::LaunchArgs;
-use super::{Gpu, tensor_map};
-use crate::error::DeviceError;
-use crate::plan::{Plan, Slot};
+use crate::error::{DeviceError, Error};
+use crate::plan::{Kernel, Plan, Slot, Step};
+
+/// The one argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // lives for the length of a call
+pub enum KernelParams {
+    /// Of `quantize_*`.
+    Quantize(QuantizeParams),
+    /// Of `delta_s_*`.
+    DeltaS(DeltaSParams),
+    /// Of `sm80_*_d*` and `sm89_*_d*`.
+    Attention(AttentionParams),
+    /// Of `sm90_*`.
+    AttentionSm90(Sm90AttentionParams),
+}
+
+/// A contiguous tensor of bytes in boxes, as a tensor map describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TiledBytes {
+    /// Device address of the first byte.
+    pub address: u64,
+    /// Bytes of a row, rows of a plane, planes.
+    pub extents: [u64; 3],
+    /// Bytes and rows of a box, which has one plane. Its rows, of 64 or 128 bytes, are swizzled by their
+    /// width.
+    pub box_extents: [u32; 2],
+}
+
+/// Makes a tensor map.
+pub type EncodeMap<'a> = dyn Fn(&TiledBytes) -> Result<TensorMap, DeviceError> + 'a;
+
+impl LaunchArgs {
+    /// The argument of the kernel of `step`, a step of `plan`, for programs that launch kernels by their own
+    /// means. `encode` makes the tensor maps.
+    ///
+    /// # Errors
+    ///
+    /// As [`super::Gpu::launch`] for bad arguments; what `encode` says.
+    pub fn kernel_params(&self, plan: &Plan, step: &Step<'_>, encode: &EncodeMap<'_>) -> Result<KernelParams, Error> {
+        self.check(plan)?;
+        Ok(ParamsBuilder { plan, args: self, encode }.of(step)?)
+    }
+}
 
 /// Bytes of K and V that interleaved heads may have together: half of the H100's and H200's L2 cache.
 const L2_BUDGET_BYTES: usize = 25 << 20;
@@ -17,9 +59,26 @@ const L2_BUDGET_BYTES: usize = 25 << 20;
 pub(super) struct ParamsBuilder<'a> {
     pub(super) plan: &'a Plan,
     pub(super) args: &'a LaunchArgs,
+    pub(super) encode: &'a EncodeMap<'a>,
 }
 
 impl ParamsBuilder<'_> {
+    /// For the kernel of `step`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a tensor map is refused.
+    pub(super) fn of(&self, step: &Step<'_>) -> Result<KernelParams, DeviceError> {
+        Ok(match step.entry.kernel {
+            Kernel::Quantize => KernelParams::Quantize(self.quantize()),
+            Kernel::DeltaS => KernelParams::DeltaS(self.delta_s(step.chunk)),
+            Kernel::Attention if self.plan.arch() == Arch::Sm90a => {
+                KernelParams::AttentionSm90(self.attention_sm90(step.chunk)?)
+            }
+            Kernel::Attention => KernelParams::Attention(self.attention(step.chunk)),
+        })
+    }
+
     fn dims(&self) -> &Dims {
         self.plan.problem().dims()
     }
@@ -33,7 +92,7 @@ impl ParamsBuilder<'_> {
         self.plan.workspace().address(self.args.workspace.ptr, slot)
     }
 
-    pub(super) fn quantize(&self) -> QuantizeParams {
+    fn quantize(&self) -> QuantizeParams {
         let (dims, args, stem) = (self.dims(), self.args, self.plan.stem());
         let qk_mean = self.at(Slot::QkMean);
         QuantizeParams {
@@ -69,7 +128,7 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn delta_s(&self, chunk: Chunk) -> DeltaSParams {
+    fn delta_s(&self, chunk: Chunk) -> DeltaSParams {
         let (dims, k) = (self.dims(), &self.args.k);
         DeltaSParams {
             k: k.arg(),
@@ -93,11 +152,11 @@ impl ParamsBuilder<'_> {
     /// # Errors
     ///
     /// [`DeviceError`] if the driver refuses a tensor map.
-    pub(super) fn attention_sm90(&self, gpu: &Gpu, chunk: Chunk) -> Result<Sm90AttentionParams, DeviceError> {
+    fn attention_sm90(&self, chunk: Chunk) -> Result<Sm90AttentionParams, DeviceError> {
         let dims = self.dims();
         let first_row = chunk.block_begin as usize * tiling::BLOCK_Q;
         let rows = (chunk.block_count as usize * tiling::BLOCK_Q).min(dims.seqlen_q - first_row);
-        let (q_map, k_map, v_map) = self.tensor_maps(gpu)?;
+        let (q_map, k_map, v_map) = self.tensor_maps()?;
         // Interleaved heads keep their K and V within half of the L2 cache, so that other tensors pass through it.
         let kv_bytes = 2 * dims.seqlen_kv_padded() * dims.head_dim_padded();
         let heads_per_group = if self.plan.problem().causal() {
@@ -139,7 +198,7 @@ impl ParamsBuilder<'_> {
     }
 
     /// Maps of the codes of Q, K and V; empty, and never used, if there are no keys.
-    fn tensor_maps(&self, gpu: &Gpu) -> Result<(TensorMap, TensorMap, TensorMap), DeviceError> {
+    fn tensor_maps(&self) -> Result<(TensorMap, TensorMap, TensorMap), DeviceError> {
         let dims = self.dims();
         if dims.seqlen_kv == 0 {
             return Ok(Default::default());
@@ -147,7 +206,8 @@ impl ParamsBuilder<'_> {
         let depth = dims.head_dim_padded() as u64;
         let (heads_q, heads_kv) = ((dims.batch * dims.num_heads_q) as u64, (dims.batch * dims.num_heads_kv) as u64);
         let (rows, keys) = (dims.seqlen_q_padded() as u64, dims.seqlen_kv_padded() as u64);
-        let map = |slot, extents, box_extents| tensor_map::bytes_3d(gpu, self.at(slot), extents, box_extents);
+        let map =
+            |slot, extents, box_extents| (self.encode)(&TiledBytes { address: self.at(slot), extents, box_extents });
         Ok((
             map(Slot::QCodes, [depth, rows, heads_q], [depth as u32, sm90::BLOCK_Q as u32])?,
             map(Slot::KCodes, [depth, keys, heads_kv], [depth as u32, sm90::BLOCK_KV as u32])?,
@@ -155,7 +215,7 @@ impl ParamsBuilder<'_> {
         ))
     }
 
-    pub(super) fn attention(&self, chunk: Chunk) -> AttentionParams {
+    fn attention(&self, chunk: Chunk) -> AttentionParams {
         let (dims, problem) = (self.dims(), self.plan.problem());
         let granularity = problem.granularity();
         AttentionParams {

@@ -6,20 +6,15 @@ use std::mem::MaybeUninit;
 use cudarc::driver::sys;
 use sage_spec::sm90::TensorMap;
 
-use super::Gpu;
+use super::{Gpu, TiledBytes};
 use crate::error::DeviceError;
 
-/// The map of a contiguous tensor of bytes with `extents` (innermost first) at `address`, copied in boxes of
-/// `box_extents` x 1 whose rows of 64 or 128 bytes are swizzled by their width. What lies outside the tensor reads as zero.
+/// The map of `tensor`. What lies outside the tensor reads as zero.
 ///
 /// Planning bounds the extents: rows and heads are below 2³¹, a row is a multiple of 64 bytes, and the whole
 /// tensor is below 2⁶³ bytes; the driver checks the rest.
-pub(super) fn bytes_3d(
-    gpu: &Gpu,
-    address: u64,
-    extents: [u64; 3],
-    box_extents: [u32; 2],
-) -> Result<TensorMap, DeviceError> {
+pub(super) fn encode(gpu: &Gpu, tensor: &TiledBytes) -> Result<TensorMap, DeviceError> {
+    let TiledBytes { address, extents, box_extents } = *tensor;
     let strides = [extents[0], extents[0] * extents[1]];
     let box_extents = [box_extents[0], box_extents[1], 1];
     let element_strides = [1u32; 3];

@@ -10,7 +10,7 @@ use super::lanes::{LANES, PER_THREAD, Position, TOKENS, amax, load8, read8, redu
 use super::tile::{self, Job, smem};
 
 /// Whether this module has attention kernels that read two codes from a byte.
-const MAY_PACK: bool = !cfg!(feature = "sm_90a");
+const MAY_PACK: bool = cfg!(any(feature = "sm_80", feature = "sm_89"));
 
 const _: () = assert!(BLOCK_Q as u32 == TOKENS && 2 * BLOCK_KV as u32 == TOKENS);
 

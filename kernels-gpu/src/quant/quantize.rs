@@ -9,7 +9,7 @@ use super::lanes::Position;
 use super::tile::{DONE, Job, code, smem};
 use super::{qk, stats, v};
 
-/// Quantizes Q, K and V.
+/// Quantizes Q, K and V, the latter to FP16 or FP8.
 ///
 /// A round: start copying the tile; draw the next ticket; wait for the statistics that the tile needs and for
 /// the copies; then work. The next ticket is on its way meanwhile. Several CTAs on a multiprocessor overlap
@@ -18,7 +18,7 @@ use super::{qk, stats, v};
 /// # Safety
 /// `sage_spec::params::QuantizeParams`, `sage_spec::launch::quantize`.
 #[inline(always)]
-pub unsafe fn quantize<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams) {
+pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(p: &QuantizeParams) {
     let base = shared::dynamic_shared_mem();
     let slot = base + const { smem::<E, HEAD_DIM>() }.work as u32;
     let ticket_word = p.progress + Progress::TICKET as u64 * 4;
@@ -63,16 +63,21 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams) {
             if is(Role::KStatistics) {
                 stats::k::<E, HEAD_DIM>(p, &job, base, position);
             } else if is(Role::VStatistics) {
-                stats::v::<E, HEAD_DIM>(p, &job, base, position);
+                stats::v::<E, HEAD_DIM, V_IS_F16>(p, &job, base, position);
             } else if is(Role::Q) {
                 qk::q::<E, HEAD_DIM>(p, &job, base, position);
             } else if is(Role::K) {
                 qk::k::<E, HEAD_DIM>(p, &job, base, position);
             } else {
+                // A module has what its kernels need.
                 #[cfg(feature = "sm_80")]
-                v::f16::<E, HEAD_DIM>(p, &job, base, position);
-                #[cfg(not(feature = "sm_80"))]
-                v::fp8::<E, HEAD_DIM>(p, &job, base, position);
+                if V_IS_F16 {
+                    v::f16::<E, HEAD_DIM>(p, &job, base, position);
+                }
+                #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+                if !V_IS_F16 {
+                    v::fp8::<E, HEAD_DIM>(p, &job, base, position);
+                }
             }
             thread::sync_threads();
         }

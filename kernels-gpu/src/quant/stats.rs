@@ -10,9 +10,6 @@ use super::element::Element;
 use super::lanes::{PER_THREAD, Position, reduce_chunks, reduce_lanes};
 use super::tile::{self, Job, smem};
 
-/// Which scales V gets: FP16 on sm_80, FP8 elsewhere.
-const V_IS_F16: bool = cfg!(feature = "sm_80");
-
 #[inline(always)]
 fn add(a: f32, b: f32) -> f32 {
     a + b
@@ -118,12 +115,18 @@ pub unsafe fn k<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, 
     }
 }
 
-/// Extremes of one tile of V, sums too if V is smoothed; after the head's last one, its scales and means.
+/// Extremes of one tile of V, sums too if V is smoothed; after the head's last one, its means, and its scales for
+/// FP16 or FP8.
 ///
 /// # Safety
 /// As for [`k`].
 #[inline(always)]
-pub unsafe fn v<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, base: u32, position: Position) {
+pub unsafe fn v<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(
+    p: &QuantizeParams,
+    job: &Job,
+    base: u32,
+    position: Position,
+) {
     let tiles = p.schedule.tiles_kv;
     let head = job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
     let row = head + tiles_row::<HEAD_DIM>(job.tile);

@@ -55,8 +55,13 @@ impl Job {
     #[inline(always)]
     pub unsafe fn publish<E: Element>(p: &QuantizeParams, slot: u32, work: Option<Work>) {
         let Some(Work { role, head_kv, tile }) = work else {
+            // The rest too: everybody reads all eight words.
             // SAFETY: the caller vouches for the slot.
-            return unsafe { shared::store_u32(slot, DONE) };
+            unsafe {
+                shared::store_u32x4(slot, [DONE, 0, 0, 0]);
+                shared::store_u32x4(slot + 16, [0; 4]);
+            }
+            return;
         };
         // SAFETY: counts are not zero.
         let batch = unsafe { math::div_u32(head_kv, p.num_heads_kv) };

@@ -250,6 +250,8 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
                 tile.advance();
                 j += 1;
             }
+            // Every lane has read the item, before one of them lets its slot go.
+            warp::sync_warp();
             if lane.leads {
                 mbarrier::arrive(barriers.empty_q(query.index));
             }

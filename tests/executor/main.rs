@@ -1,0 +1,9 @@
+//! Every kernel, run on the CPU by the executor, against the reference. `docs/testing.md` says what that
+//! proves and how a failure is repeated.
+
+mod device;
+mod faults;
+mod kernels;
+mod reference;
+mod relations;
+mod tails;

@@ -1,0 +1,210 @@
+//! What a launch left behind, against the reference: quantized bytes, ΔS and integer scores bit for bit,
+//! attention row by row against what rounding P costs the reference itself.
+
+use sage_attn::plan::{Plan, Slot};
+use sage_attn::problem::{DType, TensorSpec};
+use sage_attn::reference::{
+    attention_quantized, attention_quantized_sm90, attention_unrounded_p, delta_s, in_storage, quantize, scores,
+};
+use sage_spec::symbol::Arch;
+
+use crate::case::Case;
+
+/// Byte that memory holds before a launch. As f32, f16, bf16 and E4M3 it is NaN, as INT8 it is −1.
+pub const POISON: u8 = 0xff;
+
+/// What a launch left behind.
+pub struct Outcome {
+    /// `[B, Hq, M, D]` widened to f32.
+    pub out: Vec<f32>,
+    /// `[B, Hq, M]`.
+    pub lse: Option<Vec<f32>>,
+    /// The workspace of `plan`.
+    pub workspace: Vec<u8>,
+    /// What was launched.
+    pub plan: Plan,
+    /// i32 `[B, Hq, Mp, Np]` of the kernel's own QK path.
+    pub scores: Option<Vec<i32>>,
+}
+
+impl Outcome {
+    /// Contents of a workspace buffer.
+    pub fn slot(&self, slot: Slot) -> Option<&[u8]> {
+        let buffer = self.plan.workspace().get(slot)?;
+        Some(&self.workspace[buffer.offset_bytes..buffer.offset_bytes + buffer.bytes])
+    }
+}
+
+/// f32 values of `bytes`.
+pub fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The elements of a tensor, widened; fails if a gap between rows was written.
+pub fn gather(spec: &TensorSpec, bytes: &[u8], name: &str) -> Vec<f32> {
+    let size = spec.dtype.bytes();
+    let [batch, heads, tokens, head_dim] = spec.shape;
+    let mut gaps = vec![true; bytes.len()];
+    let mut values = Vec::with_capacity(spec.shape.iter().product());
+    for b in 0..batch {
+        for h in 0..heads {
+            for n in 0..tokens {
+                let row = b as i64 * spec.strides[0] + h as i64 * spec.strides[1] + n as i64 * spec.strides[2];
+                for d in 0..head_dim {
+                    let at = (row as usize + d) * size;
+                    let element = &bytes[at..at + size];
+                    gaps[at..at + size].fill(false);
+                    values.push(match spec.dtype {
+                        DType::F16 => half::f16::from_le_bytes([element[0], element[1]]).to_f32(),
+                        DType::BF16 => half::bf16::from_le_bytes([element[0], element[1]]).to_f32(),
+                        DType::F32 => f32s(element)[0],
+                    });
+                }
+            }
+        }
+    }
+    assert!(gaps.iter().zip(bytes).all(|(gap, byte)| !gap || *byte == POISON), "{name}: written between its rows");
+    values
+}
+
+/// Rounding to the output type, half an ulp of a row's largest values.
+fn output_rounding(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 1.0 / 2048.0,
+        DType::BF16 => 1.0 / 256.0,
+        DType::F32 => 1.0 / 8_388_608.0,
+    }
+}
+
+/// What the FP8 accumulator of Hopper's tensor cores costs: it keeps 13 mantissa bits of a sum's largest term, where
+/// the reference adds in f32 (SageAttention2, section 3.4).
+fn accumulator_error(arch: Arch) -> f64 {
+    match arch {
+        Arch::Sm90a => 1.0 / 4096.0,
+        Arch::Sm80 | Arch::Sm89 => 0.0,
+    }
+}
+
+/// The same for the log of a row sum, which is made in that accumulator: each of a tile's 128 terms may lose half a
+/// unit of the 13th bit.
+fn accumulator_lse_error(arch: Arch) -> f64 {
+    match arch {
+        Arch::Sm90a => 128.0 / 16384.0,
+        Arch::Sm80 | Arch::Sm89 => 0.0,
+    }
+}
+
+/// Distance of `a` and `b` as sequences of bits; NaNs are alike.
+fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()))
+}
+
+/// Largest figures seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Figures {
+    /// Rows of output compared.
+    pub rows: u64,
+    /// Largest row error, as a multiple of half of what is allowed.
+    pub worst_ratio: f64,
+    /// Largest error of an LSE.
+    pub worst_lse: f64,
+}
+
+/// Compares what `case` left behind with the reference.
+///
+/// # Errors
+///
+/// The first difference, in words.
+pub fn judge(case: &Case, outcome: &Outcome) -> Result<Figures, String> {
+    let dims = case.problem.dims();
+    let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
+    let quantized = quantize(dims, &q, &k, &v, &case.options);
+
+    let stored = |codes| in_storage(codes, case.options.precision, case.stem.storage());
+    let bytes = [
+        (Slot::QCodes, &stored(&quantized.q_codes)),
+        (Slot::KCodes, &stored(&quantized.k_codes)),
+        (Slot::VCodes, &quantized.v_codes),
+    ];
+    for (slot, expected) in bytes {
+        if let Some(actual) = outcome.slot(slot)
+            && let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b)
+        {
+            return Err(format!("{} differ at byte {at}: {} for {}", slot.name(), actual[at], expected[at]));
+        }
+    }
+    let floats = [
+        (Slot::KMean, quantized.k_mean.as_ref()),
+        (Slot::QMean, quantized.q_mean.as_ref()),
+        (Slot::VMean, quantized.v_mean.as_ref()),
+        (Slot::QScale, Some(&quantized.q_scale)),
+        (Slot::KScale, Some(&quantized.k_scale)),
+        (Slot::VScale, Some(&quantized.v_scale)),
+        (Slot::QkMean, quantized.qk_mean.as_ref()),
+    ];
+    for (slot, expected) in floats {
+        if let (Some(actual), Some(expected)) = (outcome.slot(slot), expected) {
+            let actual = f32s(actual);
+            if let Some(at) = first_difference(&actual, expected) {
+                return Err(format!("{} differ at {at}: {} for {}", slot.name(), actual[at], expected[at]));
+            }
+        }
+    }
+    if let Some(actual) = outcome.slot(Slot::DeltaS)
+        && outcome.plan.chunks().count() == 1
+    {
+        let (actual, expected) = (f32s(actual), delta_s(dims, &quantized, &k, &case.options));
+        if let Some(at) = first_difference(&actual, &expected) {
+            return Err(format!("delta_s differ at {at}: {} for {}", actual[at], expected[at]));
+        }
+    }
+    if let Some(actual) = &outcome.scores {
+        let expected = scores(dims, &quantized, case.options.precision);
+        if let Some(at) = actual.iter().zip(&expected).position(|(a, b)| a != b) {
+            return Err(format!("scores differ at {at}: {} for {}", actual[at], expected[at]));
+        }
+    }
+
+    let reference = match case.stem.arch {
+        Arch::Sm90a => attention_quantized_sm90(dims, &quantized, &k, &case.options, case.stem.exponential),
+        Arch::Sm80 | Arch::Sm89 => attention_quantized(dims, &quantized, &k, &case.options),
+    };
+    let ideal = attention_unrounded_p(dims, &quantized, &k, &case.options);
+    let rounding = output_rounding(case.problem.out().dtype) + accumulator_error(case.stem.arch);
+    let mut seen = Figures::default();
+    let width = dims.head_dim;
+    for (row, ideal) in ideal.out.chunks(width).enumerate() {
+        let range = row * width..(row + 1) * width;
+        let distance = |x: &[f32]| -> f64 { x.iter().zip(ideal).map(|(x, ideal)| (f64::from(*x) - ideal).abs()).sum() };
+        let (actual, own) = (distance(&outcome.out[range.clone()]), distance(&reference.out[range.clone()]));
+        let size: f64 = ideal.iter().map(|x| x.abs()).sum();
+        // The reference's own rounding of P, plus what storing the output costs anyone.
+        let allowed = 2.0 * own + size * (rounding + 2e-6) + 1e-30;
+        if actual.is_nan() || actual > allowed {
+            return Err(format!(
+                "row {row}: error {actual:.3e}, allowed {allowed:.3e} (reference {own:.3e}, size {size:.3e})"
+            ));
+        }
+        seen.rows += 1;
+        seen.worst_ratio = seen.worst_ratio.max(actual / allowed * 2.0);
+    }
+    if let Some(lse) = &outcome.lse {
+        for (row, (actual, own)) in lse.iter().zip(&reference.lse).enumerate() {
+            let ideal = ideal.lse[row];
+            let distance = |x: f32| if f64::from(x) == ideal { 0.0 } else { (f64::from(x) - ideal).abs() };
+            let (error, own) = (distance(*actual), distance(*own));
+            // One tie of P that rounds the other way moves the sum by up to a sixteenth of that key's
+            // weight: allowed for a key of twice the average weight.
+            let tie = 2.0 / dims.seqlen_kv.max(2) as f64 / 16.0;
+            let allowed = 2.0 * own + tie + accumulator_lse_error(case.stem.arch) + 1e-4 + 2e-6 * ideal.abs();
+            if error.is_nan() || error > allowed {
+                return Err(format!(
+                    "lse of row {row}: {actual}, off by {error:.2e} where the reference is off by {own:.2e}"
+                ));
+            }
+            seen.worst_lse = seen.worst_lse.max(error);
+        }
+    }
+    Ok(seen)
+}
