@@ -35,6 +35,7 @@
 //!   streams of the caller, without allocation or synchronisation.
 //! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
 //!   far apart two results are.
+//! * [`adaptive`]: 4 or 8 bits per layer and timestep, decided by a calibration.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -48,6 +49,7 @@
 //! * The same plan on the same device gives the same bits, whatever else runs.
 //! * Bad input is an [`Error`] that names the value and what would be right; nothing panics.
 
+pub mod adaptive;
 pub mod api;
 pub mod device;
 pub mod error;
