@@ -36,6 +36,7 @@
 //! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
 //!   far apart two results are.
 //! * [`adaptive`]: 4 or 8 bits per layer and timestep, decided by a calibration.
+//! * `models` (feature `models`): whole models on top of the above.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -54,6 +55,8 @@ pub mod api;
 pub mod device;
 pub mod error;
 pub mod metrics;
+#[cfg(feature = "models")]
+pub mod models;
 pub mod plan;
 pub mod problem;
 pub mod reference;

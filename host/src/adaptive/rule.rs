@@ -1,6 +1,7 @@
 //! From measurements to a plan.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,22 @@ pub enum Rule {
         /// Lowest score.
         floor: Option<f64>,
     },
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let floor = match *self {
+            Rule::Percentile { percent, floor } => {
+                write!(f, "INT8 for the worst {percent} %")?;
+                floor
+            }
+            Rule::Budget { rel_l1, floor } => {
+                write!(f, "mean relative L1 of at most {rel_l1}")?;
+                floor
+            }
+        };
+        floor.map_or(Ok(()), |floor| write!(f, ", floor {floor}"))
+    }
 }
 
 /// A cell with its best candidates.
