@@ -19,7 +19,7 @@ use rope::Rope;
 
 use super::ops::{self, Linear, RmsNorm};
 use super::{ModelError, Weights};
-use crate::api::{TensorView, TensorViewMut};
+use crate::api::{Tensor, TensorView};
 use crate::error::Error;
 use crate::problem::Layout;
 
@@ -56,9 +56,9 @@ const METADATA: [(&str, &str); 10] = [
     ("rope_theta", "10000"),
 ];
 
-/// Computes the attention of a layer: `q` `[1, 4, M, 128]` over `k` and `v` `[1, 2, N, 128]`, causal,
-/// into `out`. N − M tokens came before.
-pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3], &mut TensorViewMut<'_>) -> Result<(), Error> + 'a;
+/// Computes the attention of a layer: of `q` `[1, 4, M, 128]` over `k` and `v` `[1, 2, N, 128]`, causal;
+/// N − M tokens came before. The result has the shape of `q`.
+pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 /// The model.
 pub struct RustLm {
@@ -105,6 +105,17 @@ impl Layer {
         ops::swiglu(&mut gate, &self.up_proj.forward(&x));
         self.down_proj.forward(&gate)
     }
+}
+
+/// `[HEADS_Q, tokens, HEAD_DIM]` as `[tokens, HEADS_Q, HEAD_DIM]`.
+fn token_major(x: &[f32], tokens: usize) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for token in 0..tokens {
+        for head in 0..HEADS_Q {
+            y.extend_from_slice(&x[(head * tokens + token) * HEAD_DIM..][..HEAD_DIM]);
+        }
+    }
+    y
 }
 
 impl RustLm {
@@ -170,12 +181,13 @@ impl RustLm {
         cache.write(index, past, &k, &layer.v_proj.forward(&x));
 
         let tokens = q.len() / (HEADS_Q * HEAD_DIM);
-        let mut out = vec![0.0f32; q.len()];
-        let shape = [1, tokens, HEADS_Q, HEAD_DIM];
-        let q = TensorView::new(&q, &shape, Layout::Nhd)?;
+        let q = TensorView::new(&q, &[1, tokens, HEADS_Q, HEAD_DIM], Layout::Nhd)?;
         let [k, v] = cache.views(index, past + tokens)?;
-        attend(index, [&q, &k, &v], &mut TensorViewMut::new(&mut out, &shape, Layout::Nhd)?)?;
-        Ok(out)
+        let out = attend(index, [&q, &k, &v])?;
+        if out.shape() != q.spec().shape {
+            return Err(ModelError::Attended { shape: out.shape(), expected: q.spec().shape });
+        }
+        Ok(token_major(&out.to_f32(), tokens))
     }
 
     /// The scores of the next token after each of `hidden`, `[tokens, 256]`: `[tokens, 256]`.
