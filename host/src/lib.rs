@@ -55,6 +55,8 @@ pub mod adaptive;
 pub mod api;
 pub mod device;
 pub mod error;
+#[doc(hidden)] // for the command line
+pub mod file;
 pub mod metrics;
 #[cfg(feature = "models")]
 pub mod models;

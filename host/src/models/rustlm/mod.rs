@@ -62,6 +62,7 @@ pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3]) -> Result<Tensor, E
 
 /// The model.
 pub struct RustLm {
+    fingerprint: String,
     /// `[VOCABULARY, HIDDEN]`.
     embed: Vec<f32>,
     layers: Vec<Layer>,
@@ -135,12 +136,18 @@ impl RustLm {
             }
         }
         Ok(RustLm {
+            fingerprint: weights.fingerprint(),
             embed: weights.tensor("embed.weight", &[VOCABULARY, HIDDEN])?,
             layers: (0..LAYERS).map(|index| Layer::load(&weights, index)).collect::<Result<_, _>>()?,
             norm: RmsNorm::load(&weights, "norm", HIDDEN, RMS_EPS)?,
             lm_head: Linear::load(&weights, "lm_head", [HIDDEN, VOCABULARY], false)?,
             rope: Rope::new(CONTEXT, HEAD_DIM, ROPE_THETA),
         })
+    }
+
+    /// A name for the weights, [`super::fingerprint`] of their file.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Appends `tokens` to what `cache` holds and returns their hidden states, `[tokens, 256]`.
