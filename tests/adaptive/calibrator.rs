@@ -186,6 +186,25 @@ fn a_file_of_other_measurements_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_file_that_is_no_journal_is_left_alone() {
+    let path = temporary("foreign");
+    let resume = || Calibrator::resume(&path, "a model", candidates(), Sampling::default()).map(drop);
+    for text in ["fn main() {}", "{}", "{\"format\":\"sage-attn measurements\",\"version\":7", "fn main() {}\n", "\n"] {
+        std::fs::write(&path, text).unwrap();
+        let error = resume();
+        assert!(matches!(error, Err(AdaptiveError::Journal { line: 1, .. })), "{error:?}");
+        assert_eq!(read_to_string(&path).unwrap(), text);
+    }
+    // What an interruption while the header is written leaves.
+    for torn in ["", "{", "{\"format\":\"sage-attn meas"] {
+        std::fs::write(&path, torn).unwrap();
+        assert_eq!(resume(), Ok(()));
+        assert_eq!(read_to_string(&path).unwrap().lines().count(), 1);
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn damaged_lines_are_named() {
     let path = temporary("damaged.jsonl");
     run(&mut Calibrator::resume(&path, "a model", candidates(), Sampling::default()).unwrap(), 3);

@@ -78,7 +78,7 @@ fn calibrate_writes_a_plan_that_lm_follows_and_goes_on_where_it_stopped() {
     }
     let names = folder.names();
     assert_eq!(names, ["errors.svg", "plan.json", "plan.json.measurements.jsonl"]);
-    let svg = std::fs::read_to_string(svg).unwrap();
+    let svg = std::fs::read_to_string(&svg).unwrap();
     assert!(svg.starts_with("<svg ") && svg.matches("<circle").count() == 8, "{svg}");
 
     // Interrupted after the sixth call, in the middle of writing the seventh.
@@ -154,7 +154,7 @@ fn bad_input_ends_with_one_sentence() {
     calibrate(&["--percent", "101"], "percent is 101; it must be between 0 and 100");
     calibrate(&["--budget", "0"], "the budget is 0; it must be positive");
     calibrate(&["--measurements", &text], "line 1: not a measurement");
-    calibrate(&["--measurements", &plan, "--every", "0"], "samples is 0; it must be at least 1");
+    calibrate(&["--every", "0"], "samples is 0; it must be at least 1");
     rejected(&["plan", "show", &plan], "version 9; this build reads version 1");
     rejected(&["plan", "make", &text, "--out", "/tmp/never-written"], "line 1: not a measurement");
     for bad in ["int2", "int4/row", "int4/thread/x"] {
