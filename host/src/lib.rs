@@ -49,6 +49,7 @@
 //! * Bad input is an [`Error`] that names the value and what would be right; nothing panics.
 
 pub mod api;
+pub mod cpu;
 pub mod device;
 pub mod error;
 pub mod metrics;
