@@ -53,6 +53,7 @@
 
 pub mod adaptive;
 pub mod api;
+pub mod cpu;
 pub mod device;
 pub mod error;
 #[doc(hidden)] // for the command line
