@@ -15,6 +15,8 @@ use sage_attn::models::rustlm::RustLm;
 
 use super::Failure;
 
+pub use attend::on_cpu_if_exact;
+
 /// Options of `lm`.
 #[derive(Args)]
 pub struct LmOptions {
