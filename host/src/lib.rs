@@ -33,8 +33,9 @@
 //! * [`problem`]: a validated request. [`plan`]: which kernels run and where their buffers lie, decided
 //!   without a GPU and explained by [`plan::Plan::explain`]. [`device`]: launches on device memory and
 //!   streams of the caller, without allocation or synchronisation.
-//! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
-//!   far apart two results are.
+//! * [`cpu`]: attention on the CPU, on the best instruction set there is.
+//! * [`mod@reference`]: the truth that kernels and the CPU path are tested against; [`metrics`] says how
+//!   far apart two results are; [`plot`] draws charts.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -54,6 +55,7 @@ pub mod device;
 pub mod error;
 pub mod metrics;
 pub mod plan;
+pub mod plot;
 pub mod problem;
 pub mod reference;
 

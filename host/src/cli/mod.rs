@@ -1,9 +1,10 @@
-//! `run`, `accuracy` and `doctor`: their options, and how they end.
+//! `run`, `accuracy`, `bench` and `doctor`: their options, and how they end.
 //!
 //! Exit status 0 is success, 2 is bad input (one sentence on stderr), 1 is any other failure.
 //! Results go to stdout; notes and progress to stderr.
 
 mod accuracy;
+mod bench;
 mod compare;
 mod doctor;
 mod file;
@@ -16,6 +17,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sage_attn::Error;
 
 /// Quantized attention (SageAttention2): INT4/INT8 Q Kᵀ and FP8 P V, on NVIDIA GPUs and on the CPU.
@@ -32,6 +34,8 @@ enum Command {
     Run(run::RunOptions),
     /// Measure the error of every precision, granularity and smoothing on a file's tensors.
     Accuracy(accuracy::AccuracyOptions),
+    /// Measure how fast attention is on this machine, by precision and number of tokens.
+    Bench(bench::BenchOptions),
     /// Show which devices there are, which kernels this build has, and what would be used.
     Doctor(doctor::DoctorOptions),
 }
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Accuracy(options) => accuracy::accuracy(&options),
+        Command::Bench(options) => bench::bench(&options),
         Command::Doctor(options) => doctor::doctor(&options),
     };
     match result.and_then(|()| io::stdout().flush().map_err(Failure::stdout)) {
@@ -98,4 +103,14 @@ pub fn print(line: impl fmt::Display) -> Result<(), Failure> {
 pub fn note(line: impl fmt::Display) {
     // A note that cannot be written is not worth failing for.
     let _ = writeln!(io::stderr(), "note: {line}");
+}
+
+/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
+pub fn progress(len: usize, hidden: bool) -> ProgressBar {
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let progress = ProgressBar::with_draw_target(Some(len as u64), target);
+    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        Ok(style) => progress.with_style(style),
+        Err(_) => progress, // the default style does as well
+    }
 }
