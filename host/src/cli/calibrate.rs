@@ -139,7 +139,7 @@ fn measure(
     let left: usize = (0..windows.iter().len())
         .map(|sample| (0..LAYERS).filter(|&layer| calibrator.wants(site(layer, sample))).count())
         .sum();
-    let progress = progress(left as u64, options.json);
+    let progress = progress(left, options.json);
     let quantized = Attention::new().causal(true).device(options.source.device);
     let exact = Choice::EXACT.apply(Attention::new().causal(true).device(Device::Cpu));
     for (sample, window) in windows.iter().enumerate() {
@@ -180,7 +180,7 @@ fn try_layers(
     if trials.is_empty() {
         return Ok(());
     }
-    let progress = progress(((trials.len() + 1) * windows.iter().len()) as u64, options.json);
+    let progress = progress((trials.len() + 1) * windows.iter().len(), options.json);
     let bits = |choose: &dyn Fn(usize) -> Choice| -> Result<f64, Failure> {
         let mut attend = |layer: usize, [q, k, v]: [&TensorView<'_>; 3]| {
             let choice = choose(layer);

@@ -266,8 +266,8 @@ impl<O: Operands, J: Isa> Task for Finish<'_, '_, O, J> {
         let sums: &[I::Panel] = bytemuck::cast_slice(&block.sum);
         let panels: &[f32] = bytemuck::cast_slice(&block.out);
         for (index, lse) in lse.iter_mut().enumerate() {
-            let [a, b] = isa.load(&sums[index]).map(|x| isa.as_f(x));
-            let sum = isa.sum_lanes(isa.add(a, b));
+            let bits = isa.load(&sums[index]);
+            let sum = isa.sum_lanes(isa.add(isa.as_f(bits[0]), isa.as_f(bits[1])));
             if sum == 0.0 {
                 continue; // the row sees no key; out and lse already say so
             }

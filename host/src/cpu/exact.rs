@@ -90,11 +90,10 @@ impl Operands for Exact<'_> {
         let (batch, head) = self.head(flat_kv);
         let row = &mut rows[..self.dims.head_dim_padded()];
         row.fill(0);
-        let panels: &mut [u32] = bytemuck::cast_slice_mut(panels);
         for (index, token) in tokens.enumerate() {
             self.v.row(batch, head, token, bytemuck::cast_slice_mut(&mut row[..self.dims.head_dim]));
-            for (channels, panel) in row.chunks_exact(I::PANEL).zip(panels.chunks_exact_mut(TILE * I::PANEL)) {
-                panel[index * I::PANEL..][..I::PANEL].copy_from_slice(channels);
+            for (panel, channels) in bytemuck::cast_slice::<_, I::Panel>(row).iter().enumerate() {
+                panels[panel * TILE + index] = *channels;
             }
         }
     }

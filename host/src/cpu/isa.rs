@@ -8,6 +8,7 @@ pub enum Codes {
     /// Four signed codes of Q times four codes of K with 128 added, as unsigned bytes.
     QuadsOffset,
     /// Four signed codes times four signed codes.
+    #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code))]
     Quads,
     /// Two codes widened to 16 bits times two such codes.
     Pairs,
@@ -71,8 +72,6 @@ pub trait Isa: Copy + Send + Sync {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger; `b` if `a` is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The larger integer.
-    fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// `value` in the first `count` of the panel's lanes, −∞ in the others.
     fn first(self, value: [Self::F; 2], count: usize) -> [Self::F; 2];
     /// Largest lane of numbers that are not NaN.
@@ -81,7 +80,7 @@ pub trait Isa: Copy + Send + Sync {
     fn sum_lanes(self, x: Self::F) -> f32;
     /// 2^`x` by a polynomial whose coefficients, highest power first, approximate 2^r for |r| ≤ ½. Zero or
     /// denormal below −126, NaN for NaN; `x` is not above 127.
-    fn exp2(self, x: Self::F, polynomial: &[f32]) -> Self::F;
+    fn exp2(self, x: Self::F, polynomial: &'static [f32]) -> Self::F;
     /// Adds to every lane of `acc` the product of its codes in `right` and `left`, as [`Isa::CODES`] says.
     fn dot_codes(self, acc: Self::I, left: Self::I, right: Self::I) -> Self::I;
     /// Adds to every lane of `acc` the product of its two bf16 in `right` and `left`; only if [`Isa::BF16`].

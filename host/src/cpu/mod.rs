@@ -24,6 +24,8 @@ mod softmax;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use output::OutputMut;
 pub use select::Path;
@@ -64,4 +66,9 @@ pub fn attention_quantized(
     out.clear();
     path.attend(&quantized::Codings { dims, quantized, k, options }, out, &mut lse);
     lse
+}
+
+/// Threads that attention on the CPU uses: those of the caller's rayon pool.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
 }

@@ -1,5 +1,7 @@
 //! The micro-kernel: a few rows times two vectors of columns, all sums in registers.
 
+#![allow(clippy::needless_range_loop)] // iterator adapters take closures, see `block`
+
 use super::isa::{Isa, Task};
 
 /// Rows that share the registers' panel of columns. Twelve rows of two vectors take 24 of the 32 registers
@@ -51,12 +53,13 @@ fn block<I: Isa, M: Multiply, const R: usize>(
     mut acc: [[I::I; 2]; R],
 ) -> [[I::I; 2]; R] {
     let left = left.map(|row| &row[..right.len()]);
+    // Loops and not closures where vectors are involved: a closure is compiled for the baseline CPU.
     for (k, panel) in right.iter().enumerate() {
         let columns = isa.load(panel);
-        for (acc, row) in acc.iter_mut().zip(&left) {
-            let lane = isa.splat_bits(row[k]);
-            acc[0] = M::step(isa, acc[0], lane, columns[0]);
-            acc[1] = M::step(isa, acc[1], lane, columns[1]);
+        for r in 0..R {
+            let lane = isa.splat_bits(left[r][k]);
+            acc[r][0] = M::step(isa, acc[r][0], lane, columns[0]);
+            acc[r][1] = M::step(isa, acc[r][1], lane, columns[1]);
         }
     }
     acc
@@ -122,10 +125,15 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
             by_rows!(I, rows.clone(), |row, R| {
                 if visible.keys(row + R - 1) > panel * I::PANEL {
                     let left: [&[u32]; R] = std::array::from_fn(|r| &q[(row + r) * inner..][..inner]);
-                    let acc = std::array::from_fn(|r| [isa.splat_bits(start.get(row + r).map_or(0, |&x| x)); 2]);
+                    let mut acc = [[isa.splat_bits(0); 2]; R];
+                    if !start.is_empty() {
+                        for r in 0..R {
+                            acc[r] = [isa.splat_bits(start[row + r]); 2];
+                        }
+                    }
                     let sums = block::<I, M, R>(isa, left, k, acc);
-                    for (r, sums) in sums.into_iter().enumerate() {
-                        isa.store(&mut scores[(row + r) * panels + panel], sums);
+                    for r in 0..R {
+                        isa.store(&mut scores[(row + r) * panels + panel], sums[r]);
                     }
                 }
             });
@@ -169,13 +177,14 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Accumulate<'_, P, M> {
             by_rows!(I, rows.clone(), |row, R| {
                 let lanes = visible.keys(row + R - 1).div_ceil(per_lane);
                 let left: [&[u32]; R] = std::array::from_fn(|r| &p[(row + r) * inner..][..lanes]);
-                let acc = std::array::from_fn(|r| {
-                    let alpha = isa.splat(alpha[row + r]);
-                    isa.load(&out[row + r]).map(|x| isa.as_i(isa.mul(isa.as_f(x), alpha)))
-                });
+                let mut acc = [[isa.splat_bits(0); 2]; R];
+                for r in 0..R {
+                    let (alpha, old) = (isa.splat(alpha[row + r]), isa.load(&out[row + r]));
+                    acc[r] = [isa.as_i(isa.mul(isa.as_f(old[0]), alpha)), isa.as_i(isa.mul(isa.as_f(old[1]), alpha))];
+                }
                 let sums = block::<I, M, R>(isa, left, &v[..lanes], acc);
-                for (r, sums) in sums.into_iter().enumerate() {
-                    isa.store(&mut out[row + r], sums);
+                for r in 0..R {
+                    isa.store(&mut out[row + r], sums[r]);
                 }
             });
         }

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use sage_spec::layout::v_token;
 use sage_spec::quant::LOG2_E;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 use sage_spec::{Dims, Precision, PvFormat};
@@ -12,7 +11,7 @@ use super::operands::{Operands, TILE};
 use super::output::Segment;
 use super::product::Integer;
 use super::softmax::Scale;
-use crate::reference::convert::{E4M3, unpack_int4};
+use crate::reference::convert::unpack_int4;
 use crate::reference::{HostTensor, Options, Quantized};
 
 /// Codes and scales, and K itself for ΔS.
@@ -23,16 +22,28 @@ pub struct Codings<'a> {
     pub options: &'a Options,
 }
 
-/// The bf16 bits of every E4M3 code; exact, because bf16 has more bits of both kinds.
-static BF16_OF_E4M3: [u16; 256] = {
-    let mut table = [0; 256];
-    let mut code = 0;
-    while code < 256 {
-        table[code] = (E4M3[code].to_bits() >> 16) as u16;
-        code += 1;
-    }
-    table
-};
+/// f32 bits of an E4M3 code. The exponent and mantissa of the code, put where those of f32 are, make a
+/// number that is too small by 2¹²⁰; that of subnormal codes too. NaN becomes 480: its channel's scale is NaN.
+#[inline(always)]
+fn e4m3_bits(code: u32) -> u32 {
+    const REBIAS: f32 = f32::from_bits((127 + 120) << 23);
+    (f32::from_bits((code & 0x7f) << 20) * REBIAS).to_bits() | (code & 0x80) << 24
+}
+
+/// Two E4M3 codes, the earlier token in the low byte, as two bf16; exact, because bf16 has more bits of both kinds.
+#[inline(always)]
+fn e4m3_pair(codes: u16) -> u32 {
+    let codes = u32::from(codes);
+    e4m3_bits(codes & 0xff) >> 16 | e4m3_bits(codes >> 8)
+}
+
+/// The pairs of 16 slots of V in the order of their tokens: inverse of [`sage_spec::layout::v_slot`], which
+/// keeps pairs of neighbouring tokens together.
+#[inline(always)]
+fn token_order(slots: &[u8; 16]) -> [u16; 8] {
+    let pair = |i: usize| u16::from_le_bytes([slots[2 * i], slots[2 * i + 1]]);
+    [pair(0), pair(2), pair(4), pair(6), pair(1), pair(3), pair(5), pair(7)]
+}
 
 /// Widens codes of one row to the lanes of the integer product; K's get the offset of [`Codes::QuadsOffset`].
 #[inline(always)]
@@ -184,16 +195,18 @@ impl Operands for Codings<'_> {
                 for (panel, panels) in panels.chunks_exact_mut(lanes).enumerate() {
                     for (channel, row) in rows.chunks_exact_mut(lanes).take(I::PANEL).enumerate() {
                         let begin = (panel * I::PANEL + channel) * padded + tokens.start;
-                        let codes = &codes[begin..begin + TILE];
-                        if pairs {
-                            // Neighbouring slots hold neighbouring tokens.
-                            for (slot, codes) in codes.as_chunks::<2>().0.iter().enumerate() {
-                                let [low, high] = codes.map(|code| u32::from(BF16_OF_E4M3[usize::from(code)]));
-                                row[v_token(2 * slot) / 2] = low | high << 16;
-                            }
-                        } else {
-                            for (slot, &code) in codes.iter().enumerate() {
-                                row[v_token(slot)] = E4M3[usize::from(code)].to_bits();
+                        for (group, slots) in codes[begin..begin + TILE].as_chunks::<16>().0.iter().enumerate() {
+                            let tokens = token_order(slots);
+                            if pairs {
+                                for i in 0..8 {
+                                    row[group * 8 + i] = e4m3_pair(tokens[i]);
+                                }
+                            } else {
+                                for i in 0..8 {
+                                    let codes = u32::from(tokens[i]);
+                                    row[group * 16 + 2 * i] = e4m3_bits(codes & 0xff);
+                                    row[group * 16 + 2 * i + 1] = e4m3_bits(codes >> 8);
+                                }
                             }
                         }
                     }
@@ -203,13 +216,12 @@ impl Operands for Codings<'_> {
             PvFormat::F16 => {
                 let row = &mut rows[..depth];
                 let bytes = &self.quantized.v_codes[(flat_kv * padded + tokens.start) * depth * 2..];
-                let panels: &mut [u32] = bytemuck::cast_slice_mut(panels);
                 for (index, bytes) in bytes.chunks_exact(depth * 2).take(TILE).enumerate() {
                     for (x, bytes) in row.iter_mut().zip(bytes.as_chunks::<2>().0) {
                         *x = half::f16::from_le_bytes(*bytes).to_f32().to_bits();
                     }
-                    for (channels, panel) in row.chunks_exact(I::PANEL).zip(panels.chunks_exact_mut(TILE * I::PANEL)) {
-                        panel[index * I::PANEL..][..I::PANEL].copy_from_slice(channels);
+                    for (panel, channels) in bytemuck::cast_slice::<_, I::Panel>(row).iter().enumerate() {
+                        panels[panel * TILE + index] = *channels;
                     }
                 }
             }
@@ -247,4 +259,33 @@ pub fn transpose<I: Isa>(isa: I, rows: &[u32], lanes: usize, count: usize, panel
         *slice = row;
     }
     isa.transpose(&slices[..count], panels);
+}
+
+#[cfg(test)]
+mod tests {
+    use sage_spec::layout::v_slot;
+
+    use super::*;
+    use crate::reference::convert::e4m3_to_f32;
+
+    #[test]
+    fn every_code_but_nan_becomes_its_value() {
+        for code in (0..=255u8).filter(|code| code & 0x7f != 0x7f) {
+            let bits = e4m3_to_f32(code).to_bits();
+            assert_eq!(e4m3_bits(u32::from(code)), bits);
+            assert_eq!(bits & 0xffff, 0);
+            assert_eq!(e4m3_pair(u16::from(code) << 8), bits);
+            assert_eq!(e4m3_pair(u16::from(code)), bits >> 16);
+        }
+    }
+
+    #[test]
+    fn tokens_come_in_order() {
+        let mut slots = [0u8; 16];
+        for token in 0..16 {
+            slots[v_slot(token)] = token as u8;
+        }
+        let pairs = token_order(&slots).map(u16::to_le_bytes);
+        assert_eq!(pairs.as_flattened(), (0..16).collect::<Vec<u8>>());
+    }
 }

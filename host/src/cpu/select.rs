@@ -6,6 +6,8 @@ use super::operands::Operands;
 use super::output::OutputMut;
 use super::portable::Portable;
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2::Avx2, avx512::Avx512};
 
@@ -23,6 +25,10 @@ enum Inner {
     AvxVnni(Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(Neon<true>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon<false>),
     Portable(Portable),
 }
 
@@ -38,6 +44,10 @@ macro_rules! with {
             Inner::AvxVnni($isa) => $call,
             #[cfg(target_arch = "x86_64")]
             Inner::Avx2($isa) => $call,
+            #[cfg(target_arch = "aarch64")]
+            Inner::NeonDot($isa) => $call,
+            #[cfg(target_arch = "aarch64")]
+            Inner::Neon($isa) => $call,
             Inner::Portable($isa) => $call,
         }
     };
@@ -53,6 +63,11 @@ impl Path {
             paths.extend(Avx512::new().map(Inner::Avx512));
             paths.extend(Avx2::new().map(Inner::AvxVnni));
             paths.extend(Avx2::new().map(Inner::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            paths.extend(Neon::new().map(Inner::NeonDot));
+            paths.extend(Neon::new().map(Inner::Neon));
         }
         paths.push(Inner::Portable(Portable));
         paths.into_iter().map(Path).collect()

@@ -1,5 +1,7 @@
 //! Online softmax of a block of rows and one tile of keys, in the log2 domain.
 
+#![allow(clippy::needless_range_loop)] // iterator adapters take closures, which are compiled for the baseline CPU
+
 use sage_spec::tiling::BLOCK_KV;
 
 use super::isa::{EXP2_F32, Isa, Task};
@@ -65,18 +67,11 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
             let (seen, unseen) = line.split_at_mut(used);
 
             let mut largest = [isa.splat(f32::NEG_INFINITY); 2];
-            let mut widen = |panel: usize, x: [I::F; 2], bits: &mut I::Panel| {
-                let left = keys - panel * I::PANEL;
-                let x = if left < I::PANEL { isa.first(x, left) } else { x };
-                // A NaN candidate is passed over: its P is NaN anyway.
-                largest = [isa.max(x[0], largest[0]), isa.max(x[1], largest[1])];
-                isa.store(bits, x.map(|x| isa.as_i(x)));
-            };
             match scale {
                 Scale::Done => {
-                    for (panel, bits) in seen.iter_mut().enumerate() {
-                        let x = isa.load(bits).map(|x| isa.as_f(x));
-                        widen(panel, x, bits);
+                    for panel in 0..used {
+                        let x = floats(isa, &seen[panel]);
+                        largest = candidate(isa, x, keys - panel * I::PANEL, largest, &mut seen[panel]);
                     }
                 }
                 Scale::Integer { q, k, delta } => {
@@ -84,23 +79,21 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
                     let k: &[I::Panel] = bytemuck::cast_slice(k);
                     let delta: &[I::Panel] = bytemuck::cast_slice(delta);
                     let mut factor = [q; 2];
-                    for (panel, bits) in seen.iter_mut().enumerate() {
+                    for panel in 0..used {
                         // The scales of a key block repeat every eight keys.
                         if panel * I::PANEL % BLOCK_KV == 0 {
-                            factor = isa.load(&k[panel]).map(|k| isa.mul(isa.as_f(k), q));
+                            let k = floats(isa, &k[panel]);
+                            factor = [isa.mul(k[0], q), isa.mul(k[1], q)];
                         }
-                        let [a, b] = isa.load(bits).map(|x| isa.to_f(x));
-                        let x = match delta.get(panel) {
-                            None => [isa.mul(a, factor[0]), isa.mul(b, factor[1])],
-                            Some(delta) => {
-                                let delta = isa.load(delta);
-                                [
-                                    isa.mul_add(a, factor[0], isa.as_f(delta[0])),
-                                    isa.mul_add(b, factor[1], isa.as_f(delta[1])),
-                                ]
-                            }
+                        let x = isa.load(&seen[panel]);
+                        let x = [isa.to_f(x[0]), isa.to_f(x[1])];
+                        let x = if delta.is_empty() {
+                            [isa.mul(x[0], factor[0]), isa.mul(x[1], factor[1])]
+                        } else {
+                            let delta = floats(isa, &delta[panel]);
+                            [isa.mul_add(x[0], factor[0], delta[0]), isa.mul_add(x[1], factor[1], delta[1])]
                         };
-                        widen(panel, x, bits);
+                        largest = candidate(isa, x, keys - panel * I::PANEL, largest, &mut seen[panel]);
                     }
                 }
             }
@@ -110,26 +103,49 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
             let correction = exp2(max[row] - row_max);
             (max[row], alpha[row]) = (row_max, correction);
             let correction = isa.splat(correction);
-            let mut sums = isa.load(&sum[row]).map(|x| isa.mul(isa.as_f(x), correction));
+            let old = floats(isa, &sum[row]);
+            let mut sums = [isa.mul(old[0], correction), isa.mul(old[1], correction)];
             if I::BF16 && !pairs.is_empty() {
                 let pairs = &mut pairs[row * panels * half..(row + 1) * panels * half];
-                for (bits, pairs) in seen.iter().zip(pairs.chunks_exact_mut(half)) {
-                    let p = isa.load(bits).map(|x| isa.exp2(isa.add(isa.as_f(x), minus_max), EXP2_BF16));
-                    sums = [isa.add(sums[0], p[0]), isa.add(sums[1], p[1])];
-                    isa.store_half(pairs, isa.narrow(p));
+                for panel in 0..used {
+                    let x = floats(isa, &seen[panel]);
+                    let p0 = isa.exp2(isa.add(x[0], minus_max), EXP2_BF16);
+                    let p1 = isa.exp2(isa.add(x[1], minus_max), EXP2_BF16);
+                    sums = [isa.add(sums[0], p0), isa.add(sums[1], p1)];
+                    isa.store_half(&mut pairs[panel * half..(panel + 1) * half], isa.narrow([p0, p1]));
                 }
                 pairs[used * half..].fill(0);
             } else {
-                for bits in seen {
-                    let p = isa.load(bits).map(|x| isa.exp2(isa.add(isa.as_f(x), minus_max), EXP2_F32));
-                    sums = [isa.add(sums[0], p[0]), isa.add(sums[1], p[1])];
-                    isa.store(bits, p.map(|x| isa.as_i(x)));
+                for panel in 0..used {
+                    let x = floats(isa, &seen[panel]);
+                    let p0 = isa.exp2(isa.add(x[0], minus_max), EXP2_F32);
+                    let p1 = isa.exp2(isa.add(x[1], minus_max), EXP2_F32);
+                    sums = [isa.add(sums[0], p0), isa.add(sums[1], p1)];
+                    isa.store(&mut seen[panel], [isa.as_i(p0), isa.as_i(p1)]);
                 }
-                unseen.iter_mut().for_each(|bits| isa.store(bits, [isa.splat_bits(0); 2]));
+                for bits in unseen {
+                    isa.store(bits, [isa.splat_bits(0); 2]);
+                }
             }
-            isa.store(&mut sum[row], sums.map(|x| isa.as_i(x)));
+            isa.store(&mut sum[row], [isa.as_i(sums[0]), isa.as_i(sums[1])]);
         }
     }
+}
+
+/// A panel as numbers.
+#[inline(always)]
+fn floats<I: Isa>(isa: I, panel: &I::Panel) -> [I::F; 2] {
+    let bits = isa.load(panel);
+    [isa.as_f(bits[0]), isa.as_f(bits[1])]
+}
+
+/// Stores the scores `x`, of which the first `left` are visible, and returns the maxima with them.
+#[inline(always)]
+fn candidate<I: Isa>(isa: I, x: [I::F; 2], left: usize, largest: [I::F; 2], panel: &mut I::Panel) -> [I::F; 2] {
+    let x = if left < I::PANEL { isa.first(x, left) } else { x };
+    isa.store(panel, [isa.as_i(x[0]), isa.as_i(x[1])]);
+    // A NaN candidate is passed over: its P is NaN anyway.
+    [isa.max(x[0], largest[0]), isa.max(x[1], largest[1])]
 }
 
 /// 2^`x` for `x <= 0`; NaN for NaN.
@@ -139,7 +155,10 @@ fn exp2(x: f32) -> f32 {
     let clamped = if x < -126.0 { -126.0 } else { x };
     let shifted = clamped + ROUND;
     let rest = clamped - (shifted - ROUND);
-    let y = EXP2_F32.iter().fold(0.0, |y, c| y * rest + c);
+    let mut y = 0.0;
+    for c in EXP2_F32 {
+        y = y * rest + c;
+    }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     if x <= -126.0 { 0.0 } else { y * power }
 }

@@ -44,8 +44,7 @@ fn run_vnni<T: Task, const VNNI: bool>(isa: Avx2<VNNI>, task: T) -> T::Output {
     task.run(isa)
 }
 
-/// The greatest index of each lane of a panel that a mask can hold: lanes `i` of `MASK[16 - count..]` are
-/// set while `i < count`.
+/// Lane `i` of `MASK[16 - count..]` is set while `i < count`.
 static MASK: [i32; 32] = {
     let mut mask = [0; 32];
     let mut i = 0;
@@ -144,12 +143,6 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn max_i(self, a: Self::I, b: Self::I) -> Self::I {
-        // SAFETY: has.
-        unsafe { _mm256_max_epi32(a, b) }
-    }
-
-    #[inline(always)]
     fn first(self, value: [Self::F; 2], count: usize) -> [Self::F; 2] {
         let mask = &MASK[16 - count.min(16)..][..16];
         let none = self.splat(f32::NEG_INFINITY);
@@ -182,7 +175,7 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn exp2(self, x: Self::F, polynomial: &[f32]) -> Self::F {
+    fn exp2(self, x: Self::F, polynomial: &'static [f32]) -> Self::F {
         // SAFETY: has.
         unsafe {
             let least = _mm256_set1_ps(-126.0);

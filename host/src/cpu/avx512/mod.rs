@@ -132,12 +132,6 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn max_i(self, a: Self::I, b: Self::I) -> Self::I {
-        // SAFETY: has.
-        unsafe { _mm512_max_epi32(a, b) }
-    }
-
-    #[inline(always)]
     fn first(self, value: [Self::F; 2], count: usize) -> [Self::F; 2] {
         let mask = if count < 32 { (1u32 << count) - 1 } else { u32::MAX };
         let none = self.splat(f32::NEG_INFINITY);
@@ -160,7 +154,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn exp2(self, x: Self::F, polynomial: &[f32]) -> Self::F {
+    fn exp2(self, x: Self::F, polynomial: &'static [f32]) -> Self::F {
         // SAFETY: has.
         unsafe {
             // −∞ stays below every exponent and gives 0; a difference of infinities would be NaN.
@@ -185,14 +179,19 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     fn dot_bf16(self, acc: Self::F, left: Self::I, right: Self::I) -> Self::F {
         assert!(BF16);
         // SAFETY: has; vectors of bits and of bf16 have the same layout.
-        unsafe { _mm512_dpbf16_ps(acc, std::mem::transmute(left), std::mem::transmute(right)) }
+        unsafe {
+            {
+                let left = std::mem::transmute::<__m512i, __m512bh>(left);
+                _mm512_dpbf16_ps(acc, left, std::mem::transmute::<__m512i, __m512bh>(right))
+            }
+        }
     }
 
     #[inline(always)]
     fn narrow(self, x: [Self::F; 2]) -> Self::I {
         assert!(BF16);
         // SAFETY: has; vectors of bits and of bf16 have the same layout.
-        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(x[1], x[0])) }
+        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(x[1], x[0])) }
     }
 
     #[inline(always)]
@@ -200,5 +199,59 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         let to = &mut to[..16];
         // SAFETY: has; `to` has sixteen lanes.
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), value) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &[&[u32]], panels: &mut [Self::Panel]) {
+        let zero = self.splat_bits(0);
+        for (block, panels) in panels.chunks_mut(16).enumerate() {
+            for half in 0..2 {
+                let mut x = [zero; 16];
+                for (r, x) in x.iter_mut().enumerate() {
+                    if let Some(row) = rows.get(half * 16 + r) {
+                        let row = &row[block * 16..];
+                        let count = row.len().min(panels.len());
+                        let mask = ((1u32 << count) - 1) as u16;
+                        // SAFETY: has; `mask` covers lanes of `row` only.
+                        *x = unsafe { _mm512_maskz_loadu_epi32(mask, row.as_ptr().cast()) };
+                    }
+                }
+                let x = transpose16(self, x);
+                for (panel, x) in panels.iter_mut().zip(x) {
+                    // SAFETY: has; half a panel is one vector.
+                    unsafe { _mm512_storeu_si512(panel.as_mut_ptr().add(half * 16).cast(), x) };
+                }
+            }
+        }
+    }
+}
+
+/// Rows become columns: pairs of rows are interleaved by 32 and 64 bits, then groups of four by 128 bits.
+#[inline(always)]
+fn transpose16<const BF16: bool>(_: Avx512<BF16>, x: [__m512i; 16]) -> [__m512i; 16] {
+    // SAFETY: the argument proves that the CPU has AVX-512 F.
+    unsafe {
+        let mut y = x;
+        for i in (0..16).step_by(4) {
+            let [a, b, c, d] = [x[i], x[i + 1], x[i + 2], x[i + 3]];
+            let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            y[i] = _mm512_unpacklo_epi64(ab, cd);
+            y[i + 1] = _mm512_unpackhi_epi64(ab, cd);
+            y[i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+            y[i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+        }
+        // y[4i + j], 128-bit group g: column 4g + j of rows 4i..4i + 4.
+        let mut z = y;
+        for j in 0..4 {
+            let [a, b, c, d] = [y[j], y[4 + j], y[8 + j], y[12 + j]];
+            let (ab, cd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
+            let (ab_odd, cd_odd) = (_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d));
+            z[j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+            z[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+            z[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+            z[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
+        }
+        z
     }
 }

@@ -93,11 +93,6 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn max_i(self, a: Self::I, b: Self::I) -> Self::I {
-        map(a, b, |a, b| (a as i32).max(b as i32) as u32)
-    }
-
-    #[inline(always)]
     fn first(self, mut value: [Self::F; 2], count: usize) -> [Self::F; 2] {
         value.as_flattened_mut().iter_mut().skip(count).for_each(|x| *x = f32::NEG_INFINITY);
         value
@@ -114,7 +109,7 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn exp2(self, x: Self::F, polynomial: &[f32]) -> Self::F {
+    fn exp2(self, x: Self::F, polynomial: &'static [f32]) -> Self::F {
         const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: f32 has spacing 1 there
         x.map(|x| {
             let clamped = if x < -126.0 { -126.0 } else { x };
