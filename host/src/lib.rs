@@ -35,6 +35,8 @@
 //!   streams of the caller, without allocation or synchronisation.
 //! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
 //!   far apart two results are.
+//! * [`adaptive`]: 4 or 8 bits per layer and timestep, decided by a calibration.
+//! * `models` (feature `models`): whole models on top of the above.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -48,10 +50,13 @@
 //! * The same plan on the same device gives the same bits, whatever else runs.
 //! * Bad input is an [`Error`] that names the value and what would be right; nothing panics.
 
+pub mod adaptive;
 pub mod api;
 pub mod device;
 pub mod error;
 pub mod metrics;
+#[cfg(feature = "models")]
+pub mod models;
 pub mod plan;
 pub mod problem;
 pub mod reference;

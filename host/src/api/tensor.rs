@@ -1,8 +1,10 @@
 //! Tensors in host memory.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
-use crate::error::{DeviceError, Error, Invalid, Operand};
+use crate::error::{Axis, DeviceError, Error, Invalid, Operand};
 use crate::problem::{DType, Element, Layout, TensorSpec};
 use crate::reference::{Data, HostTensor};
 
@@ -50,6 +52,34 @@ impl<'a> TensorView<'a> {
     /// The elements, starting with the first of the tensor.
     pub fn data(&self) -> Data<'a> {
         self.data
+    }
+
+    /// The part of the tensor with the entries `range` of `axis`; the memory stays where it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::NarrowRange`] if `range` reaches beyond the axis or runs backwards.
+    pub fn narrow(&self, axis: Axis, range: Range<usize>) -> Result<TensorView<'a>, Error> {
+        let index = match axis {
+            Axis::Batch => 0,
+            Axis::Head => 1,
+            Axis::Token => 2,
+            Axis::Feature => 3,
+        };
+        let extent = self.spec.shape[index];
+        if range.start > range.end || range.end > extent {
+            return Err(Invalid::NarrowRange { axis, begin: range.start, end: range.end, extent }.into());
+        }
+        let mut spec = self.spec;
+        spec.shape[index] = range.len();
+        // The first element of a part that has elements lies within the span, which was checked.
+        let offset = if spec.is_empty() { 0 } else { (range.start as i64 * self.spec.strides[index]) as usize };
+        let data = match self.data {
+            Data::F16(elements) => Data::F16(&elements[offset..]),
+            Data::BF16(elements) => Data::BF16(&elements[offset..]),
+            Data::F32(elements) => Data::F32(&elements[offset..]),
+        };
+        Ok(TensorView { spec, data })
     }
 
     /// The bytes from the first element of the tensor to the last.

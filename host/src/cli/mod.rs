@@ -1,4 +1,4 @@
-//! `run`, `accuracy` and `doctor`: their options, and how they end.
+//! The commands: their options, and how they end.
 //!
 //! Exit status 0 is success, 2 is bad input (one sentence on stderr), 1 is any other failure.
 //! Results go to stdout; notes and progress to stderr.
@@ -7,7 +7,9 @@ mod accuracy;
 mod compare;
 mod doctor;
 mod file;
+mod lm;
 mod options;
+mod plan;
 mod record;
 mod run;
 
@@ -16,7 +18,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sage_attn::Error;
+use serde::Serialize;
 
 /// Quantized attention (SageAttention2): INT4/INT8 Q Kᵀ and FP8 P V, on NVIDIA GPUs and on the CPU.
 #[derive(Parser)]
@@ -32,6 +36,10 @@ enum Command {
     Run(run::RunOptions),
     /// Measure the error of every precision, granularity and smoothing on a file's tensors.
     Accuracy(accuracy::AccuracyOptions),
+    /// Evaluate or run a language model (RustLM) under each precision of attention.
+    Lm(lm::LmOptions),
+    /// Show a precision plan.
+    Plan(plan::PlanOptions),
     /// Show which devices there are, which kernels this build has, and what would be used.
     Doctor(doctor::DoctorOptions),
 }
@@ -74,6 +82,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Accuracy(options) => accuracy::accuracy(&options),
+        Command::Lm(options) => lm::lm(&options),
+        Command::Plan(options) => plan::plan(&options),
         Command::Doctor(options) => doctor::doctor(&options),
     };
     match result.and_then(|()| io::stdout().flush().map_err(Failure::stdout)) {
@@ -92,6 +102,22 @@ pub fn main() -> ExitCode {
 /// Prints a line of results.
 pub fn print(line: impl fmt::Display) -> Result<(), Failure> {
     writeln!(io::stdout(), "{line}").map_err(Failure::stdout)
+}
+
+/// Prints a line of JSON.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(value).map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
+    print(line)
+}
+
+/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
+pub fn progress(len: u64, hidden: bool) -> ProgressBar {
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let progress = ProgressBar::with_draw_target(Some(len), target);
+    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        Ok(style) => progress.with_style(style),
+        Err(_) => progress, // the default style does as well
+    }
 }
 
 /// Prints a note to stderr, where it does not mix with results.
