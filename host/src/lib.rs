@@ -37,6 +37,7 @@
 //!   far apart two results are.
 //! * [`adaptive`]: 4 or 8 bits per layer and timestep, decided by a calibration.
 //! * `models` (feature `models`): whole models on top of the above.
+//! * `plot` (feature `cli`): charts as SVG.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -54,10 +55,14 @@ pub mod adaptive;
 pub mod api;
 pub mod device;
 pub mod error;
+#[doc(hidden)] // for the command line
+pub mod file;
 pub mod metrics;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod plan;
+#[cfg(feature = "cli")]
+pub mod plot;
 pub mod problem;
 pub mod reference;
 

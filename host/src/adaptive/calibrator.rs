@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{self, Journal};
 use super::{AdaptiveError, Choice, Figures, Measurements, Site};
-use crate::api::{Attention, Device, TensorView};
+use crate::api::{Attention, Device, Tensor, TensorView};
 use crate::error::{Axis, Error};
 use crate::metrics::Metrics;
-use crate::problem::DType;
+use crate::problem::{DType, Precision};
 
 /// How much of what a model computes is measured. The default is everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,10 +116,39 @@ impl Calibrator {
         k: &TensorView<'_>,
         v: &TensorView<'_>,
     ) -> Result<bool, Error> {
+        self.observe_given(site, attention, [q, k, v], None)
+    }
+
+    /// [`Calibrator::observe`] where the exact output is at hand, `[B, Hq, M, D]`, because the model runs
+    /// in full precision; it is not computed again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Calibrator::observe`]; [`AdaptiveError::ExactShape`] if `exact` has not the shape of `q`.
+    pub fn observe_with_exact(
+        &mut self,
+        site: Site,
+        attention: &Attention,
+        [q, k, v]: [&TensorView<'_>; 3],
+        exact: &Tensor,
+    ) -> Result<bool, Error> {
+        if exact.shape() != q.spec().shape {
+            return Err(AdaptiveError::ExactShape { shape: exact.shape(), expected: q.spec().shape }.into());
+        }
+        self.observe_given(site, attention, [q, k, v], Some(exact))
+    }
+
+    fn observe_given(
+        &mut self,
+        site: Site,
+        attention: &Attention,
+        tensors: [&TensorView<'_>; 3],
+        exact: Option<&Tensor>,
+    ) -> Result<bool, Error> {
         if !self.wants(site) {
             return Ok(false);
         }
-        let figures = self.measure(site.sample, attention, [q, k, v])?;
+        let figures = self.measure(site.sample, attention, tensors, exact)?;
         if let Some(journal) = &mut self.journal {
             journal.append(site, &figures)?;
         }
@@ -132,18 +161,19 @@ impl Calibrator {
         sample: usize,
         attention: &Attention,
         [q, k, v]: [&TensorView<'_>; 3],
+        exact: Option<&Tensor>,
     ) -> Result<Vec<Figures>, Error> {
         let attention = attention.clone().out_dtype(DType::F32).return_lse(false);
         attention.check(q, k, v)?;
+        let exact = exact.map(Tensor::to_f32);
         let [batch, heads_q, seqlen_q, head_dim] = q.spec().shape;
         let heads_kv = k.spec().shape[1];
         let blocks = spread(seqlen_q.div_ceil(BLOCK_Q), self.sampling.query_blocks, 0);
-        let rows: Vec<Range<usize>> =
-            blocks.into_iter().map(|block| block * BLOCK_Q..seqlen_q.min((block + 1) * BLOCK_Q)).collect();
-        let rows = join(rows);
+        let block = |block: usize| block * BLOCK_Q..seqlen_q.min((block + 1) * BLOCK_Q);
+        let rows = join(blocks.into_iter().map(block));
 
         let candidates = self.measurements.candidates();
-        let mut exact: Vec<f64> = Vec::new();
+        let mut reference: Vec<f64> = Vec::new();
         let mut outputs: Vec<Vec<f32>> = vec![Vec::new(); candidates.len()];
         for head in spread(batch * heads_kv, self.sampling.heads, sample) {
             let (entry, head) = (head / heads_kv, head % heads_kv);
@@ -151,12 +181,19 @@ impl Calibrator {
             let q = q.narrow(Axis::Batch, entry..entry + 1)?.narrow(Axis::Head, head * group..(head + 1) * group)?;
             let k = k.narrow(Axis::Batch, entry..entry + 1)?.narrow(Axis::Head, head..head + 1)?;
             let v = v.narrow(Axis::Batch, entry..entry + 1)?.narrow(Axis::Head, head..head + 1)?;
-            exact.extend(exact_rows(&attention, [&q, &k, &v], &rows)?.into_iter().map(f64::from));
+            let exact = match &exact {
+                Some(all) => {
+                    let first = (entry * heads_q + head * group) * seqlen_q * head_dim;
+                    select(&all[first..][..group * seqlen_q * head_dim], [seqlen_q, head_dim], &rows)
+                }
+                None => exact_rows(&attention, [&q, &k, &v], &rows)?,
+            };
+            reference.extend(exact.into_iter().map(f64::from));
             for (candidate, output) in candidates.iter().zip(&mut outputs) {
-                output.extend(candidate_rows(&candidate.apply(attention.clone()), [&q, &k, &v], &rows)?);
+                output.extend(candidate_rows(*candidate, &attention, [&q, &k, &v], &rows)?);
             }
         }
-        Ok(outputs.iter().map(|output| Metrics::compare(output, &exact, head_dim).into()).collect())
+        Ok(outputs.iter().map(|output| Metrics::compare(output, &reference, head_dim).into()).collect())
     }
 }
 
@@ -182,7 +219,7 @@ fn spread(len: usize, limit: Option<usize>, turn: usize) -> Vec<usize> {
 }
 
 /// Joins ranges where one ends at the next one's start.
-fn join(ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+fn join(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
     let mut joined: Vec<Range<usize>> = Vec::new();
     for range in ranges {
         match joined.last_mut() {
@@ -217,33 +254,40 @@ fn exact_rows(
     Ok(out)
 }
 
-/// As [`exact_rows`], for a quantized candidate. Its rows must be quantized as in the whole call: query
-/// blocks by themselves are, but keys cut off by the mask would change the means and scales of K and V,
-/// so under a causal mask all rows are computed.
+/// As [`exact_rows`], for a candidate. Its rows must be quantized as in the whole call: query blocks by
+/// themselves are, but keys cut off by the mask would change the means and scales of K and V, so under
+/// a causal mask all rows are computed.
 fn candidate_rows(
+    candidate: Choice,
     attention: &Attention,
     [q, k, v]: [&TensorView<'_>; 3],
     rows: &[Range<usize>],
 ) -> Result<Vec<f32>, Error> {
-    let [_, heads, seqlen_q, head_dim] = q.spec().shape;
-    if rows == std::slice::from_ref(&(0..seqlen_q)) {
-        return Ok(attention.forward(q, k, v)?.out.to_f32());
+    if candidate.precision() == Precision::Exact {
+        return exact_rows(attention, [q, k, v], rows);
+    }
+    let attention = candidate.apply(attention.clone());
+    let [_, _, seqlen_q, head_dim] = q.spec().shape;
+    if attention.is_causal() || rows == std::slice::from_ref(&(0..seqlen_q)) {
+        let all = attention.forward(q, k, v)?.out.to_f32();
+        return Ok(select(&all, [seqlen_q, head_dim], rows));
     }
     let mut out = Vec::new();
-    if attention.is_causal() {
-        let all = attention.forward(q, k, v)?.out.to_f32();
-        for range in rows {
-            for head in 0..heads {
-                let head = &all[head * seqlen_q * head_dim..][..seqlen_q * head_dim];
-                out.extend_from_slice(&head[range.start * head_dim..range.end * head_dim]);
-            }
-        }
-    } else {
-        for range in rows {
-            out.extend(attention.forward(&q.narrow(Axis::Token, range.clone())?, k, v)?.out.to_f32());
-        }
+    for range in rows {
+        out.extend(attention.forward(&q.narrow(Axis::Token, range.clone())?, k, v)?.out.to_f32());
     }
     Ok(out)
+}
+
+/// The rows of `all` `[heads, seqlen, D]` in `rows`: for each range, of each head.
+fn select(all: &[f32], [seqlen, head_dim]: [usize; 2], rows: &[Range<usize>]) -> Vec<f32> {
+    let mut selected = Vec::new();
+    for range in rows {
+        for head in all.chunks_exact((seqlen * head_dim).max(1)) {
+            selected.extend_from_slice(&head[range.start * head_dim..range.end * head_dim]);
+        }
+    }
+    selected
 }
 
 impl Measurements {

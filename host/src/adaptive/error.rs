@@ -132,6 +132,14 @@ pub enum AdaptiveError {
         /// Candidates measured.
         candidates: Vec<Choice>,
     },
+    /// The exact output of a call has another shape than its queries.
+    #[error("the exact output has shape {shape:?}; it must be {expected:?}, that of q")]
+    ExactShape {
+        /// Shape given.
+        shape: [usize; 4],
+        /// Shape of q.
+        expected: [usize; 4],
+    },
     /// The same call was recorded twice.
     #[error("layer {}, timestep {}, sample {} is recorded twice", .site.layer, .site.timestep, .site.sample)]
     RecordedTwice {

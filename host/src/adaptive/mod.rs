@@ -33,7 +33,6 @@
 mod calibrator;
 mod choice;
 mod error;
-mod file;
 mod journal;
 mod measurements;
 mod plan;

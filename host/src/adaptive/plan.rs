@@ -277,6 +277,6 @@ impl PrecisionPlan {
     ///
     /// [`AdaptiveError::File`].
     pub fn save(&self, path: &Path) -> Result<(), AdaptiveError> {
-        super::file::replace(path, self.to_json().as_bytes())
+        crate::file::replace(path, self.to_json().as_bytes()).map_err(|error| AdaptiveError::file("write", path, error))
     }
 }

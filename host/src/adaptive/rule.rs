@@ -106,7 +106,7 @@ impl Rule {
     /// [`AdaptiveError::NoMeasurements`], [`AdaptiveError::NoCandidate`] unless both INT4 and INT8 were
     /// measured, [`AdaptiveError::Parameter`].
     pub fn plan(&self, measurements: &Measurements, speeds: &Speeds) -> Result<PrecisionPlan, AdaptiveError> {
-        self.check()?;
+        self.validate()?;
         let mut cells = rank(measurements, speeds)?;
         let floor = match *self {
             Rule::Percentile { floor, .. } | Rule::Budget { floor, .. } => floor.unwrap_or(f64::NEG_INFINITY),
@@ -161,7 +161,12 @@ impl Rule {
         self.assemble(cells, speeds, note)
     }
 
-    fn check(&self) -> Result<(), AdaptiveError> {
+    /// Checks the rule's parameters, which [`Rule::plan`] does too.
+    ///
+    /// # Errors
+    ///
+    /// [`AdaptiveError::Parameter`].
+    pub fn validate(&self) -> Result<(), AdaptiveError> {
         let (what, value, allowed, ok) = match *self {
             Rule::Percentile { percent, .. } => {
                 ("percent", percent, "between 0 and 100", (0.0..=100.0).contains(&percent))

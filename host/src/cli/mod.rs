@@ -4,6 +4,7 @@
 //! Results go to stdout; notes and progress to stderr.
 
 mod accuracy;
+mod calibrate;
 mod compare;
 mod doctor;
 mod file;
@@ -38,7 +39,9 @@ enum Command {
     Accuracy(accuracy::AccuracyOptions),
     /// Evaluate or run a language model (RustLM) under each precision of attention.
     Lm(lm::LmOptions),
-    /// Show a precision plan.
+    /// Measure precisions on a language model (RustLM) layer by layer and write a precision plan.
+    Calibrate(calibrate::CalibrateOptions),
+    /// Show a precision plan, or make one from measurements.
     Plan(plan::PlanOptions),
     /// Show which devices there are, which kernels this build has, and what would be used.
     Doctor(doctor::DoctorOptions),
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Accuracy(options) => accuracy::accuracy(&options),
+        Command::Calibrate(options) => calibrate::calibrate(&options),
         Command::Lm(options) => lm::lm(&options),
         Command::Plan(options) => plan::plan(&options),
         Command::Doctor(options) => doctor::doctor(&options),

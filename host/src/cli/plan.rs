@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
-use sage_attn::adaptive::{AdaptiveError, PrecisionPlan};
+use sage_attn::adaptive::{AdaptiveError, Measurements, Origin, PrecisionPlan, Rule, Speeds};
+use sage_attn::plot::HeatMap;
 
+use super::file::replace;
 use super::{Failure, print};
 
 /// Options of `plan`.
@@ -17,6 +19,8 @@ pub struct PlanOptions {
 
 #[derive(Subcommand)]
 enum Action {
+    /// Make a plan from measurements, without running the model again.
+    Make(MakeOptions),
     /// Show what a plan decides.
     Show {
         /// Plan, as `calibrate` writes it
@@ -27,15 +31,94 @@ enum Action {
     },
 }
 
+/// Options of `plan make`.
+#[derive(Args)]
+struct MakeOptions {
+    /// Measurements, as `calibrate` writes them
+    measurements: PathBuf,
+    /// Write the plan to this file
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    rule: RuleOptions,
+    /// Speed of INT4 over INT8 on the device the plan is for; unless it is above 1, the plan has no INT4
+    #[arg(long, value_name = "RATIO")]
+    speedup: Option<f64>,
+    /// Name of the model
+    #[arg(long, default_value = "")]
+    model: String,
+    /// Draw a heat map of the error by layer and timestep
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// How a plan is decided.
+#[derive(Args)]
+pub struct RuleOptions {
+    /// Give INT8 to this percentage of layers and timesteps, those whose INT4 scores lowest
+    #[arg(long, value_name = "PERCENT", default_value_t = 50.0, conflicts_with = "budget")]
+    percent: f64,
+    /// Instead, use as much INT4 as keeps the mean relative L1 of attention within this budget
+    #[arg(long, value_name = "RELATIVE_L1")]
+    budget: Option<f64>,
+    /// Lowest score (cosine times one minus relative L1) at which INT4 may be used
+    #[arg(long, value_name = "SCORE")]
+    floor: Option<f64>,
+}
+
+impl RuleOptions {
+    /// The rule, its parameters checked.
+    pub fn rule(&self) -> Result<Rule, Failure> {
+        let rule = match self.budget {
+            Some(rel_l1) => Rule::Budget { rel_l1, floor: self.floor },
+            None => Rule::Percentile { percent: self.percent, floor: self.floor },
+        };
+        rule.validate().map_err(adaptive)?;
+        Ok(rule)
+    }
+}
+
 /// Runs the command.
 pub fn plan(options: &PlanOptions) -> Result<(), Failure> {
-    let Action::Show { file, json } = &options.action;
-    let plan = load(file)?;
-    if *json {
-        return print(plan.to_json().trim_end());
+    match &options.action {
+        Action::Make(options) => make(options),
+        Action::Show { file, json } => {
+            let plan = load(file)?;
+            if *json {
+                return print(plan.to_json().trim_end());
+            }
+            show(&plan)
+        }
     }
-    print(describe(&plan))?;
-    print(table(&plan))
+}
+
+fn make(options: &MakeOptions) -> Result<(), Failure> {
+    let rule = options.rule.rule()?;
+    let measurements = Measurements::load(&options.measurements).map_err(adaptive)?;
+    let speeds = options.speedup.map_or_else(Speeds::unmeasured, |ratio| Speeds::assumed("", ratio));
+    let plan = rule.plan(&measurements, &speeds).map_err(adaptive)?;
+    let origin = Origin { model: options.model.clone(), ..plan.origin().clone() };
+    let plan = plan.with_origin(origin);
+    plan.save(&options.out).map_err(adaptive)?;
+    if let Some(path) = &options.svg {
+        replace(path, HeatMap::of_plan(&measurements, &plan).to_svg().as_bytes())?;
+    }
+    show(&plan)
+}
+
+/// Prints what the plan decides.
+pub fn show(plan: &PrecisionPlan) -> Result<(), Failure> {
+    print(describe(plan))?;
+    print(table(plan))
+}
+
+/// The failure of a calibration or a plan.
+pub fn adaptive(error: AdaptiveError) -> Failure {
+    match error {
+        // A file that cannot be written is no fault of the input.
+        AdaptiveError::File { action: "write", .. } => Failure::Other(error.to_string()),
+        error => Failure::Input(error.to_string()),
+    }
 }
 
 /// Reads the plan at `path`.
@@ -47,7 +130,7 @@ pub fn load(path: &Path) -> Result<PrecisionPlan, Failure> {
 }
 
 /// Where the plan comes from and what it amounts to, in lines.
-pub fn describe(plan: &PrecisionPlan) -> String {
+fn describe(plan: &PrecisionPlan) -> String {
     let origin = plan.origin();
     let mut lines = Vec::new();
     if !origin.model.is_empty() {
@@ -68,7 +151,7 @@ pub fn describe(plan: &PrecisionPlan) -> String {
 }
 
 /// The decisions, one per row.
-pub fn table(plan: &PrecisionPlan) -> Table {
+fn table(plan: &PrecisionPlan) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header([
         "layer",

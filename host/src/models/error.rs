@@ -92,6 +92,14 @@ pub enum ModelError {
         /// Bytes needed.
         needed: usize,
     },
+    /// What computes attention returned a tensor of another shape than that of the queries.
+    #[error("attention returned a tensor of shape {shape:?}; it must be {expected:?}, that of q")]
+    Attended {
+        /// Shape returned.
+        shape: [usize; 4],
+        /// Shape of q.
+        expected: [usize; 4],
+    },
     /// Not one image for each class.
     #[error("{values} values for {classes} classes; each needs an image of {each} values, and there must be one")]
     Images {

@@ -51,9 +51,9 @@ impl Weights {
         &self.path
     }
 
-    /// The file's bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// A name for the file's contents, [`super::fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        super::fingerprint(&self.bytes)
     }
 
     /// A value of the file's metadata.

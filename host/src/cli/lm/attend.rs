@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sage_attn::adaptive::{Choice, PrecisionPlan};
 use sage_attn::metrics::Metrics;
 use sage_attn::models::rustlm::LAYERS;
-use sage_attn::{Attention, DType, Device, Error, Precision, TensorView, TensorViewMut};
+use sage_attn::{Attention, Device, Error, Precision, Tensor, TensorView};
 
 /// Computes attention as a plan says. A language model has one timestep.
 pub struct Planned<'a> {
@@ -53,27 +53,20 @@ impl<'a> Planned<'a> {
         }
     }
 
-    /// Computes a layer's attention into `out`.
-    pub fn attend(
-        &mut self,
-        layer: usize,
-        [q, k, v]: [&TensorView<'_>; 3],
-        out: &mut TensorViewMut<'_>,
-    ) -> Result<(), Error> {
+    /// Computes a layer's attention.
+    pub fn attend(&mut self, layer: usize, [q, k, v]: [&TensorView<'_>; 3]) -> Result<Tensor, Error> {
         let choice = self.plan.at(layer, 0);
         let attention = on_cpu_if_exact(choice, choice.apply(self.attention.clone()));
-        let summary = attention.forward_into(q, k, v, out)?;
-        self.device = summary.report.device;
+        let output = attention.forward(q, k, v)?;
+        self.device = output.report.device;
         if self.measuring {
             let start = Instant::now();
-            let exact = on_cpu_if_exact(Choice::EXACT, Choice::EXACT.apply(attention.clone()));
-            let exact = exact.out_dtype(DType::F32).forward(q, k, v)?.out.to_f32();
+            let exact = Choice::EXACT.apply(attention).device(Device::Cpu).forward(q, k, v)?.out.to_f32();
             let exact: Vec<f64> = exact.into_iter().map(f64::from).collect();
-            let actual = attention.out_dtype(DType::F32).forward(q, k, v)?.out.to_f32();
-            self.errors[layer].add(&Metrics::compare(&actual, &exact, q.spec().shape[3]));
+            self.errors[layer].add(&Metrics::compare(&output.out.to_f32(), &exact, q.spec().shape[3]));
             self.measuring_time += start.elapsed();
         }
-        Ok(())
+        Ok(output.out)
     }
 
     /// The mean error of every layer, if it was measured.

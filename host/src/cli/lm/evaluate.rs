@@ -85,7 +85,7 @@ fn run(
     let planned = std::cell::RefCell::new(Planned::new(&variant.plan, options.source.device));
     planned.borrow_mut().measuring = options.error_windows > 0;
     let evaluation = model
-        .evaluate(windows, &mut |layer, tensors, out| planned.borrow_mut().attend(layer, tensors, out), &mut |window| {
+        .evaluate(windows, &mut |layer, tensors| planned.borrow_mut().attend(layer, tensors), &mut |window| {
             planned.borrow_mut().measuring = window + 1 < options.error_windows;
             step();
         })

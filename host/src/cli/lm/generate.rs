@@ -39,7 +39,7 @@ pub fn generate(options: &LmOptions, variants: &[Variant], prompt: &str) -> Resu
                 prompt.as_bytes(),
                 options.tokens,
                 &mut sampler,
-                &mut |layer, tensors, out| planned.attend(layer, tensors, out),
+                &mut |layer, tensors| planned.attend(layer, tensors),
                 &mut |byte| {
                     if !options.json && written.is_ok() {
                         let mut stdout = io::stdout();

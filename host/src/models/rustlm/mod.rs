@@ -19,7 +19,7 @@ use rope::Rope;
 
 use super::ops::{self, Linear, RmsNorm};
 use super::{ModelError, Weights};
-use crate::api::{TensorView, TensorViewMut};
+use crate::api::{Tensor, TensorView};
 use crate::error::Error;
 use crate::problem::Layout;
 
@@ -56,12 +56,13 @@ const METADATA: [(&str, &str); 10] = [
     ("rope_theta", "10000"),
 ];
 
-/// Computes the attention of a layer: `q` `[1, 4, M, 128]` over `k` and `v` `[1, 2, N, 128]`, causal,
-/// into `out`. N − M tokens came before.
-pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3], &mut TensorViewMut<'_>) -> Result<(), Error> + 'a;
+/// Computes the attention of a layer: of `q` `[1, 4, M, 128]` over `k` and `v` `[1, 2, N, 128]`, causal;
+/// N − M tokens came before. The result has the shape of `q`.
+pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 /// The model.
 pub struct RustLm {
+    fingerprint: String,
     /// `[VOCABULARY, HIDDEN]`.
     embed: Vec<f32>,
     layers: Vec<Layer>,
@@ -107,6 +108,17 @@ impl Layer {
     }
 }
 
+/// `[HEADS_Q, tokens, HEAD_DIM]` as `[tokens, HEADS_Q, HEAD_DIM]`.
+fn token_major(x: &[f32], tokens: usize) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for token in 0..tokens {
+        for head in 0..HEADS_Q {
+            y.extend_from_slice(&x[(head * tokens + token) * HEAD_DIM..][..HEAD_DIM]);
+        }
+    }
+    y
+}
+
 impl RustLm {
     /// Reads the weights at `path`.
     ///
@@ -124,12 +136,18 @@ impl RustLm {
             }
         }
         Ok(RustLm {
+            fingerprint: weights.fingerprint(),
             embed: weights.tensor("embed.weight", &[VOCABULARY, HIDDEN])?,
             layers: (0..LAYERS).map(|index| Layer::load(&weights, index)).collect::<Result<_, _>>()?,
             norm: RmsNorm::load(&weights, "norm", HIDDEN, RMS_EPS)?,
             lm_head: Linear::load(&weights, "lm_head", [HIDDEN, VOCABULARY], false)?,
             rope: Rope::new(CONTEXT, HEAD_DIM, ROPE_THETA),
         })
+    }
+
+    /// A name for the weights, [`super::fingerprint`] of their file.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Appends `tokens` to what `cache` holds and returns their hidden states, `[tokens, 256]`.
@@ -170,12 +188,13 @@ impl RustLm {
         cache.write(index, past, &k, &layer.v_proj.forward(&x));
 
         let tokens = q.len() / (HEADS_Q * HEAD_DIM);
-        let mut out = vec![0.0f32; q.len()];
-        let shape = [1, tokens, HEADS_Q, HEAD_DIM];
-        let q = TensorView::new(&q, &shape, Layout::Nhd)?;
+        let q = TensorView::new(&q, &[1, tokens, HEADS_Q, HEAD_DIM], Layout::Nhd)?;
         let [k, v] = cache.views(index, past + tokens)?;
-        attend(index, [&q, &k, &v], &mut TensorViewMut::new(&mut out, &shape, Layout::Nhd)?)?;
-        Ok(out)
+        let out = attend(index, [&q, &k, &v])?;
+        if out.shape() != q.spec().shape {
+            return Err(ModelError::Attended { shape: out.shape(), expected: q.spec().shape });
+        }
+        Ok(token_major(&out.to_f32(), tokens))
     }
 
     /// The scores of the next token after each of `hidden`, `[tokens, 256]`: `[tokens, 256]`.
