@@ -6,6 +6,7 @@
 mod accuracy;
 mod calibrate;
 mod compare;
+mod diffuse;
 mod doctor;
 mod file;
 mod lm;
@@ -13,6 +14,7 @@ mod options;
 mod plan;
 mod record;
 mod run;
+mod variant;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -41,6 +43,8 @@ enum Command {
     Lm(lm::LmOptions),
     /// Measure precisions on a language model (RustLM) layer by layer and write a precision plan.
     Calibrate(calibrate::CalibrateOptions),
+    /// Draw images with a diffusion transformer (Emoji DiT) under each precision of attention.
+    Diffuse(diffuse::DiffuseOptions),
     /// Show a precision plan, or make one from measurements.
     Plan(plan::PlanOptions),
     /// Show which devices there are, which kernels this build has, and what would be used.
@@ -87,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Accuracy(options) => accuracy::accuracy(&options),
         Command::Calibrate(options) => calibrate::calibrate(&options),
         Command::Lm(options) => lm::lm(&options),
+        Command::Diffuse(options) => diffuse::diffuse(&options),
         Command::Plan(options) => plan::plan(&options),
         Command::Doctor(options) => doctor::doctor(&options),
     };

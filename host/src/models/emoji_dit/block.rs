@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use super::rotary::Rotary;
 use super::{HEAD_DIM, HEADS, HIDDEN, MODULATIONS, TOKENS};
-use crate::api::{TensorView, TensorViewMut};
+use crate::api::{Tensor, TensorView};
 use crate::error::Error;
-use crate::models::ops::Linear;
+use crate::models::ops::{Linear, token_major};
 use crate::models::{ModelError, Weights};
 use crate::problem::Layout;
 
@@ -17,7 +17,7 @@ const RMS_EPS: f32 = 1e-6;
 const ROWS_PER_TASK: usize = 64;
 
 /// Attention of q, k and v `[images, HEADS, TOKENS, HEAD_DIM]`.
-type Attend<'a> = dyn FnMut([&TensorView<'_>; 3], &mut TensorViewMut<'_>) -> Result<(), Error> + 'a;
+type Attend<'a> = dyn FnMut([&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 pub struct Block {
     q_proj: Linear,
@@ -67,11 +67,14 @@ impl Block {
         rotary.rotate(&mut q, HEADS);
         rotary.rotate(&mut k, HEADS);
 
-        let mut attended = vec![0.0f32; x.len()];
         let shape = [x.len() / (TOKENS * HIDDEN), TOKENS, HEADS, HEAD_DIM];
         let view = |x| TensorView::new(x, &shape, Layout::Nhd);
         let (q, k, v) = (view(&q)?, view(&k)?, view(&v)?);
-        attend([&q, &k, &v], &mut TensorViewMut::new(&mut attended, &shape, Layout::Nhd)?)?;
+        let attended = attend([&q, &k, &v])?;
+        if attended.shape() != q.spec().shape {
+            return Err(ModelError::Attended { shape: attended.shape(), expected: q.spec().shape });
+        }
+        let attended = token_major(&attended.to_f32(), attended.shape());
         add_gated(x, &self.o_proj.forward(&attended), &gate);
 
         let mut inner = self.up_proj.forward(&modulated(x, &shift_mlp, &scale_mlp));

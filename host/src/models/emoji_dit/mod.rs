@@ -15,7 +15,7 @@ pub use sample::{Sampling, noise};
 
 use super::ops::Linear;
 use super::{ModelError, Weights};
-use crate::api::{TensorView, TensorViewMut};
+use crate::api::{Tensor, TensorView};
 use crate::error::Error;
 use block::{Block, modulated};
 use rotary::Rotary;
@@ -47,11 +47,12 @@ const MODULATIONS: usize = 6;
 /// Most classes that a file may name.
 const MAX_CLASSES: usize = 10_000;
 
-/// Computes the attention of a layer: q, k and v `[images, 4, 1024, 64]` into `out`, no mask.
-pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3], &mut TensorViewMut<'_>) -> Result<(), Error> + 'a;
+/// Computes the attention of a layer: of q, k and v `[images, 4, 1024, 64]`, without a mask.
+pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 /// The model.
 pub struct EmojiDit {
+    fingerprint: String,
     classes: Vec<String>,
     patch: Linear,
     time_in: Linear,
@@ -94,6 +95,7 @@ impl EmojiDit {
         }
         let linear = |name: &str, shape| Linear::load(&weights, name, shape, true);
         Ok(EmojiDit {
+            fingerprint: weights.fingerprint(),
             patch: linear("patch", [PATCH_VALUES, HIDDEN])?,
             time_in: linear("time_in", [2 * FREQUENCIES, HIDDEN])?,
             time_out: linear("time_out", [HIDDEN, HIDDEN])?,
@@ -105,6 +107,11 @@ impl EmojiDit {
             rotary: Rotary::new(SIDE, HEAD_DIM),
             classes,
         })
+    }
+
+    /// A name for the weights, [`super::fingerprint`] of their file.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Names of the classes, in order.
@@ -135,7 +142,7 @@ impl EmojiDit {
 
         let mut x = self.patch.forward(&patches(images));
         for (index, block) in self.blocks.iter().enumerate() {
-            block.forward(&mut x, &shared, &self.rotary, &mut |tensors, out| attend(index, tensors, out))?;
+            block.forward(&mut x, &shared, &self.rotary, &mut |tensors| attend(index, tensors))?;
         }
         let (shift, scale) = self.final_table.split_at(HIDDEN);
         let plus = |table: &[f32]| -> Vec<f32> {

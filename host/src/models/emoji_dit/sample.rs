@@ -1,7 +1,7 @@
 //! From noise to images.
 
 use super::{EmojiDit, VALUES};
-use crate::api::{TensorView, TensorViewMut};
+use crate::api::{Tensor, TensorView};
 use crate::error::Error;
 use crate::models::ModelError;
 use crate::models::random::Random;
@@ -17,7 +17,7 @@ pub struct Sampling {
 }
 
 /// Computes the attention of a layer at a step; as [`super::Attend`] otherwise.
-pub type AttendAt<'a> = dyn FnMut(usize, usize, [&TensorView<'_>; 3], &mut TensorViewMut<'_>) -> Result<(), Error> + 'a;
+pub type AttendAt<'a> = dyn FnMut(usize, usize, [&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 /// Normally distributed noise for `count` images. An image's noise depends on the seed and its index only.
 pub fn noise(seed: u64, count: usize) -> Vec<f32> {
@@ -55,9 +55,7 @@ impl EmojiDit {
         let mut x = noise.to_vec();
         for step in 0..steps {
             let t = 1.0 - step as f32 / steps as f32;
-            let mut attend = |layer: usize, tensors: [&TensorView<'_>; 3], out: &mut TensorViewMut<'_>| {
-                attend(layer, step, tensors, out)
-            };
+            let mut attend = |layer: usize, tensors: [&TensorView<'_>; 3]| attend(layer, step, tensors);
             let mut velocity = match guidance == 1.0 {
                 true => self.velocity(&x, t, &labels, &mut attend)?,
                 false => self.velocity(&x.repeat(2), t, &labels, &mut attend)?,
