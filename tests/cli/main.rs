@@ -1,6 +1,7 @@
 //! The command line, run as users run it.
 
 mod input;
+mod lm;
 mod support;
 
 use serde_json::Value;

@@ -73,6 +73,10 @@ impl Journal {
             sampling,
             candidates: measurements.candidates().to_vec(),
         };
+        // A file without a complete line must be the beginning of a header: anything else is not ours.
+        if complete == 0 && !line_of(path, &header)?.starts_with(&bytes) {
+            return Err(bad_line(path, 1, &"the file was not written by a calibration"));
+        }
         read(path, text, &header, &mut measurements)?;
         let mut journal = Journal { path: path.to_owned(), file };
         if complete < bytes.len() {
@@ -96,11 +100,17 @@ impl Journal {
     }
 
     fn line(&mut self, value: &impl Serialize) -> Result<(), AdaptiveError> {
-        let failed = |error: std::io::Error| AdaptiveError::file("write", &self.path, error);
-        let mut line = serde_json::to_vec(value).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
-        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(failed)
+        let line = line_of(&self.path, value)?;
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        written.map_err(|error| AdaptiveError::file("write", &self.path, error))
     }
+}
+
+/// A line of the file at `path`.
+fn line_of(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, AdaptiveError> {
+    let mut line = serde_json::to_vec(value).map_err(|error| AdaptiveError::file("write", path, error))?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// The measurements in the file at `path`, without changing it.

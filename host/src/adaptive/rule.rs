@@ -117,7 +117,8 @@ impl Rule {
                 _ => Chosen::Int8,
             };
         }
-        let may_int4 = |cell: &Ranked| cell.gain >= MIN_GAIN && cell.int4.score >= floor;
+        // A score of −∞ stands for an output that was not finite.
+        let may_int4 = |cell: &Ranked| cell.gain >= MIN_GAIN && cell.int4.score >= floor && cell.int4.score.is_finite();
         let mut notes = Vec::new();
         if cells.iter().all(|cell| cell.gain < MIN_GAIN) {
             notes.push(format!("{}: INT4 would cost accuracy and gain nothing", speeds.describe()));

@@ -29,10 +29,9 @@ pub fn generate(options: &LmOptions, variants: &[Variant], prompt: &str) -> Resu
     let model = options.source.model()?;
     for variant in variants {
         let mut planned = Planned::new(&variant.plan, options.source.device);
-        let mut written = match options.json {
-            true => Ok(()),
-            false => io::stdout().write_all(prompt.as_bytes()),
-        };
+        // The prompt is printed with the first byte, so that a prompt that is refused prints nothing.
+        let mut lead = prompt.as_bytes();
+        let mut written = Ok(());
         let mut sampler = Sampler::new(options.temperature, options.seed);
         let generation = model
             .generate(
@@ -43,7 +42,11 @@ pub fn generate(options: &LmOptions, variants: &[Variant], prompt: &str) -> Resu
                 &mut |byte| {
                     if !options.json && written.is_ok() {
                         let mut stdout = io::stdout();
-                        written = stdout.write_all(&[byte]).and_then(|()| stdout.flush());
+                        let lead = std::mem::take(&mut lead);
+                        written = stdout
+                            .write_all(lead)
+                            .and_then(|()| stdout.write_all(&[byte]))
+                            .and_then(|()| stdout.flush());
                     }
                 },
             )
