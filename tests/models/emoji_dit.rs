@@ -49,14 +49,15 @@ fn parity() -> Parity {
 /// Metrics of the velocities under a choice beside PyTorch's, per image.
 fn against_pytorch(choice: Choice) -> Vec<Metrics> {
     let (model, parity) = (model(), parity());
-    let images = parity.images.chunks_exact(VALUES).zip(parity.velocity.chunks_exact(VALUES));
-    let compare = |((image, velocity), (&t, &class)): ((&[f32], &[f32]), (&f32, &i64))| {
-        let class = usize::try_from(class).ok().filter(|&class| class < model.classes().len());
-        let actual = model.velocity(image, t, &[class], &mut attend(choice)).unwrap();
-        let expected: Vec<f64> = velocity.iter().copied().map(f64::from).collect();
+    let compare = |index: usize| {
+        let image = index * VALUES..(index + 1) * VALUES;
+        let class = usize::try_from(parity.classes[index]).ok().filter(|&class| class < model.classes().len());
+        let (t, images) = (parity.t[index], &parity.images[image.clone()]);
+        let actual = model.velocity(images, t, &[class], &mut attend(choice)).unwrap();
+        let expected: Vec<f64> = parity.velocity[image].iter().copied().map(f64::from).collect();
         Metrics::compare(&actual, &expected, VALUES)
     };
-    images.zip(parity.t.iter().zip(&parity.classes)).map(compare).collect()
+    (0..parity.t.len()).map(compare).collect()
 }
 
 #[test]
