@@ -3,7 +3,7 @@
 use std::fs::{OpenOptions, read_to_string};
 use std::io::Write;
 
-use sage_attn::adaptive::{AdaptiveError, Calibrator, Choice, Figures, Measurements, Sampling, Site};
+use sage_attn::adaptive::{AdaptiveError, Calibrator, Choice, Figures, Measurements, Sampling, Site, Trial};
 use sage_attn::metrics::Metrics;
 use sage_attn::{Attention, Device, Layout, TensorView};
 use sage_tests::generate::Random;
@@ -162,6 +162,34 @@ fn an_interruption_loses_nothing() {
     assert_eq!(calibrator.measurements(), whole.measurements());
     assert_eq!(&Measurements::load(&path).unwrap(), whole.measurements());
     assert_eq!(run(&mut open(), usize::MAX), 0);
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn losses_are_kept_with_the_measurements() {
+    let path = temporary("losses.jsonl");
+    let open = || Calibrator::resume(&path, "a model", candidates(), Sampling::default()).unwrap();
+    let trials = [Trial::everywhere(Choice::INT8), Trial::cell(3, 1, Choice::INT4), Trial::cell(3, 1, Choice::EXACT)];
+    let mut calibrator = open();
+    for (trial, loss) in trials.into_iter().zip([0.1, -0.2, 1.0 / 3.0]) {
+        assert_eq!(calibrator.record_loss(trial, loss), Ok(true));
+        assert_eq!(calibrator.record_loss(trial, 7.0), Ok(false));
+    }
+    assert!(matches!(
+        calibrator.record_loss(Trial::cell(0, 0, Choice::INT4), f64::NAN),
+        Err(AdaptiveError::Parameter { .. })
+    ));
+    run(&mut calibrator, 2);
+    drop(calibrator);
+    let again = open();
+    assert_eq!(trials.map(|trial| again.measurements().loss(trial)), [Some(0.1), Some(-0.2), Some(1.0 / 3.0)]);
+    assert_eq!(again.measurements().records().len(), 2);
+    assert_eq!(&Measurements::load(&path).unwrap(), again.measurements());
+    let text = read_to_string(&path).unwrap();
+    for bad in [text.replacen("\"timestep\":1,", "", 1), text.replacen("\"loss\":0.1", "\"loss\":\"x\"", 1)] {
+        std::fs::write(&path, bad).unwrap();
+        assert!(matches!(Measurements::load(&path), Err(AdaptiveError::Journal { .. })));
+    }
     std::fs::remove_file(&path).unwrap();
 }
 

@@ -18,6 +18,7 @@ fn rule() -> impl Strategy<Value = Option<Rule>> {
         Just(None),
         (0.0..=100.0f64, floor()).prop_map(|(percent, floor)| Some(Rule::Percentile { percent, floor })),
         (1e-6..10.0f64, floor()).prop_map(|(rel_l1, floor)| Some(Rule::Budget { rel_l1, floor })),
+        (1e-6..10.0f64, floor()).prop_map(|(loss, floor)| Some(Rule::Loss { loss, floor })),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use sage_attn::Precision;
-use sage_attn::adaptive::{AdaptiveError, Choice, Figures, Measurements, PrecisionPlan, Rule, Site, Speeds};
+use sage_attn::adaptive::{AdaptiveError, Choice, Figures, Measurements, PrecisionPlan, Rule, Site, Speeds, Trial};
 
 use crate::figures;
 
@@ -112,6 +112,38 @@ proptest! {
     }
 }
 
+/// Measurements of layers whose INT4 costs the model these losses, with `base` for INT8 everywhere.
+fn with_losses(base: f64, losses: &[Option<f64>]) -> Measurements {
+    let mut measurements = measurements(1, &vec![(0.1, 0.02); losses.len()]);
+    measurements.insert_loss(Trial::everywhere(Choice::INT8), base).unwrap();
+    for (layer, loss) in losses.iter().enumerate() {
+        if let Some(loss) = loss {
+            measurements.insert_loss(Trial::cell(layer, 0, Choice::INT4), *loss).unwrap();
+        }
+    }
+    measurements
+}
+
+#[test]
+fn a_loss_budget_takes_the_layers_that_cost_the_model_least() {
+    // Alone they cost 0.01, 0.001, 0.002, nothing, and (by chance) less than nothing beyond INT8's 0.001.
+    let losses = [Some(0.011), Some(0.002), Some(0.003), None, Some(0.0009), Some(f64::MAX)];
+    let measurements = with_losses(0.001, &losses);
+    let int4 = |budget: f64| {
+        let plan = Rule::loss(budget).plan(&measurements, &Speeds::unmeasured()).unwrap();
+        (0..6).filter(|&layer| plan.at(layer, 0) == Choice::INT4).collect::<Vec<_>>()
+    };
+    assert_eq!(int4(0.0015), [4]);
+    assert_eq!(int4(0.0021), [1, 4]);
+    assert_eq!(int4(0.0041), [1, 2, 4]);
+    assert_eq!(int4(0.02), [0, 1, 2, 4]);
+    let plan = Rule::loss(0.0005).plan(&measurements, &Speeds::unmeasured()).unwrap();
+    assert!(plan.int4_share() == 0.0 && plan.origin().note.as_ref().unwrap().contains("the loss is 0.100 %"));
+    let untried = self::measurements(1, &[(0.1, 0.02)]);
+    let error = Rule::loss(0.01).plan(&untried, &Speeds::unmeasured());
+    assert_eq!(error.map(drop), Err(AdaptiveError::NoTrials));
+}
+
 #[test]
 fn timesteps_between_measured_ones_follow_the_one_before() {
     let mut measurements = Measurements::new(CANDIDATES.to_vec()).unwrap();
@@ -182,6 +214,8 @@ fn what_cannot_be_planned_is_an_error() {
         Rule::percentile(f64::NAN),
         Rule::budget(0.0),
         Rule::budget(f64::INFINITY),
+        Rule::loss(0.0),
+        Rule::loss(f64::NAN),
         Rule::Percentile { percent: 30.0, floor: Some(1.5) },
         Rule::Budget { rel_l1: 0.1, floor: Some(f64::NAN) },
     ] {

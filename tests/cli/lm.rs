@@ -109,6 +109,18 @@ fn calibrate_writes_a_plan_that_lm_follows_and_goes_on_where_it_stopped() {
     let run = sage_attn(["plan", "make", &journal, "--out", &plan, "--percent", "0", "--speedup", "1.0"]);
     run.success();
     assert!(run.stdout.contains("gain nothing") && run.stdout.contains("INT4: 0 %"), "{}", run.stdout);
+    // Trials go to the same file, and are not repeated.
+    let by_loss = ["--context", "200", "--max-loss", "50", "--out", &plan];
+    let run = on_text("calibrate", "400", &by_loss);
+    run.success();
+    assert!(
+        run.stdout.contains("loss with int8/thread/k everywhere") && run.stdout.contains("INT4: 100 %"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(std::fs::read_to_string(&journal).unwrap().lines().count(), 1 + 2 * 8 + 1 + 8);
+    assert_eq!(on_text("calibrate", "400", &by_loss).stdout, run.stdout);
+
     // Other text: the measurements are not its own.
     let run = on_text("calibrate", "401", &options);
     run.fails(2);
@@ -154,6 +166,7 @@ fn bad_input_ends_with_one_sentence() {
     calibrate(&["--percent", "101"], "percent is 101; it must be between 0 and 100");
     calibrate(&["--budget", "0"], "the budget is 0; it must be positive");
     calibrate(&["--measurements", &text], "line 1: not a measurement");
+    calibrate(&["--max-loss", "-1"], "the loss is -0.01; it must be positive");
     calibrate(&["--every", "0"], "samples is 0; it must be at least 1");
     rejected(&["plan", "show", &plan], "version 9; this build reads version 1");
     rejected(&["plan", "make", &text, "--out", "/tmp/never-written"], "line 1: not a measurement");

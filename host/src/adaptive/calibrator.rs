@@ -8,7 +8,7 @@ use sage_spec::tiling::BLOCK_Q;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{self, Journal};
-use super::{AdaptiveError, Choice, Figures, Measurements, Site};
+use super::{AdaptiveError, Choice, Figures, Measurements, Site, Trial};
 use crate::api::{Attention, Device, Tensor, TensorView};
 use crate::error::{Axis, Error};
 use crate::metrics::Metrics;
@@ -136,6 +136,25 @@ impl Calibrator {
             return Err(AdaptiveError::ExactShape { shape: exact.shape(), expected: q.spec().shape }.into());
         }
         self.observe_given(site, attention, [q, k, v], Some(exact))
+    }
+
+    /// Records the loss of a trial, unless it is recorded already; returns whether it was not.
+    ///
+    /// # Errors
+    ///
+    /// [`AdaptiveError::File`] if it cannot be written, [`AdaptiveError::Parameter`] if it is not finite.
+    pub fn record_loss(&mut self, trial: Trial, loss: f64) -> Result<bool, AdaptiveError> {
+        if !loss.is_finite() {
+            return Err(AdaptiveError::Parameter { what: "the loss", value: loss, allowed: "finite" });
+        }
+        if self.measurements.loss(trial).is_some() {
+            return Ok(false);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.append_loss(trial, loss)?;
+        }
+        self.measurements.insert_loss(trial, loss)?;
+        Ok(true)
     }
 
     fn observe_given(

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{Choice, Site};
+use super::{Choice, Site, Trial};
 
 /// A calibration or a precision plan that cannot be used.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -146,6 +146,15 @@ pub enum AdaptiveError {
         /// The call.
         site: Site,
     },
+    /// The same trial was recorded twice.
+    #[error("the loss of {} at {:?} is recorded twice", .trial.choice, .trial.cell)]
+    TriedTwice {
+        /// The trial.
+        trial: Trial,
+    },
+    /// The loss of the model was not measured.
+    #[error("the loss of the model was not measured; this rule needs it")]
+    NoTrials,
     /// A record has figures for another number of candidates.
     #[error("layer {}, timestep {}, sample {} has figures for {found} candidates instead of {expected}", .site.layer, .site.timestep, .site.sample)]
     FigureCount {

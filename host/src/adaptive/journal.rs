@@ -9,9 +9,10 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::error::list;
-use super::{AdaptiveError, Choice, Figures, Measurements, Sampling, Site};
+use super::{AdaptiveError, Choice, Figures, Measurements, Sampling, Site, Trial};
 
 const FORMAT: &str = "sage-attn measurements";
 const VERSION: u64 = 1;
@@ -34,6 +35,18 @@ struct Record {
     timestep: usize,
     sample: usize,
     figures: Vec<Figures>,
+}
+
+/// The loss of a trial; without a layer, of the choice everywhere.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LossRecord {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestep: Option<usize>,
+    choice: Choice,
+    loss: f64,
 }
 
 /// An open file of measurements.
@@ -94,6 +107,12 @@ impl Journal {
         self.line(&Record { layer, timestep, sample, figures: figures.to_vec() })
     }
 
+    /// Appends the loss of a trial.
+    pub fn append_loss(&mut self, trial: Trial, loss: f64) -> Result<(), AdaptiveError> {
+        let (layer, timestep) = trial.cell.unzip();
+        self.line(&LossRecord { layer, timestep, choice: trial.choice, loss })
+    }
+
     fn truncate(&mut self, len: u64) -> Result<(), AdaptiveError> {
         let cut = self.file.set_len(len).and_then(|()| self.file.seek(SeekFrom::End(0)));
         cut.map(drop).map_err(|error| AdaptiveError::file("write", &self.path, error))
@@ -139,12 +158,26 @@ fn read(path: &Path, text: &str, wanted: &Header, measurements: &mut Measurement
             let header: Header = serde_json::from_str(line).map_err(|error| bad(&error))?;
             check_header(path, &header, wanted)?;
         } else {
-            let record: Record = serde_json::from_str(line).map_err(|error| bad(&error))?;
-            let Record { layer, timestep, sample, figures } = record;
-            measurements.insert(Site { layer, timestep, sample }, figures).map_err(|error| bad(&error))?;
+            insert(line, measurements).map_err(|error| bad(&error))?;
         }
     }
     Ok(())
+}
+
+/// Adds what a line says.
+fn insert(line: &str, measurements: &mut Measurements) -> Result<(), String> {
+    let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    if value.get("loss").is_some() {
+        let LossRecord { layer, timestep, choice, loss } =
+            serde_json::from_str(line).map_err(|error| error.to_string())?;
+        if layer.is_some() != timestep.is_some() {
+            return Err("a layer needs a timestep, and a timestep a layer".into());
+        }
+        let trial = Trial { cell: layer.zip(timestep), choice };
+        return measurements.insert_loss(trial, loss).map_err(|error| error.to_string());
+    }
+    let Record { layer, timestep, sample, figures } = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    measurements.insert(Site { layer, timestep, sample }, figures).map_err(|error| error.to_string())
 }
 
 fn bad_line(path: &Path, line: usize, message: &dyn std::fmt::Display) -> AdaptiveError {

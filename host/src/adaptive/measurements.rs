@@ -1,6 +1,6 @@
 //! What a calibration has measured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -17,6 +17,29 @@ pub struct Site {
     pub timestep: usize,
     /// Calibration input.
     pub sample: usize,
+}
+
+/// An experiment with the whole model: its loss when everything runs in INT8, or everything but one
+/// cell. A loss is how much worse the model's own measure is than in full precision, relative: 0.01 is
+/// 1 % more bits per byte, or whatever the model is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Trial {
+    /// Layer and timestep that alone run with `choice`; `None` is every one.
+    pub cell: Option<(usize, usize)>,
+    /// What they run with.
+    pub choice: Choice,
+}
+
+impl Trial {
+    /// The same choice everywhere.
+    pub const fn everywhere(choice: Choice) -> Trial {
+        Trial { cell: None, choice }
+    }
+
+    /// `choice` at one layer and timestep, INT8 elsewhere.
+    pub const fn cell(layer: usize, timestep: usize, choice: Choice) -> Trial {
+        Trial { cell: Some((layer, timestep)), choice }
+    }
 }
 
 /// Error of one candidate on one call against exact attention. NaN where an output was not finite.
@@ -60,6 +83,7 @@ impl From<Metrics> for Figures {
 pub struct Measurements {
     candidates: Vec<Choice>,
     records: BTreeMap<Site, Vec<Figures>>,
+    losses: HashMap<Trial, f64>,
 }
 
 impl Measurements {
@@ -73,7 +97,7 @@ impl Measurements {
         if candidates.is_empty() || repeated {
             return Err(AdaptiveError::Candidates { candidates });
         }
-        Ok(Measurements { candidates, records: BTreeMap::new() })
+        Ok(Measurements { candidates, records: BTreeMap::new(), losses: HashMap::new() })
     }
 
     /// What is measured at each site, in the order of the figures.
@@ -101,6 +125,26 @@ impl Measurements {
         }
         self.records.insert(site, figures);
         Ok(())
+    }
+
+    /// Adds the loss of a trial.
+    ///
+    /// # Errors
+    ///
+    /// [`AdaptiveError::TriedTwice`].
+    pub fn insert_loss(&mut self, trial: Trial, loss: f64) -> Result<(), AdaptiveError> {
+        match self.losses.insert(trial, loss) {
+            None => Ok(()),
+            Some(before) => {
+                self.losses.insert(trial, before);
+                Err(AdaptiveError::TriedTwice { trial })
+            }
+        }
+    }
+
+    /// The loss of a trial, if it was made.
+    pub fn loss(&self, trial: Trial) -> Option<f64> {
+        self.losses.get(&trial).copied()
     }
 
     /// Every call with its figures, by layer, then timestep, then sample.

@@ -36,13 +36,14 @@ mod error;
 mod journal;
 mod measurements;
 mod plan;
+mod rank;
 mod rule;
 mod speeds;
 
 pub use calibrator::{Calibrator, Sampling};
 pub use choice::Choice;
 pub use error::AdaptiveError;
-pub use measurements::{Cell, Figures, Measurements, Site, Spread};
+pub use measurements::{Cell, Figures, Measurements, Site, Spread, Trial};
 pub use plan::{Decision, Origin, PrecisionPlan};
 pub use rule::Rule;
 pub use speeds::Speeds;

@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdaptiveError, Cell, Choice, Decision, Measurements, Origin, PrecisionPlan, Speeds};
-use crate::problem::Precision;
+use super::rank::{Chosen, Ranked, common, rank};
+use super::{AdaptiveError, Choice, Decision, Measurements, Origin, PrecisionPlan, Speeds, Trial};
 
 /// Least share of INT8's time that INT4 must save to be worth its error.
 const MIN_GAIN: f64 = 0.02;
@@ -37,6 +37,15 @@ pub enum Rule {
         /// Lowest score.
         floor: Option<f64>,
     },
+    /// As much INT4 as keeps the model's own loss within a budget. It takes [`Trial`]s: how much the
+    /// model as a whole loses with INT8 everywhere, and with INT4 in one cell alone. Losses are taken to
+    /// add up; cells are taken as for [`Rule::Budget`], those without a trial are INT8.
+    Loss {
+        /// Largest loss, as the trials have it, above 0; 0.005 is half a percent.
+        loss: f64,
+        /// Lowest score.
+        floor: Option<f64>,
+    },
 }
 
 impl fmt::Display for Rule {
@@ -50,37 +59,13 @@ impl fmt::Display for Rule {
                 write!(f, "mean relative L1 of at most {rel_l1}")?;
                 floor
             }
+            Rule::Loss { loss, floor } => {
+                write!(f, "loss of the model of at most {} %", loss * 100.0)?;
+                floor
+            }
         };
         floor.map_or(Ok(()), |floor| write!(f, ", floor {floor}"))
     }
-}
-
-/// A cell with its best candidates.
-struct Ranked {
-    layer: usize,
-    timestep: usize,
-    samples: usize,
-    int4: Candidate,
-    int8: Candidate,
-    exact: Option<Choice>,
-    /// Share of INT8's time that INT4 saves.
-    gain: f64,
-    chosen: Chosen,
-}
-
-/// A candidate and its mean figures.
-#[derive(Clone, Copy)]
-struct Candidate {
-    choice: Choice,
-    score: f64,
-    rel_l1: f64,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Chosen {
-    Int4,
-    Int8,
-    Exact,
 }
 
 impl Rule {
@@ -94,6 +79,11 @@ impl Rule {
         Rule::Budget { rel_l1, floor: None }
     }
 
+    /// [`Rule::Loss`] without a floor.
+    pub const fn loss(loss: f64) -> Rule {
+        Rule::Loss { loss, floor: None }
+    }
+
     /// Decides every layer and timestep that was measured. A timestep that was not takes the decision
     /// of the last measured one before it (of the first, if there is none), a layer that was not the
     /// best INT8 candidate.
@@ -104,13 +94,12 @@ impl Rule {
     /// # Errors
     ///
     /// [`AdaptiveError::NoMeasurements`], [`AdaptiveError::NoCandidate`] unless both INT4 and INT8 were
-    /// measured, [`AdaptiveError::Parameter`].
+    /// measured, [`AdaptiveError::NoTrials`] if the model's loss was not measured and the rule needs it,
+    /// [`AdaptiveError::Parameter`].
     pub fn plan(&self, measurements: &Measurements, speeds: &Speeds) -> Result<PrecisionPlan, AdaptiveError> {
         self.validate()?;
         let mut cells = rank(measurements, speeds)?;
-        let floor = match *self {
-            Rule::Percentile { floor, .. } | Rule::Budget { floor, .. } => floor.unwrap_or(f64::NEG_INFINITY),
-        };
+        let floor = self.floor().unwrap_or(f64::NEG_INFINITY);
         for cell in &mut cells {
             cell.chosen = match cell.exact {
                 Some(_) if cell.int8.score < floor => Chosen::Exact,
@@ -135,27 +124,24 @@ impl Rule {
                 }
             }
             Rule::Budget { rel_l1, .. } => {
-                let budget = rel_l1 * cells.len() as f64;
-                let mut error: f64 = cells.iter().map(Ranked::error).sum();
-                if error > budget {
-                    notes.push(format!(
-                        "the budget is not met: without INT4 the mean relative L1 is {:.4}",
-                        error / cells.len() as f64
-                    ));
+                let count = cells.len() as f64;
+                let without: f64 = cells.iter().map(Ranked::error).sum();
+                if without > rel_l1 * count {
+                    let mean = without / count;
+                    notes.push(format!("the budget is not met: without INT4 the mean relative L1 is {mean:.4}"));
                 }
-                let cost = |cell: &Ranked| (cell.int4.rel_l1 - cell.int8.rel_l1).max(0.0);
-                let mut order: Vec<usize> = (0..cells.len())
-                    .filter(|&index| cells[index].chosen == Chosen::Int8 && may_int4(&cells[index]))
-                    .collect();
-                let price = |index: usize| cost(&cells[index]) / cells[index].gain;
-                order.sort_by(|&a, &b| price(a).total_cmp(&price(b)));
-                for index in order {
-                    let with = error + cost(&cells[index]);
-                    if with <= budget {
-                        error = with;
-                        cells[index].chosen = Chosen::Int4;
-                    }
+                let cost = |cell: &Ranked| Some(cell.int4.rel_l1 - cell.int8.rel_l1).filter(|_| may_int4(cell));
+                fill(&mut cells, rel_l1 * count - without, cost);
+            }
+            Rule::Loss { loss, .. } => {
+                let without = common(cells.iter().map(|cell| cell.int8.choice))
+                    .and_then(|int8| measurements.loss(Trial::everywhere(int8)))
+                    .ok_or(AdaptiveError::NoTrials)?;
+                if without > loss {
+                    notes.push(format!("the budget is not met: without INT4 the loss is {:.3} %", without * 100.0));
                 }
+                let cost = |cell: &Ranked| cell.loss.map(|loss| loss - without).filter(|_| may_int4(cell));
+                fill(&mut cells, loss - without, cost);
             }
         }
         let note = (!notes.is_empty()).then(|| notes.join("; "));
@@ -175,17 +161,22 @@ impl Rule {
             Rule::Budget { rel_l1, .. } => {
                 ("the budget", rel_l1, "positive and finite", rel_l1 > 0.0 && rel_l1.is_finite())
             }
+            Rule::Loss { loss, .. } => ("the loss", loss, "positive and finite", loss > 0.0 && loss.is_finite()),
         };
         if !ok {
             return Err(AdaptiveError::Parameter { what, value, allowed });
         }
-        let (Rule::Percentile { floor, .. } | Rule::Budget { floor, .. }) = *self;
-        match floor {
+        match self.floor() {
             Some(value) if !(0.0..=1.0).contains(&value) => {
                 Err(AdaptiveError::Parameter { what: "the floor", value, allowed: "between 0 and 1" })
             }
             _ => Ok(()),
         }
+    }
+
+    fn floor(&self) -> Option<f64> {
+        let (Rule::Percentile { floor, .. } | Rule::Budget { floor, .. } | Rule::Loss { floor, .. }) = *self;
+        floor
     }
 
     fn assemble(
@@ -215,73 +206,18 @@ impl Rule {
     }
 }
 
-impl Ranked {
-    fn decision(&self) -> (Choice, f64) {
-        match (self.chosen, self.exact) {
-            (Chosen::Int4, _) => (self.int4.choice, self.int4.score),
-            (Chosen::Exact, Some(exact)) => (exact, 1.0),
-            (Chosen::Int8 | Chosen::Exact, _) => (self.int8.choice, self.int8.score),
+/// Gives cells to INT4 in the order of their cost per gain while `budget` lasts. A cell without a cost
+/// stays as it is; one that would not cost but help, by chance of measuring, costs nothing.
+fn fill(cells: &mut [Ranked], mut budget: f64, cost: impl Fn(&Ranked) -> Option<f64>) {
+    let mut order: Vec<(usize, f64)> = Vec::new();
+    for (index, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.chosen == Chosen::Int8) {
+        order.extend(cost(cell).map(|cost| (index, cost.max(0.0))));
+    }
+    order.sort_by(|a, b| (a.1 / cells[a.0].gain).total_cmp(&(b.1 / cells[b.0].gain)));
+    for (index, cost) in order {
+        if cost <= budget {
+            budget -= cost;
+            cells[index].chosen = Chosen::Int4;
         }
     }
-
-    /// Relative L1 of what is chosen.
-    fn error(&self) -> f64 {
-        match self.chosen {
-            Chosen::Int4 => self.int4.rel_l1,
-            Chosen::Int8 => self.int8.rel_l1,
-            Chosen::Exact => 0.0,
-        }
-    }
-}
-
-/// The cells with the best candidate of each precision.
-fn rank(measurements: &Measurements, speeds: &Speeds) -> Result<Vec<Ranked>, AdaptiveError> {
-    let candidates = measurements.candidates();
-    let cells = measurements.cells();
-    if cells.is_empty() {
-        return Err(AdaptiveError::NoMeasurements);
-    }
-    let exact = candidates.iter().copied().find(|candidate| candidate.precision() == Precision::Exact);
-    let missing = |precision| AdaptiveError::NoCandidate { precision, candidates: candidates.to_vec() };
-    let ranked = |cell: Cell| {
-        let int4 = best(candidates, &cell, Precision::Int4).ok_or_else(|| missing("int4"))?;
-        let int8 = best(candidates, &cell, Precision::Int8).ok_or_else(|| missing("int8"))?;
-        let gain = speeds.gain(int4.choice, int8.choice);
-        let Cell { layer, timestep, samples, .. } = cell;
-        Ok(Ranked { layer, timestep, samples, int4, int8, exact, gain, chosen: Chosen::Int8 })
-    };
-    cells.into_iter().map(ranked).collect()
-}
-
-/// The candidate of `precision` with the best score, the first of equals. A score that is not a number
-/// is the worst there is.
-fn best(candidates: &[Choice], cell: &Cell, precision: Precision) -> Option<Candidate> {
-    let mut best: Option<Candidate> = None;
-    for (&choice, spread) in candidates.iter().zip(&cell.spreads) {
-        if choice.precision() != precision {
-            continue;
-        }
-        let (score, rel_l1) = (spread.score(), spread.rel_l1());
-        let this = match score.is_nan() {
-            true => Candidate { choice, score: f64::NEG_INFINITY, rel_l1: f64::INFINITY },
-            false => Candidate { choice, score, rel_l1 },
-        };
-        if best.is_none_or(|best| this.score > best.score) {
-            best = Some(this);
-        }
-    }
-    best
-}
-
-/// The most frequent choice, the first of equals.
-fn common(choices: impl Iterator<Item = Choice>) -> Option<Choice> {
-    let mut counts: Vec<(Choice, usize)> = Vec::new();
-    for choice in choices {
-        match counts.iter_mut().find(|(counted, _)| *counted == choice) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((choice, 1)),
-        }
-    }
-    let most = counts.iter().map(|&(_, count)| count).max()?;
-    counts.iter().find(|&&(_, count)| count == most).map(|&(choice, _)| choice)
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use crate::cpu::OutputMut;
 use crate::error::{Axis, DeviceError, Error, Invalid, Operand};
 use crate::problem::{DType, Element, Layout, TensorSpec};
 use crate::reference::{Data, HostTensor};
@@ -136,6 +137,20 @@ impl<'a> TensorViewMut<'a> {
     /// Type, shape and strides.
     pub fn spec(&self) -> &TensorSpec {
         &self.spec
+    }
+
+    /// The elements `[B, H, tokens, D]`, if they lie in memory in this order without gaps.
+    pub(super) fn contiguous(&mut self) -> Option<OutputMut<'_>> {
+        let dense = TensorSpec::new(Operand::Out, self.spec.dtype, &self.spec.shape, Layout::Hnd).ok()?;
+        if dense.strides != self.spec.strides {
+            return None;
+        }
+        let len = dense.span_elems(Operand::Out).ok()?;
+        Some(match &mut self.data {
+            DataMut::F16(out) => OutputMut::F16(&mut out[..len]),
+            DataMut::BF16(out) => OutputMut::BF16(&mut out[..len]),
+            DataMut::F32(out) => OutputMut::F32(&mut out[..len]),
+        })
     }
 
     /// Writes the tensor from contiguous f32 `[B, H, tokens, D]`, rounding to nearest even.

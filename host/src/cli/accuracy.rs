@@ -49,7 +49,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
     let (layout, causal) = (options.input.layout(&archive), options.input.causal(&archive));
     let prefixes = options.input.prefixes(&archive)?;
     let variants = variants();
-    let progress = progress((prefixes.len() * variants.len()) as u64, options.json);
+    let progress = progress(prefixes.len() * variants.len(), options.json);
     for prefix in &prefixes {
         let triple = archive.triple(prefix)?;
         let views = Views::new(&triple, layout)?;

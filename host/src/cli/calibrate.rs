@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
-use sage_attn::adaptive::{Calibrator, Choice, Measurements, Origin, Sampling, Site, Speeds};
+use sage_attn::adaptive::{Calibrator, Choice, Measurements, Origin, Rule, Sampling, Site, Speeds, Trial};
 use sage_attn::models::fingerprint;
 use sage_attn::models::rustlm::{HEAD_DIM, HEADS_KV, HEADS_Q, KvCache, LAYERS, RustLm, Windows};
 use sage_attn::plot::HeatMap;
 use sage_attn::{Attention, Device, Layout, Precision, TensorView};
 
 use super::file::replace;
-use super::lm::{Source, failure};
+use super::lm::{Source, failure, on_cpu_if_exact};
 use super::plan::{RuleOptions, adaptive, show};
 use super::{Failure, note, print, progress};
 
@@ -102,6 +102,9 @@ pub fn calibrate(options: &CalibrateOptions) -> Result<(), Failure> {
         note(format_args!("{} holds {before} measurements already; they are not made again", journal.display()));
     }
     measure(options, &model, &windows, &mut calibrator)?;
+    if let Rule::Loss { .. } = rule {
+        try_layers(options, &model, &windows, &mut calibrator)?;
+    }
 
     let measurements = calibrator.measurements();
     let speeds = speeds(options, &text)?;
@@ -116,6 +119,11 @@ pub fn calibrate(options: &CalibrateOptions) -> Result<(), Failure> {
         return print(plan.to_json().trim_end());
     }
     print(errors(measurements))?;
+    for &choice in measurements.candidates() {
+        if let Some(loss) = measurements.loss(Trial::everywhere(choice)) {
+            print(format_args!("loss with {choice} everywhere: {:+.3} %", loss * 100.0))?;
+        }
+    }
     show(&plan)
 }
 
@@ -131,7 +139,7 @@ fn measure(
     let left: usize = (0..windows.iter().len())
         .map(|sample| (0..LAYERS).filter(|&layer| calibrator.wants(site(layer, sample))).count())
         .sum();
-    let progress = progress(left as u64, options.json);
+    let progress = progress(left, options.json);
     let quantized = Attention::new().causal(true).device(options.source.device);
     let exact = Choice::EXACT.apply(Attention::new().causal(true).device(Device::Cpu));
     for (sample, window) in windows.iter().enumerate() {
@@ -148,6 +156,45 @@ fn measure(
                 Ok(out)
             })
             .map_err(failure)?;
+    }
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// Measures the model's loss with INT8 everywhere and with INT4 in each layer alone.
+fn try_layers(
+    options: &CalibrateOptions,
+    model: &RustLm,
+    windows: &Windows<'_>,
+    calibrator: &mut Calibrator,
+) -> Result<(), Failure> {
+    // The best candidate of each precision in each layer.
+    let best = |percent| {
+        let rule = Rule::percentile(percent);
+        rule.plan(calibrator.measurements(), &Speeds::unmeasured()).map_err(adaptive)
+    };
+    let (int4, int8) = (best(0.0)?, best(100.0)?.default_choice());
+    let layers = (0..LAYERS).map(|layer| Trial::cell(layer, 0, int4.at(layer, 0)));
+    let mut trials: Vec<Trial> = std::iter::once(Trial::everywhere(int8)).chain(layers).collect();
+    trials.retain(|&trial| calibrator.measurements().loss(trial).is_none());
+    if trials.is_empty() {
+        return Ok(());
+    }
+    let progress = progress((trials.len() + 1) * windows.iter().len(), options.json);
+    let bits = |choose: &dyn Fn(usize) -> Choice| -> Result<f64, Failure> {
+        let mut attend = |layer: usize, [q, k, v]: [&TensorView<'_>; 3]| {
+            let choice = choose(layer);
+            let attention = choice.apply(Attention::new().causal(true).device(options.source.device));
+            Ok(on_cpu_if_exact(choice, attention).forward(q, k, v)?.out)
+        };
+        let evaluation = model.evaluate(windows, &mut attend, &mut |_| progress.inc(1)).map_err(failure)?;
+        Ok(evaluation.bits_per_byte())
+    };
+    let exact = bits(&|_| Choice::EXACT)?;
+    for trial in trials {
+        let alone = trial.cell.map(|(layer, _)| layer);
+        let choose = |layer| if alone.is_none_or(|alone| alone == layer) { trial.choice } else { int8 };
+        calibrator.record_loss(trial, bits(&choose)? / exact - 1.0).map_err(adaptive)?;
     }
     progress.finish_and_clear();
     Ok(())
@@ -190,6 +237,7 @@ fn errors(measurements: &Measurements) -> Table {
         "relative L1",
         "RMSE",
         "worst row L1",
+        "loss alone",
     ]);
     for cell in measurements.cells() {
         for (candidate, spread) in measurements.candidates().iter().zip(&cell.spreads) {
@@ -202,6 +250,9 @@ fn errors(measurements: &Measurements) -> Table {
                 format!("{:.4}", spread.rel_l1()),
                 format!("{:.5}", spread.rmse()),
                 format!("{:.3}", spread.worst_row_rel_l1()),
+                measurements
+                    .loss(Trial::cell(cell.layer, cell.timestep, *candidate))
+                    .map_or_else(|| "-".into(), |loss| format!("{:+.3} %", loss * 100.0)),
             ]);
         }
     }

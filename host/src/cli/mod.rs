@@ -4,6 +4,7 @@
 //! Results go to stdout; notes and progress to stderr.
 
 mod accuracy;
+mod bench;
 mod calibrate;
 mod compare;
 mod diffuse;
@@ -39,6 +40,8 @@ enum Command {
     Run(run::RunOptions),
     /// Measure the error of every precision, granularity and smoothing on a file's tensors.
     Accuracy(accuracy::AccuracyOptions),
+    /// Measure how fast attention is on this machine, by precision and number of tokens.
+    Bench(bench::BenchOptions),
     /// Evaluate or run a language model (RustLM) under each precision of attention.
     Lm(lm::LmOptions),
     /// Measure precisions on a language model (RustLM) layer by layer and write a precision plan.
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Accuracy(options) => accuracy::accuracy(&options),
+        Command::Bench(options) => bench::bench(&options),
         Command::Calibrate(options) => calibrate::calibrate(&options),
         Command::Lm(options) => lm::lm(&options),
         Command::Diffuse(options) => diffuse::diffuse(&options),
@@ -119,18 +123,18 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(line)
 }
 
-/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
-pub fn progress(len: u64, hidden: bool) -> ProgressBar {
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let progress = ProgressBar::with_draw_target(Some(len), target);
-    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
-        Ok(style) => progress.with_style(style),
-        Err(_) => progress, // the default style does as well
-    }
-}
-
 /// Prints a note to stderr, where it does not mix with results.
 pub fn note(line: impl fmt::Display) {
     // A note that cannot be written is not worth failing for.
     let _ = writeln!(io::stderr(), "note: {line}");
+}
+
+/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
+pub fn progress(len: usize, hidden: bool) -> ProgressBar {
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let progress = ProgressBar::with_draw_target(Some(len as u64), target);
+    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        Ok(style) => progress.with_style(style),
+        Err(_) => progress, // the default style does as well
+    }
 }

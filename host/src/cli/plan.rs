@@ -56,11 +56,14 @@ struct MakeOptions {
 #[derive(Args)]
 pub struct RuleOptions {
     /// Give INT8 to this percentage of layers and timesteps, those whose INT4 scores lowest
-    #[arg(long, value_name = "PERCENT", default_value_t = 50.0, conflicts_with = "budget")]
+    #[arg(long, value_name = "PERCENT", default_value_t = 30.0, conflicts_with = "budget")]
     percent: f64,
     /// Instead, use as much INT4 as keeps the mean relative L1 of attention within this budget
     #[arg(long, value_name = "RELATIVE_L1")]
     budget: Option<f64>,
+    /// Instead, use as much INT4 as lets the model lose at most this many percent: bits per byte for RustLM
+    #[arg(long, value_name = "PERCENT", conflicts_with_all = ["percent", "budget"])]
+    max_loss: Option<f64>,
     /// Lowest score (cosine times one minus relative L1) at which INT4 may be used
     #[arg(long, value_name = "SCORE")]
     floor: Option<f64>,
@@ -69,9 +72,11 @@ pub struct RuleOptions {
 impl RuleOptions {
     /// The rule, its parameters checked.
     pub fn rule(&self) -> Result<Rule, Failure> {
-        let rule = match self.budget {
-            Some(rel_l1) => Rule::Budget { rel_l1, floor: self.floor },
-            None => Rule::Percentile { percent: self.percent, floor: self.floor },
+        let floor = self.floor;
+        let rule = match (self.max_loss, self.budget) {
+            (Some(percent), _) => Rule::Loss { loss: percent / 100.0, floor },
+            (None, Some(rel_l1)) => Rule::Budget { rel_l1, floor },
+            (None, None) => Rule::Percentile { percent: self.percent, floor },
         };
         rule.validate().map_err(adaptive)?;
         Ok(rule)

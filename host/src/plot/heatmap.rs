@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::escape;
+
 /// Width of a cell where there are few columns.
 const CELL_WIDTH: f64 = 64.0;
 const CELL_HEIGHT: f64 = 22.0;
@@ -17,7 +19,7 @@ const HEAD: f64 = 84.0;
 const LEGEND: f64 = 64.0;
 
 /// White to dark blue, even steps of lightness, readable without colour vision.
-const COLOURS: [[f64; 3]; 5] =
+const SHADES: [[f64; 3]; 5] =
     [[247.0, 251.0, 255.0], [198.0, 219.0, 239.0], [107.0, 174.0, 214.0], [33.0, 113.0, 181.0], [8.0, 48.0, 107.0]];
 
 /// Panels of rows and columns, coloured on one logarithmic scale.
@@ -53,7 +55,7 @@ pub struct Panel {
 impl HeatMap {
     /// The drawing as a complete SVG document. The largest value of each panel is outlined.
     pub fn to_svg(&self) -> String {
-        let scale = Scale::of(self.panels.iter().flat_map(|panel| &panel.values).flatten().copied());
+        let scale = Shading::of(self.panels.iter().flat_map(|panel| &panel.values).flatten().copied());
         let columns = self.columns.len().max(1);
         let cell = (PANEL_WIDTH / columns as f64).min(CELL_WIDTH);
         // A panel's title needs room too.
@@ -103,7 +105,7 @@ impl HeatMap {
         if column == 0 && !self.column_label.is_empty() { format!("{} ", self.column_label) } else { String::new() }
     }
 
-    fn panel(&self, svg: &mut String, panel: &Panel, left: f64, cell: f64, scale: &Scale) {
+    fn panel(&self, svg: &mut String, panel: &Panel, left: f64, cell: f64, scale: &Shading) {
         let columns = self.columns.len().max(1);
         let finite = |index: usize| panel.values.get(index).copied().flatten().filter(|value| value.is_finite());
         let cells = self.rows.len() * self.columns.len();
@@ -137,7 +139,7 @@ impl HeatMap {
         }
     }
 
-    fn legend(&self, svg: &mut String, y: f64, scale: &Scale) {
+    fn legend(&self, svg: &mut String, y: f64, scale: &Shading) {
         let (left, width, steps) = (MARGIN + ROW_LABELS, 200.0, 40);
         for step in 0..steps {
             let position = (f64::from(step) + 0.5) / f64::from(steps);
@@ -156,16 +158,16 @@ impl HeatMap {
 }
 
 /// From the smallest to the largest positive value, logarithmic.
-struct Scale {
+struct Shading {
     low: f64,
     high: f64,
 }
 
-impl Scale {
-    fn of(values: impl Iterator<Item = f64>) -> Scale {
+impl Shading {
+    fn of(values: impl Iterator<Item = f64>) -> Shading {
         let positive = values.filter(|value| value.is_finite() && *value > 0.0);
         let (low, high) = positive.fold((f64::INFINITY, 0.0f64), |(low, high), x| (low.min(x), high.max(x)));
-        if low <= high { Scale { low, high } } else { Scale { low: 1.0, high: 1.0 } }
+        if low <= high { Shading { low, high } } else { Shading { low: 1.0, high: 1.0 } }
     }
 
     /// 0 at the lowest value and below, 1 at the highest.
@@ -183,10 +185,10 @@ impl Scale {
 
 /// Colour at a position between 0 and 1.
 fn colour(position: f64) -> String {
-    let scaled = position * (COLOURS.len() - 1) as f64;
-    let index = (scaled as usize).min(COLOURS.len() - 2);
+    let scaled = position * (SHADES.len() - 1) as f64;
+    let index = (scaled as usize).min(SHADES.len() - 2);
     let part = scaled - index as f64;
-    let channel = |i: usize| (COLOURS[index][i] + part * (COLOURS[index + 1][i] - COLOURS[index][i])).round() as u8;
+    let channel = |i: usize| (SHADES[index][i] + part * (SHADES[index + 1][i] - SHADES[index][i])).round() as u8;
     format!("#{:02x}{:02x}{:02x}", channel(0), channel(1), channel(2))
 }
 
@@ -202,7 +204,7 @@ fn number(value: f64) -> String {
 }
 
 fn text(svg: &mut String, [x, y]: [f64; 2], anchor: &str, attributes: &str, content: &str) {
-    let content = content.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let content = escape(content);
     // Writing to a string cannot fail.
     let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\"{attributes}>{content}</text>");
 }
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_scale_is_logarithmic_and_monotone() {
-        let scale = Scale::of([0.01, 0.1, 1.0, f64::NAN, -3.0].into_iter());
+        let scale = Shading::of([0.01, 0.1, 1.0, f64::NAN, -3.0].into_iter());
         assert_eq!((scale.low, scale.high), (0.01, 1.0));
         assert!((scale.position(0.1) - 0.5).abs() < 1e-12);
         assert_eq!((scale.position(-1.0), scale.position(5.0)), (0.0, 1.0));

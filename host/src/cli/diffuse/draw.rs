@@ -50,7 +50,7 @@ pub fn draw(options: &DiffuseOptions, model: &EmojiDit, classes: &[usize]) -> Re
     let variants = options.precisions.variants()?;
     let reference = options.reference.as_deref().map(load_reference).transpose()?;
     let batches = classes.len().div_ceil(usize::from(options.batch));
-    let progress = progress((variants.len() * batches * options.steps) as u64, options.json);
+    let progress = progress(variants.len() * batches * options.steps, options.json);
     let mut drawn: Vec<Drawn> = Vec::new();
     let mut records = Vec::new();
     for variant in &variants {

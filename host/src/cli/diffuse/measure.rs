@@ -32,7 +32,7 @@ pub fn measure(options: &DiffuseOptions, model: &EmojiDit, classes: &[usize], pa
 
     let site = |layer, timestep, sample| Site { layer, timestep, sample };
     let total = LAYERS * options.steps * classes.len();
-    let progress = progress((total - done.min(total)) as u64, options.json);
+    let progress = progress(total - done.min(total), options.json);
     let exact = attention(Choice::EXACT, Device::Cpu);
     let quantized = attention(Choice::INT8, options.device);
     let noise = noise(options.seed, classes.len());

@@ -48,7 +48,7 @@ pub fn evaluate(options: &LmOptions, variants: &[Variant]) -> Result<(), Failure
     let text = options.source.read()?;
     let windows = Windows::new(&text, options.source.context).map_err(failure)?;
     let model = options.source.model()?;
-    let progress = progress((variants.len() * windows.iter().len()) as u64, options.json);
+    let progress = progress(variants.len() * windows.iter().len(), options.json);
     let mut outcomes: Vec<Outcome> = Vec::new();
     for variant in variants {
         let outcome = run(options, variant, &model, &windows, &mut || progress.inc(1))?;

@@ -14,6 +14,8 @@ use sage_attn::models::rustlm::RustLm;
 use super::Failure;
 use super::variant::{PrecisionOptions, Variant};
 
+pub use attend::on_cpu_if_exact;
+
 /// Options of `lm`.
 #[derive(Args)]
 pub struct LmOptions {
