@@ -1,5 +1,6 @@
 //! The command line, run as users run it.
 
+mod diffuse;
 mod input;
 mod lm;
 mod support;

@@ -7,6 +7,7 @@ mod accuracy;
 mod bench;
 mod calibrate;
 mod compare;
+mod diffuse;
 mod doctor;
 mod file;
 mod lm;
@@ -14,6 +15,7 @@ mod options;
 mod plan;
 mod record;
 mod run;
+mod variant;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -44,6 +46,8 @@ enum Command {
     Lm(lm::LmOptions),
     /// Measure precisions on a language model (RustLM) layer by layer and write a precision plan.
     Calibrate(calibrate::CalibrateOptions),
+    /// Draw images with a diffusion transformer (Emoji DiT) under each precision of attention.
+    Diffuse(diffuse::DiffuseOptions),
     /// Show a precision plan, or make one from measurements.
     Plan(plan::PlanOptions),
     /// Show which devices there are, which kernels this build has, and what would be used.
@@ -91,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Bench(options) => bench::bench(&options),
         Command::Calibrate(options) => calibrate::calibrate(&options),
         Command::Lm(options) => lm::lm(&options),
+        Command::Diffuse(options) => diffuse::diffuse(&options),
         Command::Plan(options) => plan::plan(&options),
         Command::Doctor(options) => doctor::doctor(&options),
     };

@@ -100,6 +100,40 @@ pub enum ModelError {
         /// Shape of q.
         expected: [usize; 4],
     },
+    /// Not one image for each class.
+    #[error("{values} values for {classes} classes; each needs an image of {each} values, and there must be one")]
+    Images {
+        /// Values there are.
+        values: usize,
+        /// Classes there are.
+        classes: usize,
+        /// Values of an image.
+        each: usize,
+    },
+    /// A class that the model does not have.
+    #[error("there is no class {class}; the model has classes 0 to {}", .classes.saturating_sub(1))]
+    Class {
+        /// The class.
+        class: usize,
+        /// Classes the model has.
+        classes: usize,
+    },
+    /// Too few images for a distribution.
+    #[error("{images} images make no distribution; there must be at least {needed}")]
+    TooFewImages {
+        /// Images there are.
+        images: usize,
+        /// Images needed.
+        needed: usize,
+    },
+    /// Options of sampling that lead nowhere.
+    #[error("{steps} steps with guidance {guidance}: there must be at least one step, and guidance must be finite")]
+    Sampling {
+        /// Steps asked for.
+        steps: usize,
+        /// Guidance asked for.
+        guidance: f32,
+    },
     /// An attention call failed.
     #[error(transparent)]
     Attention(#[from] AttentionError),

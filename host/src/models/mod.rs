@@ -4,8 +4,12 @@
 //! from `ndarray`, rows in parallel with `rayon`. Behind the feature `models`, which the command line
 //! turns on.
 
+pub mod distribution;
+pub mod emoji_dit;
 mod error;
 pub mod ops;
+pub mod picture;
+mod random;
 pub mod rustlm;
 mod weights;
 

@@ -143,3 +143,14 @@ pub fn swiglu(gate: &mut [f32], up: &[f32]) {
 pub fn add(x: &mut [f32], y: &[f32]) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
+
+/// `[batch, heads, tokens, features]` as `[batch, tokens, heads, features]`.
+pub fn token_major(x: &[f32], [batch, heads, tokens, features]: [usize; 4]) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for (entry, token) in (0..batch * tokens).map(|row| (row / tokens, row % tokens)) {
+        for head in 0..heads {
+            y.extend_from_slice(&x[((entry * heads + head) * tokens + token) * features..][..features]);
+        }
+    }
+    y
+}

@@ -5,15 +5,14 @@ mod evaluate;
 mod generate;
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::Args;
 use sage_attn::Device;
-use sage_attn::adaptive::{Choice, PrecisionPlan};
 use sage_attn::models::ModelError;
 use sage_attn::models::rustlm::RustLm;
 
 use super::Failure;
+use super::variant::{PrecisionOptions, Variant};
 
 pub use attend::on_cpu_if_exact;
 
@@ -22,13 +21,8 @@ pub use attend::on_cpu_if_exact;
 pub struct LmOptions {
     #[command(flatten)]
     pub source: Source,
-    /// Precisions of attention: exact, int8, int4 or auto, which follows the plan; int8 and int4 also with
-    /// granularity and smoothing, as in int4/thread/q,k or int8/block/none
-    #[arg(long, num_args = 1.., value_name = "PRECISION", default_value = "auto")]
-    precision: Vec<PrecisionArg>,
-    /// Precision plan that auto follows; without one, auto is int8 everywhere
-    #[arg(long, value_name = "FILE")]
-    plan: Option<PathBuf>,
+    #[command(flatten)]
+    precisions: PrecisionOptions,
     /// Windows on which the error of every layer is measured; they are not part of the time
     #[arg(long, value_name = "N", default_value_t = 1)]
     error_windows: usize,
@@ -91,58 +85,9 @@ impl Source {
     }
 }
 
-/// Value of `--precision`.
-#[derive(Clone, Copy, PartialEq)]
-enum PrecisionArg {
-    /// What the plan says.
-    Auto,
-    /// The same everywhere.
-    Uniform(Choice),
-}
-
-impl FromStr for PrecisionArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<PrecisionArg, String> {
-        match text {
-            "auto" => Ok(PrecisionArg::Auto),
-            _ => text.parse().map(PrecisionArg::Uniform).map_err(|_| {
-                format!("\"{text}\" is not a precision; use auto, exact, int8, int4, or for instance int4/thread/q,k")
-            }),
-        }
-    }
-}
-
-/// A precision with its name and its plan.
-struct Variant {
-    name: String,
-    plan: PrecisionPlan,
-}
-
-impl LmOptions {
-    fn variants(&self) -> Result<Vec<Variant>, Failure> {
-        if self.plan.is_some() && !self.precision.contains(&PrecisionArg::Auto) {
-            return Err(Failure::Input("--plan is for --precision auto; leave out one of the two".into()));
-        }
-        let variant = |&precision: &PrecisionArg| match precision {
-            PrecisionArg::Uniform(choice) => {
-                Ok(Variant { name: choice.to_string(), plan: PrecisionPlan::uniform(choice) })
-            }
-            PrecisionArg::Auto => {
-                let plan = match &self.plan {
-                    Some(path) => super::plan::load(path)?,
-                    None => PrecisionPlan::uniform(Choice::INT8),
-                };
-                Ok(Variant { name: "auto".into(), plan })
-            }
-        };
-        self.precision.iter().map(variant).collect()
-    }
-}
-
 /// Runs the command.
 pub fn lm(options: &LmOptions) -> Result<(), Failure> {
-    let variants = options.variants()?;
+    let variants = options.precisions.variants()?;
     match &options.generate {
         Some(prompt) => generate::generate(options, &variants, prompt),
         None => evaluate::evaluate(options, &variants),

@@ -4,19 +4,20 @@ use std::time::{Duration, Instant};
 
 use super::{Attend, CONTEXT, HIDDEN, KvCache, RustLm};
 use crate::models::ModelError;
+use crate::models::random::Random;
 
 /// Chooses the next byte from its scores.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     temperature: f32,
-    state: u64,
+    random: Random,
 }
 
 impl Sampler {
     /// At temperature 0 (or below) the most probable byte, the lowest of equals; otherwise a byte drawn
     /// with probability `∝ exp(score / temperature)`. The same seed draws the same bytes.
     pub fn new(temperature: f32, seed: u64) -> Sampler {
-        Sampler { temperature, state: seed }
+        Sampler { temperature, random: Random::new(seed) }
     }
 
     fn choose(&mut self, logits: &[f32]) -> u8 {
@@ -30,7 +31,7 @@ impl Sampler {
         }
         let temperature = self.temperature;
         let weight = |&x: &f32| f64::from((x - max) / temperature).exp();
-        let mut left = self.uniform() * logits.iter().map(weight).sum::<f64>();
+        let mut left = self.random.uniform() * logits.iter().map(weight).sum::<f64>();
         for (index, logit) in logits.iter().enumerate() {
             left -= weight(logit);
             if left < 0.0 {
@@ -38,15 +39,6 @@ impl Sampler {
             }
         }
         best as u8 // rounding used up the sum
-    }
-
-    /// SplitMix64 (Steele, Lea and Flood, 2014), as a number in 0..1.
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

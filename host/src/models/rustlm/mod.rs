@@ -108,17 +108,6 @@ impl Layer {
     }
 }
 
-/// `[HEADS_Q, tokens, HEAD_DIM]` as `[tokens, HEADS_Q, HEAD_DIM]`.
-fn token_major(x: &[f32], tokens: usize) -> Vec<f32> {
-    let mut y = Vec::with_capacity(x.len());
-    for token in 0..tokens {
-        for head in 0..HEADS_Q {
-            y.extend_from_slice(&x[(head * tokens + token) * HEAD_DIM..][..HEAD_DIM]);
-        }
-    }
-    y
-}
-
 impl RustLm {
     /// Reads the weights at `path`.
     ///
@@ -194,7 +183,7 @@ impl RustLm {
         if out.shape() != q.spec().shape {
             return Err(ModelError::Attended { shape: out.shape(), expected: q.spec().shape });
         }
-        Ok(token_major(&out.to_f32(), tokens))
+        Ok(ops::token_major(&out.to_f32(), out.shape()))
     }
 
     /// The scores of the next token after each of `hidden`, `[tokens, 256]`: `[tokens, 256]`.
