@@ -267,6 +267,14 @@ pub enum Invalid {
         /// Elements needed.
         expected: usize,
     },
+    /// Parts to be merged, or the output they are merged into, differ in shape.
+    #[error("parts of shapes {first:?} and {other:?} cannot be merged; they must be equal")]
+    PartsMismatch {
+        /// Shape `[B, Hq, M, D]` of the first part.
+        first: [usize; 4],
+        /// Shape of the other part, or of the output.
+        other: [usize; 4],
+    },
     /// The plan and the launch disagree about returning the log-sum-exp.
     #[error("the plan was made with return_lse = {planned}, but the launch {}", if *.planned { "has no lse buffer" } else { "has an lse buffer" })]
     LsePresence {

@@ -56,7 +56,9 @@ pub mod plan;
 pub mod problem;
 pub mod reference;
 
-pub use api::{Attention, Device, Output, Report, Summary, Tensor, TensorView, TensorViewMut};
+pub use api::{
+    Attention, Device, Merged, Output, Report, Summary, Tensor, TensorView, TensorViewMut, merge, merge_into,
+};
 pub use cudarc;
 pub use error::Error;
 pub use half;

@@ -258,7 +258,7 @@ impl Tensor {
 }
 
 /// A vector of `len` zeros, or an error where `vec!` would abort.
-fn zeros<T: Clone>(len: usize, zero: T) -> Result<Vec<T>, DeviceError> {
+pub(super) fn zeros<T: Clone>(len: usize, zero: T) -> Result<Vec<T>, DeviceError> {
     let mut elements = Vec::new();
     elements
         .try_reserve_exact(len)
