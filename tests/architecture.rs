@@ -29,6 +29,7 @@ const RULES: &[Rule] = &[
         within: &["host/", "kernels-gpu/", "tests/"],
         except: &[
             "host/src/device/",
+            "host/src/dlpack/", // a C struct of raw pointers
             "host/src/reference/simd.rs",
             "host/cuda_builder/tests/fixture/", // a kernel crate
             "kernels-gpu/cuda_std/",
@@ -38,6 +39,7 @@ const RULES: &[Rule] = &[
             "kernels-gpu/src/tile/",
             "kernels-gpu/src/pipeline/",
             "kernels-gpu/src/entry.rs",
+            "tests/host/dlpack.rs", // plays the other side of the C struct
             "tests/gpu/harness.rs", // launches single kernels
             "tests/ptx/wrappers/",  // a kernel crate
             "tests/ptx/golden.rs",  // reads such code as text

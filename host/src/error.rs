@@ -373,6 +373,9 @@ pub enum Invalid {
         /// Its value.
         asked: &'static str,
     },
+    /// A DLPack tensor cannot be taken.
+    #[error(transparent)]
+    DlPack(#[from] crate::dlpack::DlPackError),
     /// A CUDA device index that is not one.
     #[error("device \"{name}\" is not known; use auto, cpu or cuda:N")]
     DeviceName {

@@ -35,6 +35,7 @@
 //!   streams of the caller, without allocation or synchronisation.
 //! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
 //!   far apart two results are.
+//! * [`dlpack`]: tensors exchanged with other libraries without copying.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -50,6 +51,7 @@
 
 pub mod api;
 pub mod device;
+pub mod dlpack;
 pub mod error;
 pub mod metrics;
 pub mod plan;
