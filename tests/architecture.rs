@@ -30,6 +30,7 @@ const RULES: &[Rule] = &[
         except: &[
             "host/src/device/",
             "host/src/dlpack/", // a C struct of raw pointers
+            "host/capi/",       // C functions take raw pointers
             "host/src/reference/simd.rs",
             "host/cuda_builder/tests/fixture/", // a kernel crate
             "kernels-gpu/cuda_std/",
