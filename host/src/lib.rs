@@ -50,6 +50,8 @@
 //! * Bad input is an [`Error`] that names the value and what would be right; nothing panics.
 
 pub mod api;
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod device;
 pub mod dlpack;
 pub mod error;

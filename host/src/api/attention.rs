@@ -156,6 +156,18 @@ impl Attention {
         self
     }
 
+    /// Whether the log-sum-exp is asked for.
+    #[cfg(feature = "candle")]
+    pub(crate) fn returns_lse(&self) -> bool {
+        self.return_lse
+    }
+
+    /// Element type of the output if it was set.
+    #[cfg(feature = "candle")]
+    pub(crate) fn chosen_out_dtype(&self) -> Option<DType> {
+        self.out_dtype
+    }
+
     /// The validated problem of these options and tensors; what [`crate::plan::plan`] takes.
     ///
     /// # Errors
