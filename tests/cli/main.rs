@@ -1,5 +1,6 @@
 //! The command line, run as users run it.
 
+mod help;
 mod input;
 mod support;
 

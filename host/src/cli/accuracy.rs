@@ -9,7 +9,7 @@ use super::compare::{Views, metrics};
 use super::file::Archive;
 use super::options::Input;
 use super::record::Record;
-use super::{Failure, print};
+use super::{Failure, print, terminal};
 
 /// Options of `accuracy`.
 #[derive(Args)]
@@ -89,6 +89,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
         }
         if !options.json {
             let tensors = if prefix.is_empty() { "q, k, v".to_owned() } else { format!("{prefix}*") };
+            let table = terminal::text(&table);
             progress.suspend(|| print(format_args!("{tensors} on {place}\n{table}")))?;
         }
     }
