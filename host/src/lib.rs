@@ -36,6 +36,9 @@
 //! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
 //!   far apart two results are.
 //! * [`dlpack`]: tensors exchanged with other libraries without copying.
+//! * [`adaptive`]: 4 or 8 bits per layer and timestep, decided by a calibration.
+//! * `models` (feature `models`): whole models on top of the above.
+//! * `plot` (feature `cli`): charts as SVG.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -49,14 +52,22 @@
 //! * The same plan on the same device gives the same bits, whatever else runs.
 //! * Bad input is an [`Error`] that names the value and what would be right; nothing panics.
 
+pub mod adaptive;
 pub mod api;
 #[cfg(feature = "candle")]
 pub mod candle;
+pub mod cpu;
 pub mod device;
 pub mod dlpack;
 pub mod error;
+#[doc(hidden)] // for the command line
+pub mod file;
 pub mod metrics;
+#[cfg(feature = "models")]
+pub mod models;
 pub mod plan;
+#[cfg(feature = "cli")]
+pub mod plot;
 pub mod problem;
 pub mod reference;
 

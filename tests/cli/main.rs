@@ -2,6 +2,7 @@
 
 mod help;
 mod input;
+mod lm;
 mod support;
 
 use serde_json::Value;

@@ -26,7 +26,7 @@ fn there_is_a_test_for_every_example() {
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["minimal", "raw_pointers", "ring_merge"]);
+    assert_eq!(names, ["calibrate", "minimal", "raw_pointers", "ring_merge"]);
 }
 
 #[test]
@@ -52,4 +52,14 @@ fn ring_merge() {
 fn raw_pointers() {
     let stdout = run("raw_pointers");
     assert!(stdout.contains("first row: ") || stdout.contains("nothing to show: no NVIDIA driver"), "{stdout}");
+}
+
+#[test]
+fn calibrate() {
+    let stdout = run("calibrate");
+    let layers: Vec<&str> = stdout.lines().filter(|line| line.starts_with("layer ")).collect();
+    assert_eq!(layers.len(), 3, "{stdout}");
+    for precision in ["int4", "int8"] {
+        assert!(layers.iter().any(|line| line.contains(precision)), "{stdout}");
+    }
 }

@@ -1,14 +1,17 @@
-//! `run`, `accuracy` and `doctor`: their options, and how they end.
+//! The commands: their options, and how they end.
 //!
 //! Exit status 0 is success, 2 is bad input (one sentence on stderr), 1 is any other failure.
 //! Results go to stdout; notes and progress to stderr.
 
 mod accuracy;
+mod calibrate;
 mod compare;
 mod completions;
 mod doctor;
 mod file;
+mod lm;
 mod options;
+mod plan;
 mod record;
 mod run;
 mod terminal;
@@ -18,7 +21,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sage_attn::Error;
+use serde::Serialize;
 
 /// What `--help` says after the commands.
 const ABOUT_RUNS: &str = "\
@@ -68,6 +73,12 @@ enum Command {
     /// Errors are against exact attention in f64: cosine similarity, relative L1 distance, root mean square, and
     /// the relative L1 distance of the worst row.
     Accuracy(accuracy::AccuracyOptions),
+    /// Evaluate or run a language model (RustLM) under each precision of attention.
+    Lm(lm::LmOptions),
+    /// Measure precisions on a language model (RustLM) layer by layer and write a precision plan.
+    Calibrate(calibrate::CalibrateOptions),
+    /// Show a precision plan, or make one from measurements.
+    Plan(plan::PlanOptions),
     /// Show which devices there are, which kernels this build has, and what would be used.
     ///
     /// Opens every device, loads the kernels for a typical problem on it, and says what --device auto would use
@@ -115,6 +126,9 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Accuracy(options) => accuracy::accuracy(&options),
+        Command::Calibrate(options) => calibrate::calibrate(&options),
+        Command::Lm(options) => lm::lm(&options),
+        Command::Plan(options) => plan::plan(&options),
         Command::Doctor(options) => doctor::doctor(&options),
         Command::Completions(options) => completions::completions(&options, Cli::command()),
     };
@@ -134,6 +148,22 @@ pub fn main() -> ExitCode {
 /// Prints a line of results.
 pub fn print(line: impl fmt::Display) -> Result<(), Failure> {
     writeln!(io::stdout(), "{line}").map_err(Failure::stdout)
+}
+
+/// Prints a line of JSON.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(value).map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
+    print(line)
+}
+
+/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
+pub fn progress(len: u64, hidden: bool) -> ProgressBar {
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let progress = ProgressBar::with_draw_target(Some(len), target);
+    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        Ok(style) => progress.with_style(style),
+        Err(_) => progress, // the default style does as well
+    }
 }
 
 /// Prints a note to stderr, where it does not mix with results.

@@ -1,0 +1,3 @@
+//! Models on top of the library's attention.
+
+mod rustlm;
