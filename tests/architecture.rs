@@ -41,12 +41,14 @@ const RULES: &[Rule] = &[
             "kernels-gpu/src/tile/",
             "kernels-gpu/src/pipeline/",
             "kernels-gpu/src/entry.rs",
+            "kernels-gpu/src/merge.rs",
             "tests/host/dlpack.rs",   // plays the other side of the C struct
             "tests/gpu/harness.rs",   // launches single kernels
             "tests/gpu/embedding.rs", // launches on raw addresses
-            "tests/gpu/faults.rs",    // breaks the promises of a launch
-            "tests/ptx/wrappers/",    // a kernel crate
-            "tests/ptx/golden.rs",    // reads such code as text
+            "tests/gpu/merge.rs",
+            "tests/gpu/faults.rs", // breaks the promises of a launch
+            "tests/ptx/wrappers/", // a kernel crate
+            "tests/ptx/golden.rs", // reads such code as text
         ],
         words: &["unsafe"],
     },

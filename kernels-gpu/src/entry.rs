@@ -116,3 +116,14 @@ mod v_fp8 {
     step!(quantize_v_fp8_f32_d64(QuantizeVParams), 256 x 2 => v::quantize_fp8::<crate::quant::element::F32, 64>);
     step!(quantize_v_fp8_f32_d128(QuantizeVParams), 512 x 2 => v::quantize_fp8::<crate::quant::element::F32, 128>);
 }
+
+/// Attention over two parts of the keys combined; only in the module that every device loads.
+///
+/// # Safety
+/// `sage_spec::merge::MergeParams`, `sage_spec::merge::CTA` and `sage_spec::merge::grid`.
+#[cfg(feature = "sm_80")]
+#[kernel(max_threads = 256, min_blocks = 4)]
+pub unsafe fn merge_parts(p: sage_spec::merge::MergeParams) {
+    // SAFETY: forwarded contract.
+    unsafe { crate::merge::merge(&p) }
+}

@@ -19,6 +19,8 @@ pub mod tile;
 mod attention;
 #[cfg(target_arch = "nvptx64")]
 mod entry;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_80"))]
+mod merge;
 #[cfg(target_arch = "nvptx64")]
 mod quant;
 

@@ -10,4 +10,5 @@ mod embedding;
 mod faults;
 mod harness;
 mod kernels;
+mod merge;
 mod real_data;

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
-use sage_attn::device::{DeviceMemory, Gpu, LaunchArgs};
+use sage_attn::device::{DeviceMemory, Gpu, LaunchArgs, MergeArgs};
 use sage_attn::plan::{Plan, plan};
 
 use crate::attention::SageAttention;
@@ -186,5 +186,42 @@ pub unsafe extern "C" fn sage_gpu_launch(
         };
         // SAFETY: forwarded contract.
         Ok(unsafe { gpu.gpu.launch(&plan.plan, &args, stream.cast()) }?)
+    })
+}
+
+/// Combines attention over two parts of the keys in device memory, as `sage_merge` does in host memory. Submits
+/// one kernel to `stream` and returns without waiting. `lse` may be null if nobody needs it; what is written
+/// has memory of its own.
+///
+/// # Safety
+///
+/// As `sage_gpu_launch`; each log-sum-exp is batch * heads * tokens values of memory of this device.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sage_gpu_merge(
+    gpu: *const SageGpu,
+    o1: *const SageTensor,
+    lse1: *const c_void,
+    o2: *const SageTensor,
+    lse2: *const c_void,
+    out: *const SageTensor,
+    lse: *mut c_void,
+    stream: *mut c_void,
+) -> i32 {
+    guard(|| {
+        // SAFETY: forwarded contract.
+        let gpu = unsafe { object(gpu, "gpu") }?;
+        // SAFETY: forwarded contract.
+        let args = unsafe {
+            MergeArgs {
+                o1: object(o1, "o1")?.device_tensor()?,
+                lse1: lse1.addr() as u64,
+                o2: object(o2, "o2")?.device_tensor()?,
+                lse2: lse2.addr() as u64,
+                out: object(out, "out")?.device_tensor()?,
+                lse: (!lse.is_null()).then(|| lse.addr() as u64),
+            }
+        };
+        // SAFETY: forwarded contract.
+        Ok(unsafe { gpu.gpu.merge(&args, stream.cast()) }?)
     })
 }
