@@ -283,6 +283,14 @@ pub enum Invalid {
         /// Elements needed.
         expected: usize,
     },
+    /// Parts to be merged, or the output they are merged into, differ in shape.
+    #[error("parts of shapes {first:?} and {other:?} cannot be merged; they must be equal")]
+    PartsMismatch {
+        /// Shape `[B, Hq, M, D]` of the first part.
+        first: [usize; 4],
+        /// Shape of the other part, or of the output.
+        other: [usize; 4],
+    },
     /// The plan and the launch disagree about returning the log-sum-exp.
     #[error("the plan was made with return_lse = {planned}, but the launch {}", if *.planned { "has no lse buffer" } else { "has an lse buffer" })]
     LsePresence {
@@ -381,6 +389,9 @@ pub enum Invalid {
         /// Its value.
         asked: &'static str,
     },
+    /// A DLPack tensor cannot be taken.
+    #[error(transparent)]
+    DlPack(#[from] crate::dlpack::DlPackError),
     /// A CUDA device index that is not one.
     #[error("device \"{name}\" is not known; use auto, cpu or cuda:N")]
     DeviceName {

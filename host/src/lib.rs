@@ -36,6 +36,7 @@
 //! * [`cpu`]: attention on the CPU, on the best instruction set there is.
 //! * [`mod@reference`]: the truth that kernels and the CPU path are tested against; [`metrics`] says how
 //!   far apart two results are; [`plot`] draws charts.
+//! * [`dlpack`]: tensors exchanged with other libraries without copying.
 //! * [`adaptive`]: 4 or 8 bits per layer and timestep, decided by a calibration.
 //! * `models` (feature `models`): whole models on top of the above.
 //! * [`error`]: what can go wrong, one enum per phase.
@@ -53,8 +54,11 @@
 
 pub mod adaptive;
 pub mod api;
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod cpu;
 pub mod device;
+pub mod dlpack;
 pub mod error;
 #[doc(hidden)] // for the command line
 pub mod file;
@@ -66,7 +70,9 @@ pub mod plot;
 pub mod problem;
 pub mod reference;
 
-pub use api::{Attention, Device, Output, Report, Summary, Tensor, TensorView, TensorViewMut};
+pub use api::{
+    Attention, Device, Merged, Output, Report, Summary, Tensor, TensorView, TensorViewMut, merge, merge_into,
+};
 pub use cudarc;
 pub use error::Error;
 pub use half;

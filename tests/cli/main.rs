@@ -1,6 +1,7 @@
 //! The command line, run as users run it.
 
 mod diffuse;
+mod help;
 mod input;
 mod lm;
 mod support;

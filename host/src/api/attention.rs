@@ -156,6 +156,18 @@ impl Attention {
         self
     }
 
+    /// Whether the log-sum-exp is asked for.
+    #[cfg(feature = "candle")]
+    pub(crate) fn returns_lse(&self) -> bool {
+        self.return_lse
+    }
+
+    /// Element type of the output if it was set.
+    #[cfg(feature = "candle")]
+    pub(crate) fn chosen_out_dtype(&self) -> Option<DType> {
+        self.out_dtype
+    }
+
     /// Whether the causal mask is on.
     pub fn is_causal(&self) -> bool {
         self.causal

@@ -257,6 +257,15 @@ impl Tensor {
         }
     }
 
+    /// Address of the first element, for consumers that write too.
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut std::ffi::c_void {
+        match &mut self.data {
+            Elements::F16(elements) => elements.as_mut_ptr().cast(),
+            Elements::BF16(elements) => elements.as_mut_ptr().cast(),
+            Elements::F32(elements) => elements.as_mut_ptr().cast(),
+        }
+    }
+
     /// The elements as little-endian bytes, as files have them.
     pub fn to_le_bytes(&self) -> Vec<u8> {
         match &self.data {
@@ -303,7 +312,7 @@ impl Tensor {
 }
 
 /// A vector of `len` zeros, or an error where `vec!` would abort.
-fn zeros<T: Clone>(len: usize, zero: T) -> Result<Vec<T>, DeviceError> {
+pub(super) fn zeros<T: Clone>(len: usize, zero: T) -> Result<Vec<T>, DeviceError> {
     let mut elements = Vec::new();
     elements
         .try_reserve_exact(len)

@@ -8,7 +8,7 @@ use super::compare::{Views, metrics};
 use super::file::Archive;
 use super::options::Input;
 use super::record::Record;
-use super::{Failure, print, progress};
+use super::{Failure, print, progress, terminal};
 
 /// Options of `accuracy`.
 #[derive(Args)]
@@ -88,6 +88,7 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
         }
         if !options.json {
             let tensors = if prefix.is_empty() { "q, k, v".to_owned() } else { format!("{prefix}*") };
+            let table = terminal::text(&table);
             progress.suspend(|| print(format_args!("{tensors} on {place}\n{table}")))?;
         }
     }
