@@ -1,7 +1,7 @@
 //! The contract between device kernels, host and CPU reference.
 //!
 //! Everything two of those parties must agree on is written here once: what each kernel parameter
-//! means ([`params`]), which elements share a scale ([`quant`]), how tiles and buffers are laid out
+//! means ([`params`], [`modifiers`]), which elements share a scale ([`quant`]), how tiles and buffers are laid out
 //! ([`layout`], [`tiling`], [`launch`]), how long sums are associated ([`reduce`]), which sizes are legal
 //! ([`limits`]) and what the exported symbols are called ([`symbol`]). The crate depends on nothing.
 #![no_std]
@@ -11,6 +11,7 @@ pub mod dims;
 pub mod launch;
 pub mod layout;
 pub mod limits;
+pub mod modifiers;
 pub mod params;
 pub mod quant;
 pub mod reduce;
@@ -18,4 +19,5 @@ pub mod symbol;
 pub mod tiling;
 
 pub use dims::Dims;
+pub use modifiers::{Alignment, Band, Window};
 pub use quant::{Precision, PvFormat, ScaleGranularity};
