@@ -3,10 +3,14 @@
 //! and what the driver reports ([`DeviceError`]). Each variant carries the offending value and what
 //! would be right.
 
+mod modifiers;
+
 use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
+
+pub use modifiers::ModifierError;
 
 use crate::problem::DType;
 
@@ -17,6 +21,9 @@ pub enum Error {
     /// The request contradicts itself.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// A modifier of the request contradicts itself or the tensors.
+    #[error(transparent)]
+    Modifier(#[from] ModifierError),
     /// The request is sound but outside what this library does.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
@@ -43,6 +50,14 @@ pub enum Operand {
     Lse,
     /// Scratch memory of a plan.
     Workspace,
+    /// Additive bias.
+    Bias,
+    /// Boolean mask.
+    Mask,
+    /// ALiBi slopes.
+    Alibi,
+    /// Logits of attention sinks.
+    Sinks,
     /// A tensor whose role is not known yet.
     Tensor,
 }
@@ -56,6 +71,10 @@ impl fmt::Display for Operand {
             Operand::Out => "out",
             Operand::Lse => "lse",
             Operand::Workspace => "workspace",
+            Operand::Bias => "bias",
+            Operand::Mask => "mask",
+            Operand::Alibi => "alibi",
+            Operand::Sinks => "sinks",
             Operand::Tensor => "the tensor",
         })
     }
@@ -432,6 +451,14 @@ pub enum PlanError {
         major: u32,
         /// Minor compute capability.
         minor: u32,
+    },
+    /// No kernel of this device computes what was asked for.
+    #[error("no GPU kernel computes {}; GPU kernels support {supported}, device cpu all modifiers", .wanted.join(", "))]
+    Modifiers {
+        /// What was asked for and is missing.
+        wanted: Vec<&'static str>,
+        /// What there is.
+        supported: &'static str,
     },
     /// A launch would need more CTAs than a grid may have.
     #[error("{symbol} would need {ctas} CTAs; a grid has at most {max}")]

@@ -4,8 +4,10 @@ mod attention;
 mod cpu;
 mod gpu;
 mod report;
+mod side;
 mod tensor;
 
 pub use attention::{Attention, Device, Output, Summary};
 pub use report::Report;
+pub use side::{BiasView, MaskView, SideInputs, alibi_slopes};
 pub use tensor::{Tensor, TensorView, TensorViewMut};

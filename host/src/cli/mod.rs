@@ -7,6 +7,7 @@ mod accuracy;
 mod compare;
 mod doctor;
 mod file;
+mod modifiers;
 mod options;
 mod record;
 mod run;
@@ -57,7 +58,7 @@ impl Failure {
     pub fn attention(prefix: &str, error: Error) -> Failure {
         let message = if prefix.is_empty() { error.to_string() } else { format!("{prefix}: {error}") };
         match error {
-            Error::Invalid(_) | Error::Unsupported(_) | Error::Plan(_) => Failure::Input(message),
+            Error::Invalid(_) | Error::Modifier(_) | Error::Unsupported(_) | Error::Plan(_) => Failure::Input(message),
             _ => Failure::Other(message),
         }
     }

@@ -34,6 +34,7 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     if !Arch::Sm80.loads_on(major, minor) {
         return Err(PlanError::CapabilityTooLow { major, minor }.into());
     }
+    check_modifiers(problem)?;
     let fp8 = Arch::Sm89.loads_on(major, minor);
     let pv = problem.pv().unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
     let reason_lost = |stem: &Stem| {
@@ -68,6 +69,23 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
         PlanError::KernelNeeds { kernel, needed: requirement(Arch::Sm89), major, minor }
     })?;
     Ok((stem, candidates))
+}
+
+/// What attention kernels compute beside scaled scores, in words.
+const MODIFIERS: &str = "the causal mask, aligned bottom-right";
+
+/// Fails if `problem` has modifiers that no kernel computes.
+fn check_modifiers(problem: &Problem) -> Result<(), PlanError> {
+    let mut wanted = problem.modifiers().names();
+    if problem.sequences().is_some() {
+        wanted.push("packed sequences");
+    } else if wanted.is_empty() && !problem.is_plain() {
+        wanted.push("windows and other alignments");
+    }
+    match wanted.is_empty() {
+        true => Ok(()),
+        false => Err(PlanError::Modifiers { wanted, supported: MODIFIERS }),
+    }
 }
 
 fn reason_chosen(problem: &Problem, stem: &Stem) -> String {
