@@ -1,5 +1,5 @@
 //! Online softmax of one row and one tile with modifiers: soft-cap, terms that are added to scores, and
-//! sinks. With neutral terms a row gets the bits of [`super::softmax`]'s rows without folded bias.
+//! sinks. Scores are brought to log2 units first, so terms of 0 change no bit.
 
 use sage_spec::PvFormat;
 use sage_spec::quant::{LOG2_E, SCORE_BIAS};
@@ -18,28 +18,18 @@ fn capped(x: f32, softcap: f32) -> f32 {
     (softcap * LOG2_E) * (1.0 - 2.0 / (1.0 + power))
 }
 
-/// Turns `x · factor + terms` into P relative to the new maximum, which is less `p_max_log2`; hidden
-/// keys, whose term is −inf, get 0.
+/// Turns scores `x`, in log2 units, and their terms into P relative to the new maximum, which is less
+/// `p_max_log2`; hidden keys, whose term is −inf, get 0.
 #[inline(always)]
-fn finish(
-    x: &mut [f32],
-    factor: &TileRow,
-    terms: &TileRow,
-    p_max_log2: f32,
-    state: &mut RowState,
-    round: impl Fn(f32) -> f32,
-) {
+fn finish(x: &mut [f32], terms: &TileRow, p_max_log2: f32, state: &mut RowState, round: impl Fn(f32) -> f32) {
+    for (x, term) in x.iter_mut().zip(terms) {
+        *x = if *term == f32::NEG_INFINITY { *term } else { *x + term };
+    }
     let mut max = [f32::NEG_INFINITY; BLOCK_KV];
-    for (((max, x), factor), term) in max.iter_mut().zip(&*x).zip(factor).zip(terms) {
-        let score = x.mul_add(*factor, term - p_max_log2);
-        *max = if *term == f32::NEG_INFINITY { *term } else { score };
-    }
+    max.copy_from_slice(x);
     halve(&mut max, 1, f32::max);
-    let row_max = state.max.max(max[0]);
-    for ((x, factor), term) in x.iter_mut().zip(factor).zip(terms) {
-        let p = round(exp2_fast(x.mul_add(*factor, term - row_max)));
-        *x = if *term == f32::NEG_INFINITY { 0.0 } else { p };
-    }
+    let row_max = state.max.max(max[0] - p_max_log2);
+    x.iter_mut().for_each(|x| *x = round(exp2_fast(*x - row_max)));
     accumulate(x, row_max, state);
 }
 
@@ -56,7 +46,7 @@ vectorized! {
         if let Some(softcap) = softcap {
             scores.iter_mut().for_each(|x| *x = capped(*x, softcap));
         }
-        finish(scores, &[1.0; BLOCK_KV], terms, 0.0, state, |p| p);
+        finish(scores, terms, 0.0, state, |p| p);
     }
 
     /// One row of a quantized tile: integer `scores` `[BLOCK_KV]` become rounded P. A soft-cap needs the
@@ -72,23 +62,17 @@ vectorized! {
     ) {
         let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2 } = dequantize;
         let inverse_q_scale = 1.0 / q_scale;
-        for (x, delta_s) in scores.iter_mut().zip(delta_s) {
+        for ((x, delta_s), k_scale) in scores.iter_mut().zip(delta_s).zip(k_scale) {
             // ΔS in whole score steps, as the biased accumulator holds it.
-            *x = *x + delta_s.mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS;
-        }
-        let mut factor = *k_scale;
-        for factor in &mut factor {
-            *factor *= q_scale * sm_scale_log2;
+            let steps = *x + delta_s.mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS;
+            *x = steps * (q_scale * sm_scale_log2 * k_scale);
         }
         if let Some(softcap) = softcap {
-            for (x, factor) in scores.iter_mut().zip(&mut factor) {
-                *x = capped(x.mul_add(*factor, shift_log2), softcap);
-                *factor = 1.0;
-            }
+            scores.iter_mut().for_each(|x| *x = capped(*x + shift_log2, softcap));
         }
         match pv {
-            PvFormat::Fp8 => finish(scores, &factor, terms, pv.p_max_log2(), state, round_e4m3),
-            PvFormat::F16 => finish(scores, &factor, terms, pv.p_max_log2(), state, round_f16),
+            PvFormat::Fp8 => finish(scores, terms, pv.p_max_log2(), state, round_e4m3),
+            PvFormat::F16 => finish(scores, terms, pv.p_max_log2(), state, round_f16),
         }
     }
 }
