@@ -74,6 +74,44 @@ attention! {
     sm89, Int8D128, 128 => sm89_int8_fp8_fwd_d128, sm89_int8_fp8_fwd_scores_d128;
 }
 
+/// Attention on Hopper.
+#[cfg(feature = "sm_90a")]
+pub mod hopper {
+    use super::*;
+    use sage_spec::sm90::{Exponential, Sm90AttentionParams};
+
+    /// Symbol, padded head dimension, exponential, whether there is ΔS.
+    macro_rules! hopper {
+        ($($name:ident = $head_dim:literal, $exponential:ident, $delta_s:literal;)*) => { $(
+            /// Forward attention, persistent: each CTA takes work items from a fixed schedule.
+            ///
+            /// # Safety
+            /// `sage_spec::sm90::Sm90AttentionParams`.
+            #[kernel(max_threads = 512, min_blocks = 1, parameter_align = 64)]
+            pub unsafe fn $name(p: Sm90AttentionParams) {
+                let maps = cuda_std::parameter_address!($name, p);
+                // SAFETY: forwarded contract.
+                unsafe {
+                    crate::attention::sm90::kernel::kernel::<
+                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs() }, $delta_s>,
+                    >(&p, maps)
+                }
+            }
+        )* };
+    }
+
+    hopper! {
+        sm90_int8_fp8_fwd_d64 = 64, Mixed, false;
+        sm90_int8_fp8_fwd_d128 = 128, Mixed, false;
+        sm90_int8_fp8_fwd_delta_s_d64 = 64, Mixed, true;
+        sm90_int8_fp8_fwd_delta_s_d128 = 128, Mixed, true;
+        sm90_int8_fp8_fwd_exact_d64 = 64, Exact, false;
+        sm90_int8_fp8_fwd_exact_d128 = 128, Exact, false;
+        sm90_int8_fp8_fwd_exact_delta_s_d64 = 64, Exact, true;
+        sm90_int8_fp8_fwd_exact_delta_s_d128 = 128, Exact, true;
+    }
+}
+
 /// One kernel of smoothing and quantization: threads of a CTA x CTAs that must fit on a multiprocessor.
 macro_rules! step {
     ($name:ident($params:ident), $threads:literal x $ctas:literal => $($body:tt)*) => {
@@ -124,8 +162,9 @@ step!(k_mean_final_d128(KMeanFinalParams), 512 x 2 => stats::k_mean_final::<128>
 step!(v_stats_final_d64(VStatsFinalParams), 256 x 2 => stats::v_stats_final::<64>);
 step!(v_stats_final_d128(VStatsFinalParams), 512 x 2 => stats::v_stats_final::<128>);
 
+/// V to FP16.
 #[cfg(feature = "sm_80")]
-mod v_f16 {
+pub mod v_f16 {
     use super::*;
 
     step!(quantize_v_f16_f16_d64(QuantizeVParams), 256 x 2 => v::quantize_f16::<crate::quant::element::F16, 64>);
@@ -136,8 +175,9 @@ mod v_f16 {
     step!(quantize_v_f16_f32_d128(QuantizeVParams), 512 x 2 => v::quantize_f16::<crate::quant::element::F32, 128>);
 }
 
+/// V to FP8.
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
-mod v_fp8 {
+pub mod v_fp8 {
     use super::*;
 
     step!(quantize_v_fp8_f16_d64(QuantizeVParams), 256 x 2 => v::quantize_fp8::<crate::quant::element::F16, 64>);

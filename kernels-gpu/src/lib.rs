@@ -6,7 +6,8 @@
 //! see each other and meet only in `sage_spec::params`.
 //!
 //! Exactly one feature `sm_80`, `sm_89` or `sm_90a` selects the module to build for nvptx64. On other
-//! targets only the pure layers are compiled, so that their algebra is tested on the CPU.
+//! targets the pure layers are compiled, so that their algebra is tested on the CPU, and with the feature
+//! `executor` the kernels too, unchanged, to be run by `cuda_std::executor`.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
@@ -15,11 +16,11 @@ cuda_std::declare_dynamic_shared_memory!();
 
 pub mod tile;
 
-#[cfg(target_arch = "nvptx64")]
+#[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod attention;
-#[cfg(target_arch = "nvptx64")]
-mod entry;
-#[cfg(target_arch = "nvptx64")]
+#[cfg(any(target_arch = "nvptx64", feature = "executor"))]
+pub mod entry;
+#[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod quant;
 
 /// Nothing in a kernel may panic: a call to this function in the PTX fails the lint.

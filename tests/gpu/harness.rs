@@ -6,12 +6,10 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs};
 use sage_attn::error::{DeviceError, Operand};
 use sage_attn::plan::{Plan, Slot, plan};
-use sage_attn::problem::{DType, TensorSpec};
+use sage_attn::problem::TensorSpec;
+use sage_tests::case::{Case, Tensor};
+use sage_tests::judge::{Outcome, POISON, f32s, gather};
 
-use crate::case::Case;
-
-/// Byte that memory holds before a launch. As f32, f16, bf16 and E4M3 it is NaN, as INT8 it is −1.
-const POISON: u8 = 0xff;
 /// Poisoned bytes on either side of each buffer.
 const RED_ZONE: usize = 1024;
 
@@ -81,63 +79,11 @@ impl Buffer {
     }
 }
 
-/// What a launch left behind.
-pub struct Outcome {
-    /// `[B, Hq, M, D]` widened to f32.
-    pub out: Vec<f32>,
-    /// `[B, Hq, M]`.
-    pub lse: Option<Vec<f32>>,
-    workspace: Vec<u8>,
-    pub plan: Plan,
-    /// i32 `[B, Hq, Mp, Np]` of the kernel's own QK path.
-    pub scores: Option<Vec<i32>>,
-}
-
-impl Outcome {
-    /// Contents of a workspace buffer.
-    pub fn slot(&self, slot: Slot) -> Option<&[u8]> {
-        let buffer = self.plan.workspace().get(slot)?;
-        Some(&self.workspace[buffer.offset_bytes..buffer.offset_bytes + buffer.bytes])
-    }
-}
-
-/// f32 values of `bytes`.
-pub fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
-
-/// The elements of a tensor, widened; fails if a gap between rows was written.
-fn gather(spec: &TensorSpec, bytes: &[u8], name: &str) -> Vec<f32> {
-    let size = spec.dtype.bytes();
-    let [batch, heads, tokens, head_dim] = spec.shape;
-    let mut gaps = vec![true; bytes.len()];
-    let mut values = Vec::with_capacity(spec.shape.iter().product());
-    for b in 0..batch {
-        for h in 0..heads {
-            for n in 0..tokens {
-                let row = b as i64 * spec.strides[0] + h as i64 * spec.strides[1] + n as i64 * spec.strides[2];
-                for d in 0..head_dim {
-                    let at = (row as usize + d) * size;
-                    let element = &bytes[at..at + size];
-                    gaps[at..at + size].fill(false);
-                    values.push(match spec.dtype {
-                        DType::F16 => half::f16::from_le_bytes([element[0], element[1]]).to_f32(),
-                        DType::BF16 => half::bf16::from_le_bytes([element[0], element[1]]).to_f32(),
-                        DType::F32 => f32s(element)[0],
-                    });
-                }
-            }
-        }
-    }
-    assert!(gaps.iter().zip(bytes).all(|(gap, byte)| !gap || *byte == POISON), "{name}: written between its rows");
-    values
-}
-
 /// Runs `case` on `gpu` with every buffer poisoned and fenced in.
 pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
     let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let stream = gpu.context().new_stream().expect("stream");
-    let upload = |tensor: &crate::case::Tensor| Buffer::of(gpu, &stream, &tensor.bytes());
+    let upload = |tensor: &Tensor| Buffer::of(gpu, &stream, &tensor.bytes());
     let (q, k, v) = (upload(&case.q), upload(&case.k), upload(&case.v));
     let out_spec = *case.problem.out();
     let out_bytes = out_spec.span_elems(Operand::Out).expect("span") * out_spec.dtype.bytes();

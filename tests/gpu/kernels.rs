@@ -3,51 +3,33 @@
 
 use std::collections::BTreeMap;
 
-use sage_attn::plan::Slot;
-use sage_attn::problem::DType;
-use sage_attn::reference::{attention_quantized, attention_unrounded_p, delta_s, quantize, scores};
+use sage_tests::case::{Case, Limits};
+use sage_tests::judge::{Figures, Tolerance, judge};
 use serde_json::json;
 
-use crate::case::Case;
-use crate::harness::{f32s, gpu, record, run, seeds};
-
-/// Rounding to the output type, half an ulp of a row's largest values.
-fn output_rounding(dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => 1.0 / 2048.0,
-        DType::BF16 => 1.0 / 256.0,
-        DType::F32 => 1.0 / 8_388_608.0,
-    }
-}
-
-/// Distance of `a` and `b` as sequences of bits; NaNs are alike.
-fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()))
-}
+use crate::harness::{gpu, record, run, seeds};
 
 /// Largest figures seen for a kernel.
 #[derive(Default)]
-struct Figures {
+struct Totals {
     problems: u64,
-    rows: u64,
-    worst_ratio: f64,
-    worst_lse: f64,
+    figures: Figures,
 }
 
 #[test]
 fn kernels_agree_with_the_reference() {
     let Some(gpu) = gpu() else { return };
     let seeds = seeds();
-    let mut figures: BTreeMap<&str, Figures> = BTreeMap::new();
+    let mut figures: BTreeMap<&str, Totals> = BTreeMap::new();
     let mut failures = Vec::new();
     for seed in seeds.clone() {
-        let case = Case::random(seed);
-        let problem = std::panic::catch_unwind(|| check(&gpu, &case)).unwrap_or_else(|_| Err("panicked".into()));
+        let case = Case::random(seed, Limits::GPU);
+        let problem = std::panic::catch_unwind(|| judge(&case, &run(&gpu, &case), Tolerance::EXACT))
+            .unwrap_or_else(|_| Err("panicked".into()));
         match problem {
             Ok(seen) => {
-                let figures = figures.entry(case.stem.name).or_default();
-                figures.problems += 1;
+                let Totals { problems, figures } = figures.entry(case.stem.name).or_default();
+                *problems += 1;
                 figures.rows += seen.rows;
                 figures.worst_ratio = figures.worst_ratio.max(seen.worst_ratio);
                 figures.worst_lse = figures.worst_lse.max(seen.worst_lse);
@@ -60,9 +42,9 @@ fn kernels_agree_with_the_reference() {
         .map(|(name, f)| {
             let figures = json!({
                 "problems": f.problems,
-                "rows": f.rows,
-                "worst_row_error_over_reference_rounding": f.worst_ratio,
-                "worst_lse_error": f.worst_lse,
+                "rows": f.figures.rows,
+                "worst_row_error_over_reference_rounding": f.figures.worst_ratio,
+                "worst_lse_error": f.figures.worst_lse,
             });
             ((*name).to_string(), figures)
         })
@@ -85,91 +67,4 @@ fn kernels_agree_with_the_reference() {
         failures.len(),
         seeds.end - seeds.start
     );
-}
-
-fn check(gpu: &std::sync::Arc<sage_attn::device::Gpu>, case: &Case) -> Result<Figures, String> {
-    let dims = case.problem.dims();
-    let outcome = run(gpu, case);
-    let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
-    let quantized = quantize(dims, &q, &k, &v, &case.options);
-
-    let bytes =
-        [(Slot::QCodes, &quantized.q_codes), (Slot::KCodes, &quantized.k_codes), (Slot::VCodes, &quantized.v_codes)];
-    for (slot, expected) in bytes {
-        if let Some(actual) = outcome.slot(slot)
-            && let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b)
-        {
-            return Err(format!("{} differ at byte {at}: {} for {}", slot.name(), actual[at], expected[at]));
-        }
-    }
-    let floats = [
-        (Slot::KMean, quantized.k_mean.as_ref()),
-        (Slot::QMean, quantized.q_mean.as_ref()),
-        (Slot::VMean, quantized.v_mean.as_ref()),
-        (Slot::QScale, Some(&quantized.q_scale)),
-        (Slot::KScale, Some(&quantized.k_scale)),
-        (Slot::VScale, Some(&quantized.v_scale)),
-        (Slot::QkMean, quantized.qk_mean.as_ref()),
-    ];
-    for (slot, expected) in floats {
-        if let (Some(actual), Some(expected)) = (outcome.slot(slot), expected) {
-            let actual = f32s(actual);
-            if let Some(at) = first_difference(&actual, expected) {
-                return Err(format!("{} differ at {at}: {} for {}", slot.name(), actual[at], expected[at]));
-            }
-        }
-    }
-    if let Some(actual) = outcome.slot(Slot::DeltaS)
-        && outcome.plan.chunks().count() == 1
-    {
-        let (actual, expected) = (f32s(actual), delta_s(dims, &quantized, &k, &case.options));
-        if let Some(at) = first_difference(&actual, &expected) {
-            return Err(format!("delta_s differ at {at}: {} for {}", actual[at], expected[at]));
-        }
-    }
-    if let Some(actual) = &outcome.scores {
-        let expected = scores(dims, &quantized, case.options.precision);
-        if let Some(at) = actual.iter().zip(&expected).position(|(a, b)| a != b) {
-            return Err(format!("scores differ at {at}: {} for {}", actual[at], expected[at]));
-        }
-    }
-
-    let reference = attention_quantized(dims, &quantized, &k, &case.options);
-    let ideal = attention_unrounded_p(dims, &quantized, &k, &case.options);
-    let rounding = output_rounding(case.problem.out().dtype);
-    let mut seen = Figures::default();
-    let width = dims.head_dim;
-    for (row, ideal) in ideal.out.chunks(width).enumerate() {
-        let range = row * width..(row + 1) * width;
-        let distance = |x: &[f32]| -> f64 { x.iter().zip(ideal).map(|(x, ideal)| (f64::from(*x) - ideal).abs()).sum() };
-        let (actual, own) = (distance(&outcome.out[range.clone()]), distance(&reference.out[range.clone()]));
-        let size: f64 = ideal.iter().map(|x| x.abs()).sum();
-        // The reference's own rounding of P, plus what storing the output costs anyone.
-        let allowed = 2.0 * own + size * (rounding + 2e-6) + 1e-30;
-        if actual.is_nan() || actual > allowed {
-            return Err(format!(
-                "row {row}: error {actual:.3e}, allowed {allowed:.3e} (reference {own:.3e}, size {size:.3e})"
-            ));
-        }
-        seen.rows += 1;
-        seen.worst_ratio = seen.worst_ratio.max(actual / allowed * 2.0);
-    }
-    if let Some(lse) = &outcome.lse {
-        for (row, (actual, own)) in lse.iter().zip(&reference.lse).enumerate() {
-            let ideal = ideal.lse[row];
-            let distance = |x: f32| if f64::from(x) == ideal { 0.0 } else { (f64::from(x) - ideal).abs() };
-            let (error, own) = (distance(*actual), distance(*own));
-            // One tie of P that rounds the other way moves the sum by up to a sixteenth of that key's
-            // weight: allowed for a key of twice the average weight.
-            let tie = 2.0 / dims.seqlen_kv.max(2) as f64 / 16.0;
-            let allowed = 2.0 * own + tie + 1e-4 + 2e-6 * ideal.abs();
-            if error.is_nan() || error > allowed {
-                return Err(format!(
-                    "lse of row {row}: {actual}, off by {error:.2e} where the reference is off by {own:.2e}"
-                ));
-            }
-            seen.worst_lse = seen.worst_lse.max(error);
-        }
-    }
-    Ok(seen)
 }

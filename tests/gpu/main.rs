@@ -4,7 +4,6 @@
 //! `SAGE_GPU_CASES` sets the number of random problems (default 200), `SAGE_GPU_SEED` the first seed. With
 //! `SAGE_RESULTS` naming a folder, each test leaves its figures there as JSON.
 
-mod case;
 mod harness;
 mod kernels;
 mod real_data;

@@ -7,8 +7,9 @@ use sage_attn::reference::{
     delta_s, quantize, scores,
 };
 use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
+use sage_tests::generate::config;
 
-use crate::problem::{Problem, Tensors, config, problems};
+use crate::problem::{Problem, Tensors, problems};
 
 /// Bit patterns, so that equal means identical (NaN and −0 included).
 fn bits(output: &Output) -> (Vec<u32>, Vec<u32>) {

@@ -1,7 +1,6 @@
 //! Random problems.
 
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use sage_attn::reference::{
     Data, HostTensor, Options, Output, OutputF64, Quantized, attention_f64, attention_quantized, quantize,
 };
@@ -21,23 +20,6 @@ pub struct Tensors {
     pub q: Vec<f32>,
     pub k: Vec<f32>,
     pub v: Vec<f32>,
-}
-
-/// `cases` cases from a fixed seed; `PROPTEST_CASES` (256 is 1×) and `PROPTEST_RNG_SEED` change both.
-///
-/// A failure prints the problem with its tensor seed, which is all it takes to repeat it; nothing is
-/// written to disk.
-pub fn config(cases: u32) -> ProptestConfig {
-    let default = ProptestConfig::default();
-    ProptestConfig {
-        cases: (cases * default.cases).div_ceil(256),
-        rng_seed: match default.rng_seed {
-            RngSeed::Random => RngSeed::Fixed(0x5a9e),
-            fixed => fixed,
-        },
-        failure_persistence: None,
-        ..default
-    }
 }
 
 /// Small problems of every shape, with all options.

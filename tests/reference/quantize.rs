@@ -6,8 +6,9 @@ use sage_attn::reference::{Options, delta_s, scores};
 use sage_spec::layout::{delta_s_slot, v_slot};
 use sage_spec::quant::SCALE_FLOOR;
 use sage_spec::{Precision, PvFormat};
+use sage_tests::generate::config;
 
-use crate::problem::{Problem, config, problems};
+use crate::problem::{Problem, problems};
 
 /// Code `feature` of row `row` of codes `[rows, head_dim_padded]`.
 fn int_code(problem: &Problem, codes: &[u8], row: usize, feature: usize) -> f32 {

@@ -1,5 +1,24 @@
 //! Deterministic inputs.
 
+use proptest::prelude::ProptestConfig;
+use proptest::test_runner::RngSeed;
+
+/// `cases` cases from a fixed seed; `PROPTEST_CASES` (256 is 1×) and `PROPTEST_RNG_SEED` change both.
+///
+/// A failure prints the problem with its seed, which is all it takes to repeat it; nothing is written to disk.
+pub fn config(cases: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: (cases * default.cases).div_ceil(256),
+        rng_seed: match default.rng_seed {
+            RngSeed::Random => RngSeed::Fixed(0x5a9e),
+            fixed => fixed,
+        },
+        failure_persistence: None,
+        ..default
+    }
+}
+
 /// A small generator of pseudo-random numbers (SplitMix64), the same on every machine.
 pub struct Random(pub u64);
 

@@ -1,4 +1,7 @@
-//! Shared test support: a comparator that lets nothing through, and problems to compare on.
+//! Shared test support: a comparator that lets nothing through, problems to compare on, and the judgement of
+//! kernels.
 
+pub mod case;
 pub mod compare;
 pub mod generate;
+pub mod judge;

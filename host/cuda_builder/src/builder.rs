@@ -7,7 +7,9 @@ use std::process::Command;
 
 use crate::TARGET;
 use crate::arch::{NvvmArch, PtxIsa};
-use crate::cargo::{Package, cargo_command, digest, emit, in_build_script, io_error, rerun_if_changed, run, warn};
+use crate::cargo::{
+    Package, cargo_command, digest, emit, in_build_script, io_error, rerun_if_changed, run, run_offline_first, warn,
+};
 use crate::ptx::{self, PtxError};
 use crate::toolchain::{self, CoreSource, Toolchain, ToolchainError};
 
@@ -280,7 +282,9 @@ impl CudaBuilder {
         self
     }
 
-    /// Whether to keep cargo off the network when there is a `Cargo.lock`; `true` by default.
+    /// Whether to keep cargo off the network when there is a `Cargo.lock`; `true` by default. Where a package
+    /// that the lock files name was never fetched (those of `core`, on a machine that never built it), it is
+    /// fetched all the same.
     pub fn offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
@@ -375,8 +379,9 @@ impl CudaBuilder {
         let mut cargo = cargo_command(&toolchain);
         cargo.args(["rustc", "--lib", "--target", TARGET, "--manifest-path"]).arg(&manifest_path);
         cargo.arg("--target-dir").arg(&target_dir);
-        if self.offline && package.workspace_root.join("Cargo.lock").is_file() {
-            cargo.args(["--offline", "--locked"]);
+        let locked = self.offline && package.workspace_root.join("Cargo.lock").is_file();
+        if locked {
+            cargo.arg("--locked");
         }
         if toolchain.core == CoreSource::BuildStd {
             cargo.arg("-Zbuild-std=core");
@@ -402,7 +407,7 @@ impl CudaBuilder {
         if self.emit == Some(EmitOption::Bitcode) {
             cargo.arg(emit("llvm-bc", &stem.with_extension("bc")));
         }
-        let diagnostics = run(&mut cargo)?;
+        let diagnostics = if locked { run_offline_first(&mut cargo)? } else { run(&mut cargo)? };
         eprint!("{diagnostics}");
 
         let raw = fs::read_to_string(&assembly).map_err(io_error(&assembly))?;

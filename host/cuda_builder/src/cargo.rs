@@ -112,6 +112,16 @@ pub(crate) fn run(command: &mut Command) -> Result<String, CudaBuilderError> {
     }
 }
 
+/// Runs a cargo command off the network, and again with it if a package is missing.
+pub(crate) fn run_offline_first(cargo: &mut Command) -> Result<String, CudaBuilderError> {
+    match run(cargo.env("CARGO_NET_OFFLINE", "true")) {
+        Err(CudaBuilderError::BuildFailed { stderr, .. }) if stderr.contains("offline") => {
+            run(cargo.env_remove("CARGO_NET_OFFLINE"))
+        }
+        result => result,
+    }
+}
+
 pub(crate) fn command_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")

@@ -132,12 +132,12 @@ pub fn text_hash(text: &[u8]) -> String {
     hex(&Sha256::digest(with_unix_lines(text)))
 }
 
-/// SHA-256 over every `.rs` file and `Cargo.toml` below `folders` of `root`: for each, in the order of
-/// relative paths, path, length and contents.
-pub fn source_hash(root: &Path, folders: &[&str]) -> Result<String, ManifestError> {
+/// SHA-256 over every `.rs` file and `Cargo.toml` below `folders` of `root`, but not below the folders
+/// `except`: for each, in the order of relative paths, path, length and contents.
+pub fn source_hash(root: &Path, folders: &[&str], except: &[&str]) -> Result<String, ManifestError> {
     let mut files = BTreeMap::new();
     for folder in folders {
-        collect(root, folder, &mut files)?;
+        collect(root, folder, except, &mut files)?;
     }
     let mut hash = Sha256::new();
     for (relative, path) in files {
@@ -150,7 +150,12 @@ pub fn source_hash(root: &Path, folders: &[&str]) -> Result<String, ManifestErro
 }
 
 /// Adds the sources below `root/folder` under their relative path with `/`.
-fn collect(root: &Path, folder: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), ManifestError> {
+fn collect(
+    root: &Path,
+    folder: &str,
+    except: &[&str],
+    files: &mut BTreeMap<String, PathBuf>,
+) -> Result<(), ManifestError> {
     let path = root.join(folder);
     let error = |source| ManifestError::Io { path: path.clone(), source };
     for entry in fs::read_dir(&path).map_err(error)? {
@@ -158,8 +163,8 @@ fn collect(root: &Path, folder: &str, files: &mut BTreeMap<String, PathBuf>) -> 
         let name = entry.file_name().to_string_lossy().into_owned();
         let relative = format!("{folder}/{name}");
         if entry.file_type().map_err(error)?.is_dir() {
-            if name != "target" {
-                collect(root, &relative, files)?;
+            if name != "target" && !except.contains(&relative.as_str()) {
+                collect(root, &relative, except, files)?;
             }
         } else if name.ends_with(".rs") || name == "Cargo.toml" {
             files.insert(relative, entry.path());
@@ -206,7 +211,7 @@ mod tests {
         }
 
         fn hash(&self) -> String {
-            source_hash(&self.0, &["k"]).unwrap()
+            source_hash(&self.0, &["k"], &["k/host"]).unwrap()
         }
     }
 
@@ -224,6 +229,8 @@ mod tests {
         let first = folder.hash();
 
         folder.write("k/README.md", "no source");
+        fs::create_dir_all(folder.0.join("k/host")).unwrap();
+        folder.write("k/host/lib.rs", "fn c() {}\n");
         folder.write("k/src/lib.rs", "fn a() {}\r\n");
         assert_eq!(folder.hash(), first);
 

@@ -176,6 +176,11 @@ impl Item {
         for assignment in bounds.split_whitespace() {
             let (name, value) = assignment.split_once('=').ok_or_else(bad)?;
             let value: u32 = value.parse().map_err(|_| bad())?;
+            if name == "parameter_align" {
+                // rustc's own limit for parameters is 16 bytes; a tensor map needs 64.
+                self.head = raise_parameter_alignment(&self.head, value);
+                continue;
+            }
             let directive = match name {
                 "max_threads" => format!(".maxntid {value}, 1, 1"),
                 "min_blocks" => format!(".minnctapersm {value}"),
@@ -199,6 +204,19 @@ impl Item {
             symbol.starts_with("__local_depot").then(|| "__local_depot".to_owned())
         });
     }
+}
+
+/// `head` with every `.param .align` below `align` raised to it.
+fn raise_parameter_alignment(head: &str, align: u32) -> String {
+    const ALIGN: &str = ".param .align ";
+    let mut parts = head.split(ALIGN);
+    let mut raised = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        let declared = part[..digits].parse().unwrap_or(align);
+        write!(raised, "{ALIGN}{}{}", align.max(declared), &part[digits..]).expect("writing to a String");
+    }
+    raised
 }
 
 /// Turns LLVM's output into the module that is shipped.
@@ -368,6 +386,13 @@ mod tests {
         let ptx = finish(RAW).unwrap();
         assert!(ptx.contains(")\n.maxntid 128, 1, 1\n.minnctapersm 2\n{"), "{ptx}");
         assert_eq!(ptx.matches(".maxntid").count(), 1);
+    }
+
+    #[test]
+    fn parameter_alignment_is_raised_and_never_lowered() {
+        let head = ".visible .entry f(\n\t.param .align 8 .b8 f_param_0[384],\n\t.param .align 128 .b8 f_param_1[8]\n)";
+        let raised = raise_parameter_alignment(head, 64);
+        assert_eq!(raised, head.replace("align 8", "align 64"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod modifiers;
 pub mod params;
 pub mod quant;
 pub mod reduce;
+pub mod sm90;
 pub mod symbol;
 pub mod tiling;
 

@@ -10,9 +10,9 @@ use sage_spec::symbol::Arch;
 use super::Gpu;
 use super::args::LaunchArgs;
 use super::module::{Function, Module};
-use super::params::ParamsBuilder;
+use super::params::{KernelParams, ParamsBuilder};
 use crate::error::{Error, Invalid};
-use crate::plan::{Entry, Kernel, Plan, Step};
+use crate::plan::{Entry, Plan, Step};
 
 /// How long a step took.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,27 +132,19 @@ impl Gpu {
         let module = self.module(plan.arch())?;
         let params = ParamsBuilder { plan, args };
         for step in steps {
-            let Step { entry, grid, chunk, .. } = step;
-            // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled with
-            // the caller's addresses and with workspace buffers of the sizes the plan gave them.
-            unsafe {
-                macro_rules! launch {
-                    ($params:expr) => {
-                        self.launch_one(&module, entry, grid, &$params, stream)
-                    };
-                }
-                match entry.kernel {
-                    Kernel::KMeanPartial => launch!(params.k_mean_partial()),
-                    Kernel::KMeanFinal => launch!(params.k_mean_final()),
-                    Kernel::QuantizeQ => launch!(params.quantize_q()),
-                    Kernel::QuantizeK => launch!(params.quantize_k()),
-                    Kernel::VStatsPartial => launch!(params.v_stats_partial()),
-                    Kernel::VStatsFinal => launch!(params.v_stats_final()),
-                    Kernel::QuantizeV => launch!(params.quantize_v()),
-                    Kernel::DeltaS => launch!(params.delta_s(chunk)),
-                    Kernel::Attention => launch!(params.attention(chunk)),
-                }?;
+            let Step { entry, grid, .. } = step;
+            macro_rules! launch {
+                ($($variant:ident)*) => {
+                    match params.of(&step) {
+                        // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled
+                        // with the caller's addresses and with workspace buffers of the sizes the plan gave them.
+                        $(KernelParams::$variant(params) => unsafe {
+                            self.launch_one(&module, entry, grid, &params, stream)
+                        },)*
+                    }
+                };
             }
+            launch!(ReducePartial KMeanFinal VStatsFinal QuantizeQ QuantizeK QuantizeV DeltaS Attention)?;
         }
         Ok(())
     }

@@ -22,4 +22,5 @@ pub use embedded::{EmbeddedModule, MODULES};
 pub use gpu::Gpu;
 pub use host::HostResult;
 pub use launch::StepTime;
+pub use params::KernelParams;
 pub use slices::SliceArgs;

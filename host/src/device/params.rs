@@ -9,7 +9,42 @@ use sage_spec::quant::LOG2_E;
 use sage_spec::{Dims, PvFormat};
 
 use super::args::{DeviceTensor, LaunchArgs};
-use crate::plan::{Plan, Slot};
+use crate::error::Invalid;
+use crate::plan::{Kernel, Plan, Slot, Step};
+
+/// The one argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KernelParams {
+    /// Of `k_mean_partial_*` and `v_stats_partial_*`.
+    ReducePartial(ReducePartialParams),
+    /// Of `k_mean_final_*`.
+    KMeanFinal(KMeanFinalParams),
+    /// Of `v_stats_final_*`.
+    VStatsFinal(VStatsFinalParams),
+    /// Of `quantize_q_*`.
+    QuantizeQ(QuantizeQParams),
+    /// Of `quantize_k_*`.
+    QuantizeK(QuantizeKParams),
+    /// Of `quantize_v_*`.
+    QuantizeV(QuantizeVParams),
+    /// Of `delta_s_*`.
+    DeltaS(DeltaSParams),
+    /// Of `<stem>_d*`.
+    Attention(AttentionParams),
+}
+
+impl LaunchArgs {
+    /// The argument of the kernel of `step`, a step of `plan`, for programs that launch kernels by their
+    /// own means.
+    ///
+    /// # Errors
+    ///
+    /// As [`super::Gpu::launch`] for bad arguments.
+    pub fn kernel_params(&self, plan: &Plan, step: &Step<'_>) -> Result<KernelParams, Invalid> {
+        self.check(plan)?;
+        Ok(ParamsBuilder { plan, args: self }.of(step))
+    }
+}
 
 /// Fills in parameter structs. Planning has checked that every count fits its `u32` field.
 pub(super) struct ParamsBuilder<'a> {
@@ -18,6 +53,21 @@ pub(super) struct ParamsBuilder<'a> {
 }
 
 impl ParamsBuilder<'_> {
+    /// For the kernel of `step`.
+    pub(super) fn of(&self, step: &Step<'_>) -> KernelParams {
+        match step.entry.kernel {
+            Kernel::KMeanPartial => KernelParams::ReducePartial(self.k_mean_partial()),
+            Kernel::KMeanFinal => KernelParams::KMeanFinal(self.k_mean_final()),
+            Kernel::QuantizeQ => KernelParams::QuantizeQ(self.quantize_q()),
+            Kernel::QuantizeK => KernelParams::QuantizeK(self.quantize_k()),
+            Kernel::VStatsPartial => KernelParams::ReducePartial(self.v_stats_partial()),
+            Kernel::VStatsFinal => KernelParams::VStatsFinal(self.v_stats_final()),
+            Kernel::QuantizeV => KernelParams::QuantizeV(self.quantize_v()),
+            Kernel::DeltaS => KernelParams::DeltaS(self.delta_s(step.chunk)),
+            Kernel::Attention => KernelParams::Attention(self.attention(step.chunk)),
+        }
+    }
+
     fn dims(&self) -> &Dims {
         self.plan.problem().dims()
     }
@@ -46,15 +96,15 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn k_mean_partial(&self) -> ReducePartialParams {
+    fn k_mean_partial(&self) -> ReducePartialParams {
         self.reduce_partial(&self.args.k, [self.at(Slot::KSum), 0, 0])
     }
 
-    pub(super) fn v_stats_partial(&self) -> ReducePartialParams {
+    fn v_stats_partial(&self) -> ReducePartialParams {
         self.reduce_partial(&self.args.v, [Slot::VSum, Slot::VMax, Slot::VMin].map(|slot| self.at(slot)))
     }
 
-    pub(super) fn k_mean_final(&self) -> KMeanFinalParams {
+    fn k_mean_final(&self) -> KMeanFinalParams {
         let dims = self.dims();
         KMeanFinalParams {
             sum: self.at(Slot::KSum),
@@ -64,7 +114,7 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn v_stats_final(&self) -> VStatsFinalParams {
+    fn v_stats_final(&self) -> VStatsFinalParams {
         let dims = self.dims();
         VStatsFinalParams {
             sum: self.at(Slot::VSum),
@@ -81,7 +131,7 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn quantize_q(&self) -> QuantizeQParams {
+    fn quantize_q(&self) -> QuantizeQParams {
         let (dims, q) = (self.dims(), &self.args.q);
         let qk_mean = self.at(Slot::QkMean);
         QuantizeQParams {
@@ -100,7 +150,7 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn quantize_k(&self) -> QuantizeKParams {
+    fn quantize_k(&self) -> QuantizeKParams {
         let (dims, k) = (self.dims(), &self.args.k);
         QuantizeKParams {
             k: k.arg(),
@@ -115,7 +165,7 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn quantize_v(&self) -> QuantizeVParams {
+    fn quantize_v(&self) -> QuantizeVParams {
         let (dims, v) = (self.dims(), &self.args.v);
         QuantizeVParams {
             v: v.arg(),
@@ -129,7 +179,7 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn delta_s(&self, chunk: Chunk) -> DeltaSParams {
+    fn delta_s(&self, chunk: Chunk) -> DeltaSParams {
         let (dims, k) = (self.dims(), &self.args.k);
         DeltaSParams {
             k: k.arg(),
@@ -148,7 +198,7 @@ impl ParamsBuilder<'_> {
         }
     }
 
-    pub(super) fn attention(&self, chunk: Chunk) -> AttentionParams {
+    fn attention(&self, chunk: Chunk) -> AttentionParams {
         let (dims, problem) = (self.dims(), self.plan.problem());
         let granularity = problem.granularity();
         AttentionParams {

@@ -13,6 +13,12 @@
 //! passes; a census test counts them in the emitted PTX.
 //!
 //! Wrappers without `options(nomem)` clobber memory: nothing is moved across them.
+//!
+//! # Two back ends
+//!
+//! For nvptx64 a function is its instruction. For the host, with the feature `executor`, the same functions
+//! are instructions of a machine that runs whole kernels on the CPU, thread by thread: the module `executor`,
+//! for tests. Without the feature the host sees the attributes only.
 #![no_std]
 #![cfg_attr(
     target_arch = "nvptx64",
@@ -34,18 +40,36 @@ pub mod hint;
 pub mod ldmatrix;
 #[cfg(target_arch = "nvptx64")]
 pub mod math;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod mbarrier;
 #[cfg(target_arch = "nvptx64")]
 pub mod mma;
 #[cfg(target_arch = "nvptx64")]
 pub mod shared;
 #[cfg(target_arch = "nvptx64")]
 pub mod thread;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod tma;
 #[cfg(target_arch = "nvptx64")]
 pub mod warp;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod warpgroup;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod wgmma;
+
+#[cfg(all(not(target_arch = "nvptx64"), feature = "executor"))]
+extern crate std;
+
+#[cfg(all(not(target_arch = "nvptx64"), feature = "executor"))]
+pub mod executor;
+#[cfg(all(not(target_arch = "nvptx64"), feature = "executor"))]
+mod host;
+#[cfg(all(not(target_arch = "nvptx64"), feature = "executor"))]
+pub use host::*;
 
 /// What kernels import: `use cuda_std::prelude::*;`.
 pub mod prelude {
     pub use crate::kernel;
-    #[cfg(target_arch = "nvptx64")]
+    #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
     pub use crate::{thread, warp};
 }

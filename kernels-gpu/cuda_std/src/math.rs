@@ -104,3 +104,25 @@ pub fn distinct_copy(x: f32) -> f32 {
     }
     copy
 }
+
+/// `fma.rn.sat.f32` [fma]: `a · b + c`, rounded once, then clamped to 0..=1; 0 for NaN.
+#[inline(always)]
+pub fn fma_saturate(a: f32, b: f32, c: f32) -> f32 {
+    let value: f32;
+    // SAFETY: register arithmetic.
+    unsafe {
+        asm!("fma.rn.sat.f32 {}, {}, {}, {};",
+            out(reg32) value, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
+    value
+}
+
+/// `max.s32` [max]: the larger of two integers given by their bits. On sm_90, `max(max(a, b), c)` is one
+/// machine instruction.
+#[inline(always)]
+pub fn max_s32(a: u32, b: u32) -> u32 {
+    let value: u32;
+    // SAFETY: register arithmetic.
+    unsafe { asm!("max.s32 {}, {}, {};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack)) };
+    value
+}

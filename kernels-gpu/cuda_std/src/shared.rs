@@ -90,3 +90,26 @@ pub unsafe fn store_u32x4(address: u32, value: [u32; 4]) {
             in(reg32) address, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], options(nostack));
     }
 }
+
+/// Generic address of the first parameter of kernel `$kernel`, from which tensor maps may be used: what CUDA C++
+/// calls a `__grid_constant__` parameter [Kernel Function Parameter Attributes; cvta.param]. `$value` is that
+/// parameter; off the GPU its own address is taken.
+#[macro_export]
+macro_rules! parameter_address {
+    ($kernel:ident, $value:ident) => {{
+        #[cfg(target_arch = "nvptx64")]
+        {
+            let address: u64;
+            // SAFETY: takes the address of the parameter, which is constant while the kernel runs.
+            unsafe {
+                ::core::arch::asm!(concat!("mov.b64 {0}, ", stringify!($kernel), "_param_0; cvta.param.u64 {0}, {0};"),
+                    out(reg64) address, options(pure, nomem, nostack));
+            }
+            address
+        }
+        #[cfg(not(target_arch = "nvptx64"))]
+        {
+            &raw const $value as u64
+        }
+    }};
+}

@@ -12,6 +12,7 @@ pub(crate) struct LaunchBounds {
     max_threads: Option<u32>,
     min_blocks: Option<u32>,
     max_registers: Option<u32>,
+    parameter_align: Option<u32>,
 }
 
 impl LaunchBounds {
@@ -32,6 +33,7 @@ impl LaunchBounds {
                 "max_threads" => &mut bounds.max_threads,
                 "min_blocks" => &mut bounds.min_blocks,
                 "max_registers" => &mut bounds.max_registers,
+                "parameter_align" => &mut bounds.parameter_align,
                 _ => return Err(Error::new(name.span(), EXPECTED)),
             };
             if slot.replace(value).is_some() {
@@ -58,6 +60,9 @@ impl LaunchBounds {
         if self.min_blocks.is_some() && self.max_threads.is_none() {
             return wrong("`min_blocks` needs `max_threads`: registers are divided among the threads of those blocks");
         }
+        if self.parameter_align.is_some_and(|align| !align.is_power_of_two() || align > 128) {
+            return wrong("`parameter_align` is a power of two, at most 128");
+        }
         if self.min_blocks.is_some() && self.max_registers.is_some() {
             return wrong("`min_blocks` and `max_registers` both limit registers: give one of them");
         }
@@ -68,8 +73,12 @@ impl LaunchBounds {
     /// rustc has no attribute for them, and a comment costs no instruction.
     pub(crate) fn marker(&self) -> Option<String> {
         let mut text = String::new();
-        let all =
-            [("max_threads", self.max_threads), ("min_blocks", self.min_blocks), ("max_registers", self.max_registers)];
+        let all = [
+            ("max_threads", self.max_threads),
+            ("min_blocks", self.min_blocks),
+            ("max_registers", self.max_registers),
+            ("parameter_align", self.parameter_align),
+        ];
         for (name, value) in all {
             if let Some(value) = value {
                 write!(text, " {name}={value}").expect("writing to a String");
@@ -83,8 +92,7 @@ impl LaunchBounds {
     }
 }
 
-const EXPECTED: &str =
-    "#[kernel] takes `max_threads = N`, `min_blocks = N` and `max_registers = N`, separated by commas";
+const EXPECTED: &str = "#[kernel] takes `max_threads = N`, `min_blocks = N`, `max_registers = N` and `parameter_align = N`, separated by commas";
 
 fn integer(token: Option<TokenTree>, name_span: Span) -> Result<(u32, Span), Error> {
     let Some(token) = token else {

@@ -44,6 +44,7 @@ impl Error {
 /// | `max_threads = N` | `.maxntid N, 1, 1` | no block has more than N threads (x extent) |
 /// | `min_blocks = N` | `.minnctapersm N` | at least N blocks fit on one SM; needs `max_threads` |
 /// | `max_registers = N` | `.maxnreg N` | a thread uses at most N registers; excludes `min_blocks` |
+/// | `parameter_align = N` | `.param .align N` | none: raises the alignment of the parameters, for tensor maps |
 ///
 /// ```
 /// use cuda_std_macros::kernel;

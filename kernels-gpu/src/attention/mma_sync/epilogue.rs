@@ -1,6 +1,6 @@
 //! Normalises, scales and stores one warp's output and LSE.
 
-use cuda_std::{convert, global, math, thread};
+use cuda_std::{global, math, thread};
 use sage_spec::params::AttentionParams;
 use sage_spec::tiling::BLOCK_Q;
 
@@ -8,35 +8,7 @@ use super::config::{Config, OutputTile, Rows};
 use super::general::HalfBlock;
 use super::mainloop::Work;
 use super::softmax::RowState;
-
-/// Two neighbouring channels of the output, from `address` on; `second` says whether the second one
-/// exists, `paired` whether one access may store both.
-#[inline(always)]
-unsafe fn store_pair(address: u64, values: [f32; 2], dtype: u32, paired: bool, second: bool) {
-    // SAFETY: the caller vouches for both elements.
-    unsafe {
-        if dtype == 2 {
-            global::store_f32(address, values[0]);
-            if second {
-                global::store_f32(address + 4, values[1]);
-            }
-            return;
-        }
-        let bits = if dtype == 0 {
-            convert::f32_to_f16x2(values[0], values[1])
-        } else {
-            convert::f32_to_bf16x2(values[0], values[1])
-        };
-        if paired && second {
-            global::store_u32(address, bits);
-        } else {
-            global::store_u16(address, bits & 0xffff);
-            if second {
-                global::store_u16(address + 2, bits >> 16);
-            }
-        }
-    }
-}
+use crate::attention::store::store_pair;
 
 /// What the general kernels do differently at the end.
 pub struct Weights {

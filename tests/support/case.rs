@@ -1,4 +1,4 @@
-//! Random problems, each rebuilt from one number.
+//! Random problems for kernels, each rebuilt from one number.
 
 use half::{bf16, f16};
 use sage_attn::error::Operand;
@@ -6,10 +6,12 @@ use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, 
 use sage_attn::reference::{Data, HostTensor, Options};
 use sage_spec::symbol::{STEMS, Stem};
 use sage_spec::{PvFormat, ScaleGranularity};
-use sage_tests::generate::Random;
+
+use crate::generate::Random;
 
 /// A tensor's bytes, from its first element to its last, and how they are laid out.
 pub struct Tensor {
+    /// Type, shape and strides.
     pub spec: TensorSpec,
     elements: Elements,
 }
@@ -22,7 +24,7 @@ enum Elements {
 
 impl Tensor {
     /// `value(head, token, feature)` where the tensor has elements, NaN in the gaps of its strides.
-    fn fill(spec: TensorSpec, mut value: impl FnMut(usize, usize, usize) -> f32) -> Tensor {
+    pub fn fill(spec: TensorSpec, mut value: impl FnMut(usize, usize, usize) -> f32) -> Tensor {
         let span = spec.span_elems(Operand::Tensor).expect("test extents are small");
         let mut x = vec![f32::NAN; span];
         let [batch, heads, tokens, head_dim] = spec.shape;
@@ -44,6 +46,7 @@ impl Tensor {
         Tensor { spec, elements }
     }
 
+    /// As the reference takes it.
     pub fn host(&self) -> HostTensor<'_> {
         let data = match &self.elements {
             Elements::F16(x) => Data::F16(x),
@@ -54,6 +57,7 @@ impl Tensor {
         HostTensor { data, stride_batch, stride_head, stride_token }
     }
 
+    /// As memory holds it.
     pub fn bytes(&self) -> Vec<u8> {
         match &self.elements {
             Elements::F16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -65,25 +69,62 @@ impl Tensor {
 
 /// A problem with its operands.
 pub struct Case {
+    /// What it was made from.
     pub seed: u64,
+    /// The attention kernel that solves it.
     pub stem: Stem,
+    /// The problem.
     pub problem: Problem,
+    /// The same for the reference.
     pub options: Options,
+    /// Queries.
     pub q: Tensor,
+    /// Keys.
     pub k: Tensor,
+    /// Values.
     pub v: Tensor,
 }
 
+/// How large random problems get.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Largest batch.
+    pub batch: usize,
+    /// Most key/value heads.
+    pub num_heads_kv: usize,
+    /// Query heads of a key/value head, one of which is picked.
+    pub gqa_groups: &'static [usize],
+    /// Most tokens of a sequence, about.
+    pub tokens: usize,
+}
+
+impl Limits {
+    /// For a GPU: to about four query blocks.
+    pub const GPU: Limits = Limits { batch: 2, num_heads_kv: 3, gqa_groups: &[1, 1, 2, 3, 5], tokens: 500 };
+    /// For kernels that run on the CPU: to two query blocks and a few key blocks.
+    pub const EXECUTOR: Limits = Limits { batch: 2, num_heads_kv: 2, gqa_groups: &[1, 1, 1, 3], tokens: 160 };
+}
+
 impl Case {
-    /// The problem of `seed`: any stem, extents to about four query blocks with many tails, all layouts
-    /// and options, keys and queries with channel offsets as real ones have.
-    pub fn random(seed: u64) -> Case {
+    /// The problem of `seed`: any stem, extents within `limits` with many tails, all layouts and options,
+    /// keys and queries with channel offsets as real ones have.
+    pub fn random(seed: u64, limits: Limits) -> Case {
+        Case::new(seed, limits, None)
+    }
+
+    /// [`Case::random`], but for the attention kernel `stem`.
+    pub fn random_for(stem: Stem, seed: u64, limits: Limits) -> Case {
+        Case::new(seed, limits, Some(stem))
+    }
+
+    fn new(seed: u64, limits: Limits, stem: Option<Stem>) -> Case {
         let mut random = Random(seed);
         let pick = |random: &mut Random, n: usize| (random.bits() % n as u64) as usize;
-        let stem = STEMS[pick(&mut random, STEMS.len())];
-        let batch = 1 + pick(&mut random, 2);
-        let num_heads_kv = 1 + pick(&mut random, 3);
-        let num_heads_q = num_heads_kv * [1, 1, 2, 3, 5][pick(&mut random, 5)];
+        let any_stem = STEMS[pick(&mut random, STEMS.len())];
+        let stem = stem.unwrap_or(any_stem);
+        let batch = 1 + pick(&mut random, limits.batch);
+        let num_heads_kv = 1 + pick(&mut random, limits.num_heads_kv);
+        let num_heads_q = num_heads_kv * limits.gqa_groups[pick(&mut random, limits.gqa_groups.len())];
         let head_dim = match pick(&mut random, 4) {
             0 => 64,
             1 | 2 => 128,
@@ -91,10 +132,10 @@ impl Case {
         };
         let tokens = |random: &mut Random| match pick(random, 8) {
             0 => pick(random, 4),
-            1 => 64 * (1 + pick(random, 4)),
+            1 => 64 * (1 + pick(random, (limits.tokens / 125).max(2))),
             2 => 127 + pick(random, 3),
             3 => 1 + pick(random, 64),
-            _ => 1 + pick(random, 500),
+            _ => 1 + pick(random, limits.tokens),
         };
         let (seqlen_q, seqlen_kv) = (tokens(&mut random), tokens(&mut random));
         let seqlen_q = if pick(&mut random, 3) == 0 { seqlen_kv } else { seqlen_q };

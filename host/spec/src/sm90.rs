@@ -1,0 +1,200 @@
+//! The contract of the Hopper attention kernels (`sm90_*`): tiles, shared memory, parameters and the
+//! form of the exponential. Quantized buffers are those of every other kernel.
+
+use crate::params::{Chunk, TensorArg};
+
+/// Query rows of a work item: three consumer warpgroups of [`WARPGROUP_Q`] rows.
+pub const BLOCK_Q: usize = 192;
+/// Query rows of a consumer warpgroup; a multiple of it is a block of smooth-Q's means.
+pub const WARPGROUP_Q: usize = 64;
+/// Key/value tokens of a tile; divides [`crate::tiling::KV_PAD`].
+pub const BLOCK_KV: usize = 128;
+/// Threads of a CTA: one producer and three consumer warpgroups.
+pub const THREADS: usize = 512;
+/// Stages of the ring of K and of the ring of V.
+pub const STAGES: usize = 4;
+/// Buffers of Q: the next work item's is loaded while the current one is used.
+pub const Q_BUFFERS: usize = 2;
+/// Rows of V's tile in shared memory after the channels: one of ones, which makes the tensor core add up
+/// P, and zeros up to a whole group of eight.
+pub const ONES_ROWS: usize = 8;
+
+/// Named plan of a CTA's dynamic shared memory, in bytes from its 1024-byte aligned start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmemPlan {
+    /// Bytes of one buffer of Q.
+    pub q_bytes: usize,
+    /// Bytes of one tile of K.
+    pub k_bytes: usize,
+    /// Bytes of the channels of one tile of V, as they are copied.
+    pub v_copy_bytes: usize,
+    /// Bytes from one tile of V to the next, ones included.
+    pub v_bytes: usize,
+    /// First tile of K.
+    pub k_offset: usize,
+    /// First tile of V.
+    pub v_offset: usize,
+    /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q (a buffer each).
+    pub barrier_offset: usize,
+    /// All of it.
+    pub bytes: usize,
+}
+
+impl SmemPlan {
+    /// The plan for a padded head dimension of 64 or 128.
+    pub const fn new(head_dim_padded: usize) -> SmemPlan {
+        let q_bytes = BLOCK_Q * head_dim_padded;
+        let k_bytes = BLOCK_KV * head_dim_padded;
+        let v_copy_bytes = head_dim_padded * BLOCK_KV;
+        let v_bytes = v_copy_bytes + ONES_ROWS * BLOCK_KV;
+        let k_offset = Q_BUFFERS * q_bytes;
+        let v_offset = k_offset + STAGES * k_bytes;
+        let barrier_offset = v_offset + STAGES * v_bytes;
+        let bytes = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
+        SmemPlan { q_bytes, k_bytes, v_copy_bytes, v_bytes, k_offset, v_offset, barrier_offset, bytes }
+    }
+}
+
+/// How a kernel turns scores into E4M3 codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Exponential {
+    /// 2^x by the special function unit, then rounded to nearest: every key.
+    Exact,
+    /// Half of the keys (see [`is_exact_key`]) as in `Exact`; the others directly from the exponent: an
+    /// E4M3 code is almost eight times the log2 of its value (see [`direct_code`]).
+    Mixed,
+}
+
+impl Exponential {
+    /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential.
+    pub const fn exact_pairs(self) -> u32 {
+        match self {
+            Exponential::Exact => 0xff,
+            Exponential::Mixed => 0x55,
+        }
+    }
+
+    /// Whether key `key` of its head takes the exact exponential.
+    pub const fn is_exact_key(self, key: usize) -> bool {
+        self.exact_pairs() >> (key % BLOCK_KV / 16) & 1 == 1
+    }
+}
+
+/// log2 of the largest E4M3 value, 448: what P of a row's maximum becomes.
+pub const P_MAX_LOG2: f32 = 8.807_355;
+
+/// Code of the row's maximum in the direct form. The value of code `c ≥ 8` is 2^(c/8 − 7) at multiples of
+/// eight and up to 6 % above in between; with 126 here (and not 8 · (7 + log2 448) = 126.46) the codes'
+/// mean error over an octave is zero, so that both halves of a mixed row weigh the same.
+pub const DIRECT_MAX_CODE: f32 = 126.0;
+
+/// E4M3 code of P for a score `below_max ≤ 0` octaves below the row's maximum.
+pub fn direct_code(below_max: f32) -> u8 {
+    let code = 8.0 * below_max + DIRECT_MAX_CODE;
+    if code > 0.0 { round_half_even(code) } else { 0 }
+}
+
+/// Nearest integer of `0 <= x <= 127`, ties to even.
+fn round_half_even(x: f32) -> u8 {
+    // f32 has spacing 1 between 2²³ and 2²⁴.
+    ((x + 12_582_912.0) - 12_582_912.0) as u8
+}
+
+/// A tensor map (`CUtensorMap`), made by the driver's `cuTensorMapEncodeTiled`. It must lie at a multiple of 64
+/// bytes: the kernel's attribute `parameter_align` sees to that, as rustc allows no more than 16 for parameters.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TensorMap(pub [u64; 16]);
+
+/// `sm90_int8_fp8_fwd_*`: [`THREADS`] threads, as many CTAs as fit the device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sm90AttentionParams {
+    /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, BLOCK_Q, Dp]`, swizzled by its row of Dp bytes.
+    pub q_map: TensorMap,
+    /// Codes of K, one byte each, `[B·Hkv, Np, Dp]`; box `[1, BLOCK_KV, Dp]`, swizzled likewise.
+    pub k_map: TensorMap,
+    /// Codes of V, `[B·Hkv, Dp, Np]`; box `[1, Dp, BLOCK_KV]`, 128-byte swizzle.
+    pub v_map: TensorMap,
+    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`.
+    pub q_scale: u64,
+    /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
+    pub k_scale: u64,
+    /// f32 `[B, Hkv, Dp]`.
+    pub v_scale: u64,
+    /// Nullable: f32 `[B, Hkv, Dp]`, added to every row that sees a key.
+    pub v_mean: u64,
+    /// Nullable except in `*_delta_s_*`: f32 `[head_count, block_count, Np]`, see [`crate::params::DeltaSParams`].
+    pub delta_s: u64,
+    /// Nullable: f32 `[B, Hq, Mp]`; times `sm_scale` it is added to the LSE.
+    pub qk_mean: u64,
+    /// Out, nullable: f32 `[B, Hq, M]` natural-log LSE; −inf for a row that sees no key.
+    pub lse: u64,
+    /// Out: `[B, Hq, M, D]`.
+    pub out: TensorArg,
+    /// Hq.
+    pub num_heads_q: u32,
+    /// Hkv.
+    pub num_heads_kv: u32,
+    /// Hq / Hkv.
+    pub gqa_group: u32,
+    /// M.
+    pub seqlen_q: u32,
+    /// N.
+    pub seqlen_kv: u32,
+    /// D.
+    pub head_dim: u32,
+    /// The part of the work this launch covers, in query blocks of 128 rows.
+    pub chunk: Chunk,
+    /// Work items per head of the chunk: its rows over [`BLOCK_Q`], rounded up.
+    pub tiles_per_head: u32,
+    /// Work items of the launch.
+    pub work_items: u32,
+    /// Heads whose work items are interleaved, so that long causal items start first while the heads' K
+    /// and V stay in L2. At least 1.
+    pub heads_per_group: u32,
+    /// [`crate::ScaleGranularity::q_scales_per_block`].
+    pub q_scales_per_block: u32,
+    /// [`crate::ScaleGranularity::k_scales_per_block`].
+    pub k_scales_per_block: u32,
+    /// 1: row i sees keys up to `i + N − M` (bottom-right aligned); 0: every key.
+    pub causal: u32,
+    /// Type of `out`: 0 f16, 1 bf16, 2 f32.
+    pub out_dtype: u32,
+    /// `sm_scale · log2(e)`.
+    pub sm_scale_log2: f32,
+    /// `sm_scale`.
+    pub sm_scale: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_fits_a_multiprocessor() {
+        for head_dim in [64, 128] {
+            let plan = SmemPlan::new(head_dim);
+            assert!(plan.bytes <= 227 << 10, "{plan:?}");
+            for offset in [plan.q_bytes, plan.k_offset, plan.k_bytes, plan.v_offset, plan.v_bytes] {
+                assert_eq!(offset % 1024, 0, "{plan:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn direct_codes_end_at_both_ends() {
+        assert_eq!(direct_code(0.0), 126);
+        assert_eq!(direct_code(-1.0), 118);
+        assert_eq!(direct_code(-15.75), 0);
+        assert_eq!(direct_code(-1e30), 0);
+        assert_eq!(direct_code(f32::NAN), 0);
+    }
+
+    #[test]
+    fn half_of_the_keys_are_exact_in_a_mixed_row() {
+        let exact = (0..BLOCK_KV).filter(|&key| Exponential::Mixed.is_exact_key(key)).count();
+        assert_eq!(exact, BLOCK_KV / 2);
+        assert!((0..BLOCK_KV).all(|key| Exponential::Exact.is_exact_key(key)));
+    }
+}

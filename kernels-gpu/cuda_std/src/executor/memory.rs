@@ -1,0 +1,282 @@
+//! Device memory: allocations at made-up addresses, with what is known about each byte.
+
+use std::format;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+use super::fault::{Access, FaultKind, Space};
+
+/// Where the first allocation lies: no address of a kernel is a pointer of the host by accident.
+const BASE: u64 = 0x7_0000_0000;
+/// Alignment of allocations, as `cuMemAlloc` promises.
+const ALIGN: u64 = 256;
+/// Unmapped bytes between allocations.
+const GAP: u64 = 1 << 16;
+/// Byte that memory holds before it is written: NaN in every float format, −1 as an integer.
+const POISON: u8 = 0xff;
+
+/// The byte has a value.
+const INIT: u8 = 1;
+/// No kernel may touch the byte.
+const FORBIDDEN: u8 = 2;
+/// The present launch has read the byte through the constant path.
+const READ_CONSTANT: u8 = 4;
+
+/// The device memory of a machine.
+///
+/// Addresses are numbers that only [`crate::executor`] understands; they are the same in every run.
+#[derive(Default)]
+pub struct Memory {
+    allocations: Vec<Allocation>,
+    /// The last allocation hit.
+    recent: usize,
+}
+
+struct Allocation {
+    name: String,
+    base: u64,
+    data: Vec<u8>,
+    state: Vec<u8>,
+    /// Per byte, 0 or 1 + the thread that wrote it in the present launch; `u32::MAX` if atomically.
+    writer: Vec<u32>,
+}
+
+/// `writer` of bytes changed by atomics, which any thread may change.
+const ATOMIC: u32 = u32::MAX;
+
+/// How a kernel reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// `ld.global.nc`: the byte may not be written in this launch.
+    Constant,
+    /// Any other read.
+    Weak,
+}
+
+impl Memory {
+    /// No memory.
+    pub fn new() -> Self {
+        Memory::default()
+    }
+
+    /// Allocates `bytes` bytes without values, at a multiple of 256. Faults call the allocation `name`.
+    pub fn alloc(&mut self, name: &str, bytes: usize) -> u64 {
+        let base = match self.allocations.last() {
+            Some(last) => (last.base + last.data.len() as u64 + GAP).next_multiple_of(ALIGN),
+            None => BASE,
+        };
+        self.allocations.push(Allocation {
+            name: name.into(),
+            base,
+            data: vec![POISON; bytes],
+            state: vec![0; bytes],
+            writer: Vec::new(),
+        });
+        base
+    }
+
+    /// Allocates a copy of `data`.
+    pub fn upload(&mut self, name: &str, data: &[u8]) -> u64 {
+        let base = self.alloc(name, data.len());
+        self.write(base, data);
+        base
+    }
+
+    /// Copies `data` to `address`.
+    ///
+    /// # Panics
+    ///
+    /// If the bytes are not all in one allocation.
+    pub fn write(&mut self, address: u64, data: &[u8]) {
+        let (allocation, at) = self.find_mut(address, data.len());
+        allocation.data[at..at + data.len()].copy_from_slice(data);
+        allocation.state[at..at + data.len()].iter_mut().for_each(|state| *state |= INIT);
+    }
+
+    /// Takes the values of `bytes` bytes away: reading them is a fault until a kernel writes them.
+    ///
+    /// # Panics
+    ///
+    /// If the bytes are not all in one allocation.
+    pub fn undefine(&mut self, address: u64, bytes: usize) {
+        let (allocation, at) = self.find_mut(address, bytes);
+        allocation.data[at..at + bytes].fill(POISON);
+        allocation.state[at..at + bytes].iter_mut().for_each(|state| *state &= !INIT);
+    }
+
+    /// Makes every access of a kernel to `bytes` bytes a fault: gaps between rows, for instance.
+    ///
+    /// # Panics
+    ///
+    /// If the bytes are not all in one allocation.
+    pub fn forbid(&mut self, address: u64, bytes: usize) {
+        let (allocation, at) = self.find_mut(address, bytes);
+        allocation.state[at..at + bytes].iter_mut().for_each(|state| *state |= FORBIDDEN);
+    }
+
+    /// The bytes from `address` on, whether or not they have values.
+    ///
+    /// # Panics
+    ///
+    /// If the bytes are not all in one allocation.
+    pub fn read(&self, address: u64, bytes: usize) -> &[u8] {
+        let (allocation, at) = self.find(address, bytes);
+        &allocation.data[at..at + bytes]
+    }
+
+    /// First of `bytes` bytes from `address` on that has no value, as an offset.
+    ///
+    /// # Panics
+    ///
+    /// If the bytes are not all in one allocation.
+    pub fn first_undefined(&self, address: u64, bytes: usize) -> Option<usize> {
+        let (allocation, at) = self.find(address, bytes);
+        allocation.state[at..at + bytes].iter().position(|state| state & INIT == 0)
+    }
+
+    fn index_of(&self, address: u64, bytes: usize) -> Option<usize> {
+        let holds = |allocation: &Allocation| allocation.holds(address, bytes);
+        if self.allocations.get(self.recent).is_some_and(holds) {
+            return Some(self.recent);
+        }
+        let after = self.allocations.partition_point(|allocation| allocation.base <= address);
+        let index = after.checked_sub(1)?;
+        holds(&self.allocations[index]).then_some(index)
+    }
+
+    fn find(&self, address: u64, bytes: usize) -> (&Allocation, usize) {
+        let index = self.index_of(address, bytes).unwrap_or_else(|| panic!("{}", self.near(address)));
+        (&self.allocations[index], (address - self.allocations[index].base) as usize)
+    }
+
+    fn find_mut(&mut self, address: u64, bytes: usize) -> (&mut Allocation, usize) {
+        let index = self.index_of(address, bytes).unwrap_or_else(|| panic!("{}", self.near(address)));
+        let allocation = &mut self.allocations[index];
+        let at = (address - allocation.base) as usize;
+        (allocation, at)
+    }
+
+    /// Where `address` is, in words.
+    fn near(&self, address: u64) -> String {
+        let after = self.allocations.partition_point(|allocation| allocation.base <= address);
+        match after.checked_sub(1).map(|index| &self.allocations[index]) {
+            Some(Allocation { name, base, data, .. }) => {
+                format!("byte {} of \"{name}\", which has {} bytes", address - base, data.len())
+            }
+            None => match self.allocations.first() {
+                Some(first) => format!("{} bytes before \"{}\"", first.base - address, first.name),
+                None => "nothing is allocated".into(),
+            },
+        }
+    }
+
+    /// Forgets who read and wrote what.
+    pub(super) fn begin_launch(&mut self) {
+        for allocation in &mut self.allocations {
+            allocation.state.iter_mut().for_each(|state| *state &= !READ_CONSTANT);
+            allocation.writer.clear();
+            allocation.writer.resize(allocation.data.len(), 0);
+        }
+    }
+
+    /// Checks that a kernel may touch the bytes; the allocation and the offset.
+    fn locate(
+        &mut self,
+        access: Access,
+        address: u64,
+        bytes: usize,
+        align: usize,
+    ) -> Result<(usize, usize), FaultKind> {
+        if !address.is_multiple_of(align as u64) {
+            return Err(FaultKind::Misaligned { space: Space::Global, address, align });
+        }
+        let out_of_bounds = |hint| FaultKind::OutOfBounds { space: Space::Global, access, address, bytes, hint };
+        let Some(index) = self.index_of(address, bytes) else {
+            return Err(out_of_bounds(self.near(address)));
+        };
+        self.recent = index;
+        let at = (address - self.allocations[index].base) as usize;
+        if self.allocations[index].state[at..at + bytes].iter().any(|state| state & FORBIDDEN != 0) {
+            return Err(out_of_bounds(format!("a gap: {}", self.near(address))));
+        }
+        Ok((index, at))
+    }
+
+    /// A kernel reads `N` bytes.
+    pub(super) fn load<const N: usize>(
+        &mut self,
+        thread: u32,
+        address: u64,
+        align: usize,
+        how: Read,
+    ) -> Result<[u8; N], FaultKind> {
+        let (index, at) = self.locate(Access::Read, address, N, align)?;
+        let allocation = &mut self.allocations[index];
+        let range = at..at + N;
+        if let Some(byte) = allocation.state[range.clone()].iter().position(|state| state & INIT == 0) {
+            let address = address + byte as u64;
+            return Err(FaultKind::Uninitialised { space: Space::Global, address, hint: self.near(address) });
+        }
+        let foreign = |&writer: &u32| match how {
+            Read::Constant => writer != 0,
+            Read::Weak => writer != 0 && writer != ATOMIC && writer != thread + 1,
+        };
+        if let Some(byte) = allocation.writer[range.clone()].iter().position(foreign) {
+            return Err(self.conflict(Access::Read, address + byte as u64));
+        }
+        if how == Read::Constant {
+            allocation.state[range.clone()].iter_mut().for_each(|state| *state |= READ_CONSTANT);
+        }
+        Ok(allocation.data[range].try_into().expect("the range has N bytes"))
+    }
+
+    /// A kernel writes `data`.
+    pub(super) fn store(&mut self, thread: u32, address: u64, data: &[u8]) -> Result<(), FaultKind> {
+        let (index, at) = self.locate(Access::Write, address, data.len(), data.len())?;
+        let allocation = &mut self.allocations[index];
+        let range = at..at + data.len();
+        let constant = allocation.state[range.clone()].iter().position(|state| state & READ_CONSTANT != 0);
+        let written = allocation.writer[range.clone()].iter().position(|&writer| writer != 0 && writer != thread + 1);
+        if let Some(byte) = constant.or(written) {
+            return Err(self.conflict(Access::Write, address + byte as u64));
+        }
+        allocation.data[range.clone()].copy_from_slice(data);
+        allocation.writer[range.clone()].fill(thread + 1);
+        allocation.state[range].iter_mut().for_each(|state| *state |= INIT);
+        Ok(())
+    }
+
+    /// A kernel replaces a word by `change(word)` in one step; the old word.
+    pub(super) fn atomic(&mut self, address: u64, change: impl FnOnce(u32) -> u32) -> Result<u32, FaultKind> {
+        let (index, at) = self.locate(Access::Write, address, 4, 4)?;
+        let allocation = &mut self.allocations[index];
+        let range = at..at + 4;
+        if allocation.state[range.clone()].iter().any(|state| state & INIT == 0) {
+            return Err(FaultKind::Uninitialised { space: Space::Global, address, hint: self.near(address) });
+        }
+        let constant = allocation.state[range.clone()].iter().any(|state| state & READ_CONSTANT != 0);
+        let written = allocation.writer[range.clone()].iter().any(|&writer| writer != 0 && writer != ATOMIC);
+        if constant || written {
+            return Err(self.conflict(Access::Write, address));
+        }
+        allocation.writer[range.clone()].fill(ATOMIC);
+        let word = &mut allocation.data[range];
+        let old = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+        word.copy_from_slice(&change(old).to_le_bytes());
+        Ok(old)
+    }
+
+    fn conflict(&self, access: Access, address: u64) -> FaultKind {
+        FaultKind::GlobalConflict { access, address, hint: self.near(address) }
+    }
+}
+
+impl Allocation {
+    fn holds(&self, address: u64, bytes: usize) -> bool {
+        let Some(at) = address.checked_sub(self.base) else {
+            return false;
+        };
+        at.checked_add(bytes as u64).is_some_and(|end| end <= self.data.len() as u64)
+    }
+}

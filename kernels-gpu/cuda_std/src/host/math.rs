@@ -1,0 +1,104 @@
+//! Arithmetic that plain Rust operators do not reach. A NaN result is the canonical one, as on a GPU.
+
+use std::panic::Location;
+
+use crate::executor::numeric::{CANONICAL_NAN, canonical, flush};
+use crate::executor::products::check_finished;
+
+/// `fma.rn.f32` [fma]: `a · b + c`, rounded once.
+#[inline]
+#[track_caller]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    check_finished(Location::caller(), [a, b, c].map(f32::to_bits));
+    canonical(a.mul_add(b, c))
+}
+
+/// `max.f32` [max]: the number if one operand is NaN; +0 is larger than −0.
+#[inline]
+#[track_caller]
+pub fn max(a: f32, b: f32) -> f32 {
+    check_finished(Location::caller(), [a, b].map(f32::to_bits));
+    if a == b {
+        return f32::from_bits(a.to_bits() & b.to_bits());
+    }
+    canonical(a.max(b))
+}
+
+/// `min.f32` [min]: the number if one operand is NaN; −0 is smaller than +0.
+#[inline]
+#[track_caller]
+fn min(a: f32, b: f32) -> f32 {
+    -max(-a, -b)
+}
+
+/// `max.NaN.f32` [max]: NaN if either operand is NaN.
+#[inline]
+#[track_caller]
+pub fn max_propagate_nan(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { CANONICAL_NAN } else { max(a, b) }
+}
+
+/// `min.NaN.f32` [min]: NaN if either operand is NaN.
+#[inline]
+#[track_caller]
+pub fn min_propagate_nan(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { CANONICAL_NAN } else { min(a, b) }
+}
+
+/// `abs.f32` [abs].
+#[inline]
+pub fn abs(a: f32) -> f32 {
+    a.abs()
+}
+
+/// `ex2.approx.ftz.f32` [ex2], correctly rounded.
+#[inline]
+pub fn exp2(x: f32) -> f32 {
+    canonical(flush(f64::from(flush(x)).exp2() as f32))
+}
+
+/// `lg2.approx.f32` [lg2], correctly rounded.
+#[inline]
+pub fn log2(x: f32) -> f32 {
+    canonical(f64::from(x).log2() as f32)
+}
+
+/// Quotient of two `u32`.
+///
+/// # Safety
+/// None is needed here: a division by zero is a fault.
+#[inline]
+#[track_caller]
+pub unsafe fn div_u32(a: u32, b: u32) -> u32 {
+    a / b
+}
+
+/// `1 / x` for normal `x`: `rcp.approx.ftz.f32` [rcp], here correctly rounded, and one Newton step.
+#[inline]
+#[track_caller]
+pub fn reciprocal(x: f32) -> f32 {
+    let estimate = canonical(flush(1.0 / flush(x)));
+    fma(estimate, fma(-x, estimate, 1.0), estimate)
+}
+
+/// `x`.
+#[inline]
+pub fn distinct_copy(x: f32) -> f32 {
+    x
+}
+
+/// `fma.rn.sat.f32` [fma]: `a · b + c`, rounded once, then clamped to 0..=1; 0 for NaN.
+#[inline]
+#[track_caller]
+pub fn fma_saturate(a: f32, b: f32, c: f32) -> f32 {
+    let x = fma(a, b, c);
+    if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) + 0.0 }
+}
+
+/// `max.s32` [max]: the larger of two integers given by their bits.
+#[inline]
+#[track_caller]
+pub fn max_s32(a: u32, b: u32) -> u32 {
+    check_finished(Location::caller(), [a, b]);
+    (a as i32).max(b as i32) as u32
+}

@@ -1,0 +1,58 @@
+//! Exchange between the lanes of a warp.
+
+use std::panic::Location;
+
+use crate::executor::context::query;
+use crate::executor::warp::{Collective, meet};
+
+/// Threads of a warp.
+pub const WARP_SIZE: u32 = 32;
+
+/// `%laneid` [Special Registers].
+#[inline]
+#[track_caller]
+pub fn lane_id() -> u32 {
+    query(Location::caller(), |machine| machine.lane())
+}
+
+/// `shfl.sync.bfly.b32` [shfl.sync]: the value of lane `lane ^ mask`.
+///
+/// # Safety
+/// None is needed here: the executor checks what the PTX back end asks for.
+#[inline]
+#[track_caller]
+pub unsafe fn shuffle_xor(value: u32, mask: u32) -> u32 {
+    let source = lane_id() ^ (mask & 0x1f);
+    meet(Location::caller(), Collective::Shuffle, &[value, source])[0]
+}
+
+/// [`shuffle_xor`] of an `f32`.
+///
+/// # Safety
+/// As for [`shuffle_xor`].
+#[inline]
+#[track_caller]
+pub unsafe fn shuffle_xor_f32(value: f32, mask: u32) -> f32 {
+    let source = lane_id() ^ (mask & 0x1f);
+    f32::from_bits(meet(Location::caller(), Collective::Shuffle, &[value.to_bits(), source])[0])
+}
+
+/// `shfl.sync.idx.b32` [shfl.sync]: the value of lane `lane`.
+///
+/// # Safety
+/// As for [`shuffle_xor`].
+#[inline]
+#[track_caller]
+pub unsafe fn shuffle_idx(value: u32, lane: u32) -> u32 {
+    meet(Location::caller(), Collective::Shuffle, &[value, lane & 0x1f])[0]
+}
+
+/// `bar.warp.sync` [bar.warp.sync]: converges the warp and orders its memory accesses.
+///
+/// # Safety
+/// As for [`shuffle_xor`].
+#[inline]
+#[track_caller]
+pub unsafe fn sync_warp() {
+    meet(Location::caller(), Collective::Sync, &[]);
+}

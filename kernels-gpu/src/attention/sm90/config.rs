@@ -1,0 +1,107 @@
+//! What varies between the kernels, every number derived from it, and the named shared-memory plan.
+
+use sage_spec::sm90::{Q_BUFFERS, STAGES, SmemPlan};
+
+/// A kernel.
+pub trait Config {
+    /// Padded head dimension, 64 or 128.
+    const HEAD_DIM: u32;
+    /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential.
+    const EXACT_PAIRS: u32;
+    /// Whether scores get ΔS of smooth-Q.
+    const DELTA_S: bool;
+    /// Where everything lies in shared memory.
+    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize);
+}
+
+/// Registers of a producer thread; the consumers get what it leaves: 24 · 128 + 160 · 384 ≤ 65,536.
+pub const PRODUCER_REGISTERS: u32 = 24;
+/// Registers of a consumer thread.
+pub const CONSUMER_REGISTERS: u32 = 160;
+/// Consumer warpgroups.
+pub const CONSUMERS: u32 = 3;
+
+/// Barriers of the CTA, by role. A *full* barrier completes when the copy has landed, an *empty* one when
+/// all consumers have finished with the buffer.
+#[derive(Clone, Copy)]
+pub struct Barriers {
+    first: u32,
+}
+
+impl Barriers {
+    /// The barriers of a CTA whose shared memory starts at `smem`.
+    #[inline(always)]
+    pub fn new<C: Config>(smem: u32) -> Self {
+        Barriers { first: smem + const { C::SMEM.barrier_offset as u32 } }
+    }
+
+    /// K's tile `stage` has landed.
+    #[inline(always)]
+    pub fn full_k(self, stage: u32) -> u32 {
+        self.first + stage * 8
+    }
+
+    /// Nobody reads K's tile `stage`.
+    #[inline(always)]
+    pub fn empty_k(self, stage: u32) -> u32 {
+        self.first + STAGES as u32 * 8 + stage * 8
+    }
+
+    /// V's tile `stage` has landed.
+    #[inline(always)]
+    pub fn full_v(self, stage: u32) -> u32 {
+        self.first + 2 * STAGES as u32 * 8 + stage * 8
+    }
+
+    /// Nobody reads V's tile `stage`.
+    #[inline(always)]
+    pub fn empty_v(self, stage: u32) -> u32 {
+        self.first + 3 * STAGES as u32 * 8 + stage * 8
+    }
+
+    /// Q's buffer `buffer` has landed.
+    #[inline(always)]
+    pub fn full_q(self, buffer: u32) -> u32 {
+        self.first + 4 * STAGES as u32 * 8 + buffer * 8
+    }
+
+    /// Nobody reads Q's buffer `buffer`.
+    #[inline(always)]
+    pub fn empty_q(self, buffer: u32) -> u32 {
+        self.first + (4 * STAGES + Q_BUFFERS) as u32 * 8 + buffer * 8
+    }
+}
+
+/// Position in a ring of `LENGTH` buffers: which buffer, and the parity of its barriers' phase.
+#[derive(Clone, Copy)]
+pub struct Ring<const LENGTH: u32> {
+    /// Buffer.
+    pub index: u32,
+    /// 0 in even rounds, 1 in odd ones: the phase that a full barrier completes in this round. The empty
+    /// barrier's phase of the previous round has the other parity, which is also the parity that a fresh
+    /// barrier passes at once.
+    pub parity: u32,
+}
+
+impl<const LENGTH: u32> Ring<LENGTH> {
+    /// The first buffer of the first round.
+    #[inline(always)]
+    pub fn start() -> Self {
+        Ring { index: 0, parity: 0 }
+    }
+
+    /// Moves to the next buffer.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.index += 1;
+        if self.index == LENGTH {
+            self.index = 0;
+            self.parity ^= 1;
+        }
+    }
+}
+
+/// Ring of K's and V's tiles.
+pub type TileRing = Ring<{ STAGES as u32 }>;
+/// Ring of Q's buffers.
+pub type QueryRing = Ring<{ Q_BUFFERS as u32 }>;

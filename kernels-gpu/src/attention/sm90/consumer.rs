@@ -1,0 +1,244 @@
+//! A consumer warpgroup: 64 query rows against every tile of K and V.
+
+use cuda_std::{global, mbarrier, thread, wgmma};
+use sage_spec::sm90::{BLOCK_KV, Sm90AttentionParams, WARPGROUP_Q};
+use sage_spec::tiling;
+
+use super::config::{Barriers, Config, QueryRing, TileRing};
+use super::output::{self, Output};
+use super::schedule::{Schedule, Work, rows_end, visible};
+use super::softmax::{self, ROW_MAX_START, RowState};
+use super::{epilogue, scores};
+
+const KEYS: u32 = BLOCK_KV as u32;
+
+/// The warpgroup and the lane's place in it.
+#[derive(Clone, Copy)]
+pub struct Lane {
+    /// Consumer warpgroup, from 0.
+    pub warpgroup: u32,
+    /// First row of the lane's pair `row`, `row + 8` among the warpgroup's 64.
+    pub row: u32,
+    /// `lane % 4`: the lane's columns are `2t` and `2t + 1` of every eight.
+    pub t: u32,
+    /// Whether the thread signals for its warpgroup.
+    pub leads: bool,
+}
+
+impl Lane {
+    /// From the thread index; the first 128 threads are the producer's.
+    #[inline(always)]
+    fn of(thread: u32) -> Self {
+        let in_group = thread % 128;
+        Lane {
+            warpgroup: thread / 128 - 1,
+            row: in_group / 32 * 16 + in_group % 32 / 4,
+            t: thread % 4,
+            leads: in_group == 0,
+        }
+    }
+}
+
+/// Everything a tile needs besides its number.
+struct Item<'a> {
+    p: &'a Sm90AttentionParams,
+    barriers: Barriers,
+    lane: Lane,
+    /// Descriptors: the warpgroup's rows of Q, and the first tiles of K and V.
+    q: u64,
+    k: u64,
+    v: u64,
+    /// Scale of the lane's rows, times `sm_scale · log2(e)`.
+    q_factor: f32,
+    /// One over the scale of the lane's rows; only with ΔS.
+    inverse_q_scale: f32,
+    /// Address of the lane's scale of key block 0.
+    k_scale: u64,
+    /// Address of ΔS of key 0; only with ΔS.
+    delta_s: u64,
+    /// First of the lane's two query rows.
+    row: u32,
+}
+
+/// Swizzle of a row of Q or K.
+#[inline(always)]
+const fn row_swizzle(head_dim: u32) -> wgmma::Swizzle {
+    if head_dim == 64 { wgmma::Swizzle::Bytes64 } else { wgmma::Swizzle::Bytes128 }
+}
+
+impl<'a> Item<'a> {
+    #[inline(always)]
+    unsafe fn new<C: Config>(
+        p: &'a Sm90AttentionParams,
+        barriers: Barriers,
+        smem: u32,
+        lane: Lane,
+        work: &Work,
+        q_buffer: u32,
+    ) -> Self {
+        let plan = const { C::SMEM };
+        let swizzle = row_swizzle(C::HEAD_DIM);
+        let row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32 + lane.row;
+        let (_, head_kv) = work.batch_and_head_kv(p);
+        // Q: groups as in `ScaleGranularity::q_group`; the two rows of a lane share one.
+        let in_block = row % tiling::BLOCK_Q as u32;
+        let q_group = match p.q_scales_per_block {
+            1 => 0,
+            4 => in_block / 32,
+            _ => in_block / 32 * 8 + row % 8,
+        };
+        let q_blocks = p.seqlen_q.div_ceil(tiling::BLOCK_Q as u32);
+        let q_block = row / tiling::BLOCK_Q as u32;
+        let q_scale = p.q_scale
+            + ((work.head_q as u64 * q_blocks as u64 + q_block as u64) * p.q_scales_per_block as u64 + q_group as u64)
+                * 4;
+        let kv_padded = p.seqlen_kv.div_ceil(tiling::KV_PAD as u32) as u64 * tiling::KV_PAD as u64;
+        let k_group = if p.k_scales_per_block == 1 { 0 } else { lane.t };
+        // SAFETY: the warpgroup has a row below M, and with it the whole block of 128 has scales.
+        let q_scale = unsafe { global::load_f32(q_scale) };
+        Item {
+            p,
+            barriers,
+            lane,
+            q: wgmma::descriptor(smem + q_buffer * plan.q_bytes as u32, swizzle)
+                + (lane.warpgroup * WARPGROUP_Q as u32 * C::HEAD_DIM / 16) as u64,
+            k: wgmma::descriptor(smem + plan.k_offset as u32, swizzle),
+            v: wgmma::descriptor(smem + plan.v_offset as u32, wgmma::Swizzle::Bytes128),
+            q_factor: q_scale * p.sm_scale_log2,
+            inverse_q_scale: if C::DELTA_S { 1.0 / q_scale } else { 0.0 },
+            k_scale: p.k_scale
+                + (head_kv as u64 * (kv_padded / tiling::BLOCK_KV as u64) * p.k_scales_per_block as u64
+                    + k_group as u64)
+                    * 4,
+            delta_s: if C::DELTA_S {
+                let head = work.head_q - p.chunk.head_begin;
+                let block = head * p.chunk.block_count + (q_block - p.chunk.block_begin);
+                p.delta_s + block as u64 * kv_padded * 4
+            } else {
+                0
+            },
+            row,
+        }
+    }
+
+    /// One tile.
+    ///
+    /// # Safety
+    /// The warpgroup is converged and owns the tile `j`, which the producer puts at `tile`.
+    #[inline(always)]
+    unsafe fn step<C: Config, const IS_MASKED: bool>(
+        &self,
+        j: u32,
+        tile: TileRing,
+        state: &mut RowState,
+        output: &mut Output,
+    ) {
+        let plan = const { C::SMEM };
+        let (p, barriers) = (self.p, self.barriers);
+        // SAFETY: forwarded contract; scales exist for every padded block.
+        unsafe {
+            // Read early: they arrive while the tensor core is busy.
+            let k_scale = self.k_scale + j as u64 * (2 * 4 * p.k_scales_per_block) as u64;
+            let k_scale = [global::load_f32(k_scale), global::load_f32(k_scale + (4 * p.k_scales_per_block) as u64)];
+
+            let mut s = [0u32; 64];
+            mbarrier::wait(barriers.full_k(tile.index), tile.parity);
+            scores::start_product::<C>(&mut s, self.q, self.k + (tile.index * plan.k_bytes as u32 / 16) as u64);
+            wgmma::wait_group::<0>();
+            if self.lane.leads {
+                mbarrier::arrive(barriers.empty_k(tile.index));
+            }
+
+            if C::DELTA_S {
+                scores::add_delta_s(
+                    &mut s,
+                    self.delta_s + j as u64 * KEYS as u64 * 4,
+                    self.inverse_q_scale,
+                    self.lane.t,
+                );
+            }
+            if IS_MASKED {
+                let first = j * KEYS;
+                let seen = |row: u32| {
+                    let visible = visible(p, row);
+                    if visible > first { visible - first } else { 0 }
+                };
+                scores::mask(&mut s, [seen(self.row), seen(self.row + 8)], self.lane.t);
+            }
+            let factor = [k_scale[0] * self.q_factor, k_scale[1] * self.q_factor];
+            softmax::update_max::<IS_MASKED>(&s, factor, state);
+            let probabilities = softmax::probabilities::<C, IS_MASKED>(&s, factor, state.max);
+
+            mbarrier::wait(barriers.full_v(tile.index), tile.parity);
+            let v = self.v + (tile.index * plan.v_bytes as u32 / 16) as u64;
+            output::accumulate::<C>(output, &probabilities, v, state.alpha);
+            if self.lane.leads {
+                mbarrier::arrive(barriers.empty_v(tile.index));
+            }
+        }
+    }
+}
+
+/// Attends for every work item of the CTA.
+///
+/// # Safety
+/// The four warps of a consumer warpgroup call it, after the barriers were initialised.
+#[inline(always)]
+pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
+    let barriers = Barriers::new::<C>(smem);
+    let lane = Lane::of(thread::thread_idx_x());
+    let (mut tile, mut query) = (TileRing::start(), QueryRing::start());
+    let mut schedule = Schedule::start();
+    // SAFETY: producer and consumers walk the same schedule and rings; conditions are uniform over the
+    // warpgroup, as they depend on the work item and the warpgroup alone.
+    unsafe {
+        while let Some(work) = schedule.next(p) {
+            let tiles = work.tiles(p);
+            let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32;
+            let end = rows_end(p);
+            let mut j = 0;
+            if tiles > 0 {
+                mbarrier::wait(barriers.full_q(query.index), query.parity);
+            }
+            if first_row < end {
+                let mut state = RowState { max: [ROW_MAX_START; 2], alpha: [1.0; 2] };
+                let mut output = Output::zero();
+                if tiles > 0 {
+                    let last_row =
+                        if first_row + WARPGROUP_Q as u32 > end { end } else { first_row + WARPGROUP_Q as u32 } - 1;
+                    let full = visible(p, first_row) / KEYS;
+                    let own = visible(p, last_row).div_ceil(KEYS);
+                    let item = Item::new::<C>(p, barriers, smem, lane, &work, query.index);
+                    while j < full {
+                        item.step::<C, false>(j, tile, &mut state, &mut output);
+                        tile.advance();
+                        j += 1;
+                    }
+                    while j < own {
+                        item.step::<C, true>(j, tile, &mut state, &mut output);
+                        tile.advance();
+                        j += 1;
+                    }
+                }
+                epilogue::store::<C>(p, &work, lane, &state, &output);
+            }
+            // Tiles that only other warpgroups need pass through, in step with the ring.
+            while j < tiles {
+                mbarrier::wait(barriers.full_k(tile.index), tile.parity);
+                mbarrier::wait(barriers.full_v(tile.index), tile.parity);
+                if lane.leads {
+                    mbarrier::arrive(barriers.empty_k(tile.index));
+                    mbarrier::arrive(barriers.empty_v(tile.index));
+                }
+                tile.advance();
+                j += 1;
+            }
+            if tiles > 0 {
+                if lane.leads {
+                    mbarrier::arrive(barriers.empty_q(query.index));
+                }
+                query.advance();
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The product with V, in two levels: a tile's product starts from zero in the tensor core, whose FP8
+//! accumulator keeps 13 mantissa bits (SageAttention2, section 3.4), and is added to the output in f32.
+
+use cuda_std::{math, wgmma};
+use sage_spec::sm90::BLOCK_KV;
+
+use super::config::Config;
+use super::softmax::P;
+
+/// Output of 64 rows as a lane holds it; rows and columns as in [`super::scores::Scores`].
+pub struct Output {
+    /// Channels 0..64 of a head dimension of 128; unused, and never allocated, for 64.
+    pub low: [f32; 32],
+    /// The last 64 channels, then eight columns of which the first is the row sum.
+    pub high: [f32; 36],
+}
+
+impl Output {
+    /// Before the first tile.
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Output { low: [0.0; 32], high: [0.0; 36] }
+    }
+}
+
+macro_rules! products {
+    ($instruction:ident, $sum:expr, $p:expr, $v:expr) => {{
+        let (p, v) = ($p, $v);
+        wgmma::fence();
+        wgmma::$instruction($sum, [p[0], p[1], p[2], p[3]], v, 0);
+        wgmma::$instruction($sum, [p[4], p[5], p[6], p[7]], v + 2, 1);
+        wgmma::$instruction($sum, [p[8], p[9], p[10], p[11]], v + 4, 1);
+        wgmma::$instruction($sum, [p[12], p[13], p[14], p[15]], v + 6, 1);
+        wgmma::commit_group();
+        wgmma::wait_group::<0>();
+    }};
+}
+
+/// `output = output · alpha + P V`. 64 channels at a time: their product needs 32 registers, and the whole
+/// would not fit beside the output.
+///
+/// # Safety
+/// The warpgroup is converged; `v` is the descriptor of a tile that has landed.
+#[inline(always)]
+pub unsafe fn accumulate<C: Config>(output: &mut Output, p: &P, v: u64, alpha: [f32; 2]) {
+    /// 64 channels further, in 16-byte units of a descriptor.
+    const HALF: u64 = (64 * BLOCK_KV / 16) as u64;
+    let mut high = v;
+    // SAFETY: forwarded contract.
+    unsafe {
+        if C::HEAD_DIM == 128 {
+            let mut sum = [0.0f32; 32];
+            products!(m64n64k32_e4m3, &mut sum, p, v);
+            let mut i = 0;
+            while i < 32 {
+                output.low[i] = math::fma(output.low[i], alpha[i / 2 % 2], sum[i]);
+                i += 1;
+            }
+            high = v + HALF;
+        }
+        let mut sum = [0.0f32; 36];
+        products!(m64n72k32_e4m3, &mut sum, p, high);
+        let mut i = 0;
+        while i < 36 {
+            output.high[i] = math::fma(output.high[i], alpha[i / 2 % 2], sum[i]);
+            i += 1;
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! QK of one tile: products, ΔS and masks, all on integers.
+
+use cuda_std::{global, math, wgmma};
+use sage_spec::quant::{SCORE_BIAS, SCORE_BIAS_BITS};
+
+use super::config::Config;
+
+/// Scores of a tile as a lane holds them: element `4b + e` is row `g + 8 (e / 2)` of its warp's 16 rows,
+/// column `8b + 2t + e % 2`, with `g = lane / 4` and `t = lane % 4`. The bits of s32.
+pub type Scores = [u32; 64];
+
+/// A score that no product reaches: the key is masked.
+pub const MASKED: u32 = i32::MIN as u32;
+
+/// `scores = Q K^T` over 64 rows and a tile of keys, as one group; the caller waits for it.
+///
+/// # Safety
+/// The warpgroup is converged; `q` and `k` are descriptors of tiles that have landed.
+#[inline(always)]
+pub unsafe fn start_product<C: Config>(scores: &mut Scores, q: u64, k: u64) {
+    // 32 bytes further along a row are two 16-byte units of the descriptor.
+    // SAFETY: forwarded contract.
+    unsafe {
+        wgmma::fence();
+        wgmma::m64n128k32_s8(scores, q, k, 0);
+        wgmma::m64n128k32_s8(scores, q + 2, k + 2, 1);
+        if C::HEAD_DIM == 128 {
+            wgmma::m64n128k32_s8(scores, q + 4, k + 4, 1);
+            wgmma::m64n128k32_s8(scores, q + 6, k + 6, 1);
+        }
+        wgmma::commit_group();
+    }
+}
+
+/// Adds ΔS, rounded to whole score steps, to every score of a tile.
+///
+/// `delta_s` is the address of the tile's first key in its row of ΔS, in the order of
+/// [`sage_spec::layout::delta_s_slot`]: the lane's columns of blocks `2i` and `2i + 1` are one vector.
+///
+/// # Safety
+/// f32 of a whole tile at `delta_s`, 16-byte aligned.
+#[inline(always)]
+pub unsafe fn add_delta_s(scores: &mut Scores, delta_s: u64, inverse_q_scale: f32, t: u32) {
+    let mut i = 0;
+    while i < 8 {
+        // SAFETY: forwarded contract; 16 keys are 64 bytes.
+        let vector = unsafe { global::load_u32x4(delta_s + i as u64 * 64 + t as u64 * 16) };
+        let mut column = 0;
+        while column < 4 {
+            let (block, e) = (2 * i + column / 2, column % 2);
+            // In units near 1.5 · 2²³ the spacing of f32 is 1: the sum's bits are the bias's plus an integer.
+            let biased = math::fma(f32::from_bits(vector[column]), inverse_q_scale, SCORE_BIAS);
+            let steps = biased.to_bits().wrapping_sub(SCORE_BIAS_BITS);
+            scores[4 * block + e] = scores[4 * block + e].wrapping_add(steps);
+            scores[4 * block + 2 + e] = scores[4 * block + 2 + e].wrapping_add(steps);
+            column += 1;
+        }
+        i += 1;
+    }
+}
+
+/// Masks what the lane's two rows do not see: keys of the tile from `visible[half]` on.
+#[inline(always)]
+pub fn mask(scores: &mut Scores, visible: [u32; 2], t: u32) {
+    let mut i = 0;
+    while i < 64 {
+        let (block, e) = (i as u32 / 4, i as u32 % 4);
+        if 8 * block + 2 * t + e % 2 >= visible[e as usize / 2] {
+            scores[i] = MASKED;
+        }
+        i += 1;
+    }
+}

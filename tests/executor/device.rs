@@ -1,0 +1,155 @@
+//! A device made of [`cuda_std::executor`]: plans are launched as on a GPU, with every byte watched.
+
+use cuda_std::executor::{Fault, Launch, Memory};
+use sage_attn::device::{DeviceMemory, DeviceTensor, KernelParams, LaunchArgs};
+use sage_attn::error::Operand;
+use sage_attn::plan::{Capability, Plan, Slot, plan};
+use sage_attn::problem::TensorSpec;
+use sage_spec::launch::{self, Cta};
+use sage_spec::params::ScoresParams;
+use sage_spec::sm90::Exponential;
+use sage_tests::case::{Case, Tensor};
+use sage_tests::judge::{Outcome, f32s, gather};
+
+use crate::{hopper, kernels};
+
+/// What the executor offers: everything.
+pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
+
+/// Uploads a tensor. The gaps of its strides, and their NaNs, may not even be looked at.
+fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
+    let ptr = memory.upload(name, &tensor.bytes());
+    forbid_gaps(memory, ptr, &tensor.spec);
+    DeviceTensor { ptr, spec: tensor.spec }
+}
+
+/// Forbids whatever lies between the rows of the tensor at `ptr`.
+fn forbid_gaps(memory: &mut Memory, ptr: u64, spec: &TensorSpec) {
+    let size = spec.dtype.bytes();
+    let [batch, heads, tokens, head_dim] = spec.shape;
+    let mut rows = Vec::new();
+    for b in 0..batch as i64 {
+        for h in 0..heads as i64 {
+            for n in 0..tokens as i64 {
+                rows.push((b * spec.strides[0] + h * spec.strides[1] + n * spec.strides[2]) as usize * size);
+            }
+        }
+    }
+    rows.sort_unstable();
+    for pair in rows.windows(2) {
+        let end = pair[0] + head_dim * size;
+        if pair[1] > end {
+            memory.forbid(ptr + end as u64, pair[1] - end);
+        }
+    }
+}
+
+/// A workspace whose gaps between buffers are forbidden.
+fn workspace(memory: &mut Memory, plan: &Plan) -> DeviceMemory {
+    let bytes = plan.workspace().total_bytes();
+    let ptr = memory.alloc("workspace", bytes);
+    let mut end = 0;
+    for buffer in Slot::ALL.iter().filter_map(|slot| plan.workspace().get(*slot)) {
+        memory.forbid(ptr + end as u64, buffer.offset_bytes - end);
+        end = buffer.offset_bytes + buffer.bytes;
+    }
+    DeviceMemory { ptr, bytes }
+}
+
+/// Launches `thread`, of the kernel `symbol`.
+pub fn launch(
+    memory: &mut Memory,
+    symbol: &str,
+    cta: Cta,
+    grid: [u32; 2],
+    seed: u64,
+    thread: kernels::Thread,
+) -> Result<(), Fault> {
+    let launch = Launch {
+        name: symbol.into(),
+        grid: [grid[0], grid[1], 1],
+        block: [cta.threads as u32, 1, 1],
+        shared_bytes: cta.smem_bytes as u32,
+        seed,
+    };
+    launch.run(memory, thread)
+}
+
+/// Which attention kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// That of the case's stem.
+    Planned,
+    /// Hopper's, on what was quantized for `sm89_int8_fp8_fwd`.
+    Hopper(Exponential),
+}
+
+/// Runs `case`; `seed` picks the order of threads.
+///
+/// # Errors
+///
+/// What a kernel did wrong.
+pub fn run(case: &Case, attention: Attention, seed: u64) -> Result<Outcome, Fault> {
+    let plan = plan(&case.problem, &CAPABILITY).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let memory = &mut Memory::new();
+    let [q, k, v] = [("q", &case.q), ("k", &case.k), ("v", &case.v)].map(|(name, x)| upload(memory, name, x));
+    let spec = *case.problem.out();
+    let out_bytes = spec.span_elems(Operand::Out).expect("span") * spec.dtype.bytes();
+    let out = DeviceTensor { ptr: memory.alloc("out", out_bytes), spec };
+    forbid_gaps(memory, out.ptr, &spec);
+    let lse_bytes = case.problem.lse_elems() * 4;
+    let lse = case.problem.return_lse().then(|| memory.alloc("lse", lse_bytes));
+    let workspace = workspace(memory, &plan);
+    let args = LaunchArgs { q, k, v, out, lse, workspace };
+    for step in plan.steps() {
+        let params = args.kernel_params(&plan, &step).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+        match (attention, params) {
+            (Attention::Hopper(exponential), KernelParams::Attention(params)) => {
+                hopper::attend(memory, case, exponential, &params, seed)?;
+            }
+            _ => {
+                let thread = kernels::kernel(&step.entry.symbol, params)
+                    .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
+                launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
+            }
+        }
+    }
+    let scores = scores(memory, case, &plan, workspace.ptr, seed)?;
+    if let Some(lse) = lse {
+        assert_eq!(memory.first_undefined(lse, lse_bytes), None, "{}: an LSE was not written", case.describe());
+    }
+    Ok(Outcome {
+        out: gather(&spec, memory.read(out.ptr, out_bytes), "out"),
+        lse: lse.map(|lse| f32s(memory.read(lse, lse_bytes))),
+        workspace: memory.read(workspace.ptr, workspace.bytes).to_vec(),
+        plan,
+        scores,
+    })
+}
+
+/// Raw scores of the quantized operands that the launch left in the workspace.
+fn scores(memory: &mut Memory, case: &Case, plan: &Plan, workspace: u64, seed: u64) -> Result<Option<Vec<i32>>, Fault> {
+    let dims = case.problem.dims();
+    let q_codes = plan.workspace().address(workspace, Slot::QCodes);
+    if plan.entries().is_empty() || q_codes == 0 {
+        return Ok(None);
+    }
+    let (depth, rows, keys) = (dims.head_dim_padded(), dims.seqlen_q_padded(), dims.seqlen_kv_padded());
+    let bytes = dims.batch * dims.num_heads_q * rows * keys * 4;
+    let params = ScoresParams {
+        q_codes,
+        k_codes: plan.workspace().address(workspace, Slot::KCodes),
+        scores: memory.alloc("scores", bytes),
+        num_heads_q: dims.num_heads_q as u32,
+        num_heads_kv: dims.num_heads_kv as u32,
+        seqlen_q: dims.seqlen_q as u32,
+        seqlen_kv: dims.seqlen_kv as u32,
+    };
+    let symbol = format!("{}_scores_d{depth}", case.stem.name);
+    let cta = launch::attention(depth, case.stem.qk, case.stem.pv);
+    let thread = kernels::scores(&symbol, params).expect("every stem has a kernel for its scores");
+    launch(memory, &symbol, cta, [launch::quantize_q_grid(dims) as u32, 1], seed, thread)?;
+    assert_eq!(memory.first_undefined(params.scores, bytes), None, "a score was not written");
+    let bytes = memory.read(params.scores, bytes);
+    Ok(Some(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+}

@@ -1,0 +1,218 @@
+//! What a launch left behind, against the reference: quantized bytes, ΔS and integer scores bit for bit,
+//! attention row by row against what rounding P costs the reference itself.
+
+use sage_attn::plan::{Plan, Slot};
+use sage_attn::problem::{DType, TensorSpec};
+use sage_attn::reference::{attention_quantized, attention_unrounded_p, delta_s, quantize, scores};
+
+use crate::case::Case;
+
+/// Byte that memory holds before a launch. As f32, f16, bf16 and E4M3 it is NaN, as INT8 it is −1.
+pub const POISON: u8 = 0xff;
+
+/// What a launch left behind.
+pub struct Outcome {
+    /// `[B, Hq, M, D]` widened to f32.
+    pub out: Vec<f32>,
+    /// `[B, Hq, M]`.
+    pub lse: Option<Vec<f32>>,
+    /// The workspace of `plan`.
+    pub workspace: Vec<u8>,
+    /// What was launched.
+    pub plan: Plan,
+    /// i32 `[B, Hq, Mp, Np]` of the kernel's own QK path.
+    pub scores: Option<Vec<i32>>,
+}
+
+impl Outcome {
+    /// Contents of a workspace buffer.
+    pub fn slot(&self, slot: Slot) -> Option<&[u8]> {
+        let buffer = self.plan.workspace().get(slot)?;
+        Some(&self.workspace[buffer.offset_bytes..buffer.offset_bytes + buffer.bytes])
+    }
+}
+
+/// f32 values of `bytes`.
+pub fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The elements of a tensor, widened; fails if a gap between rows was written.
+pub fn gather(spec: &TensorSpec, bytes: &[u8], name: &str) -> Vec<f32> {
+    let size = spec.dtype.bytes();
+    let [batch, heads, tokens, head_dim] = spec.shape;
+    let mut gaps = vec![true; bytes.len()];
+    let mut values = Vec::with_capacity(spec.shape.iter().product());
+    for b in 0..batch {
+        for h in 0..heads {
+            for n in 0..tokens {
+                let row = b as i64 * spec.strides[0] + h as i64 * spec.strides[1] + n as i64 * spec.strides[2];
+                for d in 0..head_dim {
+                    let at = (row as usize + d) * size;
+                    let element = &bytes[at..at + size];
+                    gaps[at..at + size].fill(false);
+                    values.push(match spec.dtype {
+                        DType::F16 => half::f16::from_le_bytes([element[0], element[1]]).to_f32(),
+                        DType::BF16 => half::bf16::from_le_bytes([element[0], element[1]]).to_f32(),
+                        DType::F32 => f32s(element)[0],
+                    });
+                }
+            }
+        }
+    }
+    assert!(gaps.iter().zip(bytes).all(|(gap, byte)| !gap || *byte == POISON), "{name}: written between its rows");
+    values
+}
+
+/// Rounding to the output type, half an ulp of a row's largest values.
+fn output_rounding(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 1.0 / 2048.0,
+        DType::BF16 => 1.0 / 256.0,
+        DType::F32 => 1.0 / 8_388_608.0,
+    }
+}
+
+/// Distance of `a` and `b` as sequences of bits; NaNs are alike.
+fn first_difference(a: &[f32], b: &[f32]) -> Option<usize> {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()))
+}
+
+/// Largest figures seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Figures {
+    /// Rows of output compared.
+    pub rows: u64,
+    /// Largest row error, as a multiple of half of what is allowed.
+    pub worst_ratio: f64,
+    /// Largest error of an LSE.
+    pub worst_lse: f64,
+}
+
+/// How far attention may be from the reference's.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Error of a row, as a multiple of the error that rounding P costs the reference in the same row.
+    pub rounding: f64,
+    /// What is added to it, as a fraction of the row's size.
+    pub size: f64,
+    /// What is added to the allowed error of an LSE.
+    pub lse: f64,
+    /// Error of a score, in its own integer steps.
+    pub steps: f64,
+}
+
+impl Tolerance {
+    /// P rounded like the reference's.
+    pub const EXACT: Tolerance = Tolerance { rounding: 2.0, size: 0.0, lse: 0.0, steps: 0.0 };
+    /// P rounded to the reference's format, but relative to other maxima, as tiles are larger: the errors of a
+    /// row's few large P are others than the reference's. ΔS is rounded to whole score steps.
+    pub const OTHER_TILES: Tolerance = Tolerance { rounding: 3.0, size: 0.02, lse: 0.03, steps: 0.5 };
+    /// Half of P by codes that are linear in the exponent: each up to 6 % off, a row's mean near zero.
+    pub const LINEAR_CODES: Tolerance = Tolerance { rounding: 3.5, size: 0.04, lse: 0.045, steps: 0.5 };
+}
+
+/// Compares what `case` left behind with the reference.
+///
+/// # Errors
+///
+/// The first difference, in words.
+pub fn judge(case: &Case, outcome: &Outcome, tolerance: Tolerance) -> Result<Figures, String> {
+    let dims = case.problem.dims();
+    let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
+    let quantized = quantize(dims, &q, &k, &v, &case.options);
+
+    let bytes =
+        [(Slot::QCodes, &quantized.q_codes), (Slot::KCodes, &quantized.k_codes), (Slot::VCodes, &quantized.v_codes)];
+    for (slot, expected) in bytes {
+        if let Some(actual) = outcome.slot(slot)
+            && let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b)
+        {
+            return Err(format!("{} differ at byte {at}: {} for {}", slot.name(), actual[at], expected[at]));
+        }
+    }
+    let floats = [
+        (Slot::KMean, quantized.k_mean.as_ref()),
+        (Slot::QMean, quantized.q_mean.as_ref()),
+        (Slot::VMean, quantized.v_mean.as_ref()),
+        (Slot::QScale, Some(&quantized.q_scale)),
+        (Slot::KScale, Some(&quantized.k_scale)),
+        (Slot::VScale, Some(&quantized.v_scale)),
+        (Slot::QkMean, quantized.qk_mean.as_ref()),
+    ];
+    for (slot, expected) in floats {
+        if let (Some(actual), Some(expected)) = (outcome.slot(slot), expected) {
+            let actual = f32s(actual);
+            if let Some(at) = first_difference(&actual, expected) {
+                return Err(format!("{} differ at {at}: {} for {}", slot.name(), actual[at], expected[at]));
+            }
+        }
+    }
+    if let Some(actual) = outcome.slot(Slot::DeltaS)
+        && outcome.plan.chunks().count() == 1
+    {
+        let (actual, expected) = (f32s(actual), delta_s(dims, &quantized, &k, &case.options));
+        if let Some(at) = first_difference(&actual, &expected) {
+            return Err(format!("delta_s differ at {at}: {} for {}", actual[at], expected[at]));
+        }
+    }
+    if let Some(actual) = &outcome.scores {
+        let expected = scores(dims, &quantized, case.options.precision);
+        if let Some(at) = actual.iter().zip(&expected).position(|(a, b)| a != b) {
+            return Err(format!("scores differ at {at}: {} for {}", actual[at], expected[at]));
+        }
+    }
+
+    let reference = attention_quantized(dims, &quantized, &k, &case.options);
+    let ideal = attention_unrounded_p(dims, &quantized, &k, &case.options);
+    let rounding = output_rounding(case.problem.out().dtype);
+    let mut seen = Figures::default();
+    let width = dims.head_dim;
+    // Error of the scores of a row, which changes P by that factor.
+    let score_error = |row: usize| {
+        let (head, row) = (row / dims.seqlen_q, row % dims.seqlen_q);
+        let (batch, head_q) = (head / dims.num_heads_q, head % dims.num_heads_q);
+        let granularity = case.options.granularity;
+        let scales = dims.num_query_blocks() * granularity.q_scales_per_block();
+        let q_scale = quantized.q_scale[head * scales + granularity.q_group(row)];
+        let per_head = dims.num_kv_blocks_padded() * granularity.k_scales_per_block();
+        let head_kv = batch * dims.num_heads_kv + dims.head_kv(head_q);
+        let k_scales = &quantized.k_scale[head_kv * per_head..(head_kv + 1) * per_head];
+        let k_scale = k_scales.iter().fold(0.0f32, |max, &x| max.max(x));
+        tolerance.steps * f64::from(q_scale * k_scale * case.options.sm_scale)
+    };
+    for (row, ideal) in ideal.out.chunks(width).enumerate() {
+        let range = row * width..(row + 1) * width;
+        let distance = |x: &[f32]| -> f64 { x.iter().zip(ideal).map(|(x, ideal)| (f64::from(*x) - ideal).abs()).sum() };
+        let (actual, own) = (distance(&outcome.out[range.clone()]), distance(&reference.out[range.clone()]));
+        let size: f64 = ideal.iter().map(|x| x.abs()).sum();
+        // The reference's own rounding of P, plus what storing the output costs anyone.
+        let allowed = tolerance.rounding * own + size * (tolerance.size + score_error(row) + rounding + 2e-6) + 1e-30;
+        if actual.is_nan() || actual > allowed {
+            return Err(format!(
+                "row {row}: error {actual:.3e}, allowed {allowed:.3e} (reference {own:.3e}, size {size:.3e})"
+            ));
+        }
+        seen.rows += 1;
+        seen.worst_ratio = seen.worst_ratio.max(actual / allowed * 2.0);
+    }
+    if let Some(lse) = &outcome.lse {
+        for (row, (actual, own)) in lse.iter().zip(&reference.lse).enumerate() {
+            let ideal = ideal.lse[row];
+            let distance = |x: f32| if f64::from(x) == ideal { 0.0 } else { (f64::from(x) - ideal).abs() };
+            let (error, own) = (distance(*actual), distance(*own));
+            // One tie of P that rounds the other way moves the sum by up to a sixteenth of that key's
+            // weight: allowed for a key of twice the average weight.
+            let tie = 2.0 / dims.seqlen_kv.max(2) as f64 / 16.0;
+            let allowed = 2.0 * own + tie + tolerance.lse + score_error(row) + 1e-4 + 2e-6 * ideal.abs();
+            if error.is_nan() || error > allowed {
+                return Err(format!(
+                    "lse of row {row}: {actual}, off by {error:.2e} where the reference is off by {own:.2e}"
+                ));
+            }
+            seen.worst_lse = seen.worst_lse.max(error);
+        }
+    }
+    Ok(seen)
+}
