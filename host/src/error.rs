@@ -292,6 +292,24 @@ pub enum Invalid {
         /// Whether the plan computes the log-sum-exp.
         planned: bool,
     },
+    /// A launch lacks a side input that was planned for, or has one that was not.
+    #[error("the plan was made {} {operand}, but the launch has {}", if *.planned { "with" } else { "without" }, if *.planned { "none" } else { "it" })]
+    SidePresence {
+        /// The side input.
+        operand: Operand,
+        /// Whether the plan has it.
+        planned: bool,
+    },
+    /// A side input is shorter than its shape says.
+    #[error("{operand} has {bytes} bytes; its shape and strides need {needed}")]
+    SideTooShort {
+        /// The side input.
+        operand: Operand,
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes needed.
+        needed: usize,
+    },
     /// The softmax scale is not a number or infinite.
     #[error("sm_scale is {sm_scale}; it must be finite")]
     SmScaleNotFinite {
@@ -452,14 +470,19 @@ pub enum PlanError {
         /// Minor compute capability.
         minor: u32,
     },
-    /// No kernel of this device computes what was asked for.
-    #[error("no GPU kernel computes {}; GPU kernels support {supported}, device cpu all modifiers", .wanted.join(", "))]
+    /// The kernel asked for does not compute what was asked for.
+    #[error("{kernel} does not compute {}; GPU kernels support {supported}, device cpu supports all of them", .wanted.join(", "))]
     Modifiers {
-        /// What was asked for and is missing.
+        /// Stem asked for.
+        kernel: &'static str,
+        /// What it lacks.
         wanted: Vec<&'static str>,
         /// What there is.
         supported: &'static str,
     },
+    /// Packed sequences are planned together, by another function.
+    #[error("a plan is for sequences of equal lengths; use plan_packed for packed sequences")]
+    PackedSequences,
     /// A launch would need more CTAs than a grid may have.
     #[error("{symbol} would need {ctas} CTAs; a grid has at most {max}")]
     GridTooLarge {

@@ -12,7 +12,7 @@ use super::tensor::{Tensor, TensorView, TensorViewMut};
 use super::{cpu, gpu};
 use crate::device::Gpu;
 use crate::error::{DeviceError, Error, Invalid, PlanError, Unsupported};
-use crate::plan::{Plan, plan};
+use crate::plan::{PackedPlan, Plan, plan, plan_packed};
 use crate::problem::{DType, Layout, Modifiers, Precision, Problem, Request, Smoothing, TensorSpec};
 
 /// Where to compute.
@@ -284,7 +284,11 @@ impl Attention {
         let problem = self.problem_with(*q.spec(), *k.spec(), *v.spec(), dense, side)?;
         match self.choose(&problem)? {
             Choice::Gpu(gpu, plan) => {
-                let (lse, report) = gpu::run(&gpu, &plan, q, k, v, out)?;
+                let (lse, report) = gpu::run(&gpu, &plan, q, k, v, side, out)?;
+                Ok(Summary { lse, report })
+            }
+            Choice::Packed(gpu, plan) => {
+                let (lse, report) = gpu::run_packed(&gpu, &plan, q, k, v, side, out)?;
                 Ok(Summary { lse, report })
             }
             Choice::Cpu(note) => {
@@ -298,6 +302,10 @@ impl Attention {
     fn choose(&self, problem: &Problem) -> Result<Choice, Error> {
         let on_gpu = |ordinal| -> Result<Choice, Error> {
             let gpu = Gpu::shared(ordinal)?;
+            if problem.sequences().is_some() {
+                let plan = plan_packed(problem, gpu.capability())?;
+                return Ok(Choice::Packed(gpu, Box::new(plan)));
+            }
             let plan = plan(problem, gpu.capability())?;
             gpu.prepare(&plan)?;
             Ok(Choice::Gpu(gpu, Box::new(plan)))
@@ -330,4 +338,6 @@ enum Choice {
     Cpu(Option<String>),
     /// On a GPU.
     Gpu(Arc<Gpu>, Box<Plan>),
+    /// Packed sequences on a GPU.
+    Packed(Arc<Gpu>, Box<PackedPlan>),
 }

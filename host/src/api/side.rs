@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 use sage_spec::Dims;
 
+use crate::device::HostSide;
 use crate::error::{ModifierError, Operand};
-use crate::problem::{BiasSpec, DType, Element, Modifiers, PairSpec, Sequences};
+use crate::problem::{BiasSpec, DType, Element, Modifiers, PairSpec, Problem, Sequences};
 use crate::reference::{self, Data, HostMask, HostTensor};
 
 /// A borrowed additive bias, `[B|1, Hq|1, M|1, N]` of f16, bf16 or f32: what is added to the scaled (and
@@ -212,6 +213,28 @@ impl<'a> SideInputs<'a> {
             sinks: self.sinks.map(<[f32]>::len),
             ..modifiers
         })
+    }
+
+    /// The data as bytes, from entry `entry` of `problem` on (a packed sequence; 0 otherwise).
+    pub(super) fn bytes(&self, problem: &Problem, entry: usize) -> HostSide<'a> {
+        let heads = problem.dims().num_heads_q;
+        HostSide {
+            alibi: self.alibi.map(|slopes| {
+                let first = if slopes.len() > heads { entry * heads } else { 0 };
+                bytemuck::cast_slice(&slopes[first..])
+            }),
+            bias: self.bias.map(|BiasView { spec, data }| {
+                match data.from(entry * spec.pairs.broadcast_strides()[0] as usize) {
+                    Data::F16(data) => bytemuck::cast_slice(data),
+                    Data::BF16(data) => bytemuck::cast_slice(data),
+                    Data::F32(data) => bytemuck::cast_slice(data),
+                }
+            }),
+            mask: self.mask.map(|MaskView { spec, data }| {
+                bytemuck::cast_slice(data.get(entry * spec.broadcast_strides()[0] as usize..).unwrap_or(&[]))
+            }),
+            sinks: self.sinks.map(bytemuck::cast_slice),
+        }
     }
 
     /// The data as the CPU reference takes it, from batch entry `entry` on (a packed sequence). Shapes

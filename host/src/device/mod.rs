@@ -12,7 +12,9 @@ mod gpu;
 mod host;
 mod launch;
 mod module;
+mod packed;
 mod params;
+mod side;
 mod slices;
 
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
@@ -23,4 +25,5 @@ pub use gpu::Gpu;
 pub use host::HostResult;
 pub use launch::StepTime;
 pub use params::KernelParams;
+pub use side::{HostSide, SideArgs};
 pub use slices::SliceArgs;

@@ -1,6 +1,7 @@
 //! Kernel parameters of every step, from a plan and the launch's arguments.
 
 use sage_spec::launch::num_chunks;
+use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{
     AttentionParams, Chunk, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
     ReducePartialParams, VStatsFinalParams,
@@ -9,6 +10,7 @@ use sage_spec::quant::LOG2_E;
 use sage_spec::{Dims, PvFormat};
 
 use super::args::{DeviceTensor, LaunchArgs};
+use super::side::SideArgs;
 use crate::error::Invalid;
 use crate::plan::{Kernel, Plan, Slot, Step};
 
@@ -31,6 +33,8 @@ pub enum KernelParams {
     DeltaS(DeltaSParams),
     /// Of `<stem>_d*`.
     Attention(AttentionParams),
+    /// Of `<stem>_general_d*`.
+    General(GeneralAttentionParams),
 }
 
 impl LaunchArgs {
@@ -41,8 +45,17 @@ impl LaunchArgs {
     ///
     /// As [`super::Gpu::launch`] for bad arguments.
     pub fn kernel_params(&self, plan: &Plan, step: &Step<'_>) -> Result<KernelParams, Invalid> {
-        self.check(plan)?;
-        Ok(ParamsBuilder { plan, args: self }.of(step))
+        self.kernel_params_with(plan, &SideArgs::default(), step)
+    }
+
+    /// [`LaunchArgs::kernel_params`] with side inputs.
+    ///
+    /// # Errors
+    ///
+    /// As [`super::Gpu::launch_with`] for bad arguments.
+    pub fn kernel_params_with(&self, plan: &Plan, side: &SideArgs, step: &Step<'_>) -> Result<KernelParams, Invalid> {
+        self.check(plan, side)?;
+        Ok(ParamsBuilder { plan, args: self, side }.of(step))
     }
 }
 
@@ -50,6 +63,7 @@ impl LaunchArgs {
 pub(super) struct ParamsBuilder<'a> {
     pub(super) plan: &'a Plan,
     pub(super) args: &'a LaunchArgs,
+    pub(super) side: &'a SideArgs,
 }
 
 impl ParamsBuilder<'_> {
@@ -65,6 +79,10 @@ impl ParamsBuilder<'_> {
             Kernel::QuantizeV => KernelParams::QuantizeV(self.quantize_v()),
             Kernel::DeltaS => KernelParams::DeltaS(self.delta_s(step.chunk)),
             Kernel::Attention => KernelParams::Attention(self.attention(step.chunk)),
+            Kernel::General => KernelParams::General(GeneralAttentionParams {
+                attention: self.attention(step.chunk),
+                modifiers: self.side.params(self.plan.problem()),
+            }),
         }
     }
 

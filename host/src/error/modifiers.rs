@@ -118,18 +118,13 @@ pub enum ModifierError {
         /// Tokens of the tensor.
         tokens: usize,
     },
+    /// Packed sequences were expected.
+    #[error("the problem has no packed sequences; plan makes its plan")]
+    NotPacked,
     /// Packed tensors have a batch axis.
     #[error("the tensors have batch {batch}; sequences are packed along the token axis of a batch of 1")]
     PackedBatch {
         /// Batch of q.
         batch: usize,
-    },
-    /// A launch lacks a modifier that was planned for, or has one that was not.
-    #[error("the plan was made {} {operand}, but the launch {} one", if *.planned { "with" } else { "without" }, if *.planned { "has not" } else { "has" })]
-    Presence {
-        /// The modifier.
-        operand: Operand,
-        /// Whether the plan has it.
-        planned: bool,
     },
 }

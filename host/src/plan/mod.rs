@@ -4,10 +4,12 @@
 
 mod chunks;
 mod explain;
+mod packed;
 mod select;
 mod workspace;
 
 pub use chunks::Chunks;
+pub use packed::{PackedPlan, plan_packed};
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
 
@@ -53,12 +55,14 @@ pub enum Kernel {
     DeltaS,
     /// Attention, once per chunk.
     Attention,
+    /// Attention with modifiers, once per chunk.
+    General,
 }
 
 impl Kernel {
     /// Whether the kernel runs once per chunk instead of once.
     pub const fn per_chunk(self) -> bool {
-        matches!(self, Kernel::DeltaS | Kernel::Attention)
+        matches!(self, Kernel::DeltaS | Kernel::Attention | Kernel::General)
     }
 }
 
@@ -157,7 +161,11 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
             add(Kernel::DeltaS, format!("delta_s_{dtype}_d{d}"), launch::delta_s(d));
         }
     }
-    add(Kernel::Attention, format!("{}_d{d}", stem.name), launch::attention(d, stem.qk, stem.pv));
+    let cta = launch::attention(d, stem.qk, stem.pv);
+    match problem.is_plain() {
+        true => add(Kernel::Attention, format!("{}_d{d}", stem.name), cta),
+        false => add(Kernel::General, format!("{}_general_d{d}", stem.name), cta),
+    }
     entries
 }
 
@@ -236,6 +244,7 @@ impl Plan {
         let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
         let ctas = match kernel {
             Kernel::Attention => return launch::attention_grid(heads, blocks),
+            Kernel::General => return launch::general_attention_grid(heads, blocks),
             Kernel::KMeanPartial | Kernel::VStatsPartial => launch::reduce_partial_grid(dims),
             Kernel::KMeanFinal | Kernel::VStatsFinal => launch::reduce_final_grid(dims),
             Kernel::QuantizeQ => launch::quantize_q_grid(dims),

@@ -34,7 +34,9 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     if !Arch::Sm80.loads_on(major, minor) {
         return Err(PlanError::CapabilityTooLow { major, minor }.into());
     }
-    check_modifiers(problem)?;
+    if problem.sequences().is_some() {
+        return Err(PlanError::PackedSequences.into());
+    }
     let fp8 = Arch::Sm89.loads_on(major, minor);
     let pv = problem.pv().unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
     let reason_lost = |stem: &Stem| {
@@ -44,6 +46,8 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
             Some(format!("Q and K are to be {}", codes.name()))
         } else if stem.pv != pv && problem.pv().is_some() {
             Some(format!("P and V are to be {}", pv.name()))
+        } else if !problem.is_plain() && !has_general(stem) {
+            Some(format!("it does not compute {}", modifiers(problem).join(", ")))
         } else if !stem.arch.loads_on(major, minor) {
             Some(format!("it needs {}", requirement(stem.arch)))
         } else if stem.pv != pv {
@@ -65,27 +69,33 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
         candidates.push(Candidate { stem, verdict });
     }
     let stem = chosen.ok_or_else(|| {
+        if let Some(stem) = problem.kernel()
+            && !problem.is_plain()
+            && !has_general(&stem)
+        {
+            return PlanError::Modifiers { kernel: stem.name, wanted: modifiers(problem), supported: MODIFIERS };
+        }
         let kernel = problem.kernel().map_or_else(|| format!("pv {}", pv.name()), |stem| stem.name.to_owned());
         PlanError::KernelNeeds { kernel, needed: requirement(Arch::Sm89), major, minor }
     })?;
     Ok((stem, candidates))
 }
 
-/// What attention kernels compute beside scaled scores, in words.
-const MODIFIERS: &str = "the causal mask, aligned bottom-right";
+/// What the kernels for modifiers can do, in words.
+const MODIFIERS: &str = "windows, alignments, softcap, alibi, bias, mask and sinks in the sm80 and sm89 kernels";
 
-/// Fails if `problem` has modifiers that no kernel computes.
-fn check_modifiers(problem: &Problem) -> Result<(), PlanError> {
+/// Whether the kernel has a general form, which computes modifiers.
+fn has_general(stem: &Stem) -> bool {
+    matches!(stem.arch, Arch::Sm80 | Arch::Sm89)
+}
+
+/// The modifiers of `problem`, in words; empty if every kernel computes it.
+fn modifiers(problem: &Problem) -> Vec<&'static str> {
     let mut wanted = problem.modifiers().names();
-    if problem.sequences().is_some() {
-        wanted.push("packed sequences");
-    } else if wanted.is_empty() && !problem.is_plain() {
-        wanted.push("windows and other alignments");
+    if wanted.is_empty() && !problem.is_plain() {
+        wanted.push("windows and alignments");
     }
-    match wanted.is_empty() {
-        true => Ok(()),
-        false => Err(PlanError::Modifiers { wanted, supported: MODIFIERS }),
-    }
+    wanted
 }
 
 fn reason_chosen(problem: &Problem, stem: &Stem) -> String {

@@ -212,6 +212,13 @@ impl Problem {
         self.request.modifiers.names().is_empty() && self.band() == plain
     }
 
+    /// Whether something depends on what smoothing K takes from all scores of a row alike: the
+    /// log-sum-exp, a soft-cap or sinks.
+    pub fn needs_whole_scores(&self) -> bool {
+        let Modifiers { softcap, sinks, .. } = self.request.modifiers;
+        self.return_lse() || softcap.is_some() || sinks.is_some()
+    }
+
     /// The packed sequences, if there are any.
     pub fn sequences(&self) -> Option<&Sequences> {
         self.request.sequences.as_ref()

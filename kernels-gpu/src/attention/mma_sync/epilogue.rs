@@ -23,7 +23,7 @@ impl Weights {
     pub const PLAIN: Weights = Weights { keys: [1.0; 4], shift_lse: true };
 }
 
-/// Stores the warp's rows that exist. A row that saw no key becomes zeros, with an LSE of −inf. Only
+/// Stores the warp's rows that exist: 32, or 16 if `GENERAL`. A row that saw no key becomes zeros, with an LSE of −inf. Only
 /// `GENERAL` looks at `weights`.
 ///
 /// # Safety
@@ -54,14 +54,12 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
         .wrapping_add(((batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head) * element_bytes) as u64);
     let paired = (p.out.ptr & 3 == 0) && ((p.out.stride_batch | p.out.stride_head | p.out.stride_token) & 1 == 0);
 
-    let first_row =
-        if GENERAL { HalfBlock::reread(p).lane_row(thread) } else { query_block * BLOCK_Q as u32 + warp * 32 + g };
-    // Of the rows that a lane may hold the general kernels have half.
-    let lane_rows = if GENERAL { 2 } else { 4 };
+    let first_row = query_block * BLOCK_Q as u32 + warp * 32 + g;
+    let first_row = if GENERAL { HalfBlock::reread(p).lane_row(thread) } else { first_row };
     let mut inverse_sum = [0.0f32; 4];
     let mut rows = [0u64; 4];
     let mut row = 0;
-    while row < lane_rows {
+    while row < if GENERAL { 2 } else { 4 } {
         let index = first_row + 8 * row as u32;
         let sum = state.row_sum[row];
         // NaN is not zero: it stays NaN in the output.
@@ -109,15 +107,20 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
                 i += 1;
             }
             let mut row = 0;
-            while row < lane_rows {
+            while row < if GENERAL { 2 } else { 4 } {
                 if first_row + 8 * (row as u32) < p.seqlen_q {
                     let (m, half) = (row / 2, row % 2);
                     let mut values = [0.0f32; 2];
                     let mut i = 0;
                     while i < 2 {
                         let normalised = output[m * 16 + c][half * 2 + i] * inverse_sum[row] * scale[i];
-                        let mean = if GENERAL { mean[i] * weights.keys[row] } else { mean[i] };
-                        values[i] = if state.row_sum[row] == 0.0 { 0.0 } else { normalised + mean };
+                        values[i] = if state.row_sum[row] == 0.0 {
+                            0.0
+                        } else if GENERAL {
+                            math::fma(mean[i], weights.keys[row], normalised)
+                        } else {
+                            normalised + mean[i]
+                        };
                         i += 1;
                     }
                     // SAFETY: the row and the first channel exist; the second is checked.

@@ -167,7 +167,13 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
         4 => half * 2 + warp_idx / 2,
         _ => (half * 2 + warp_idx / 2) * 8 + g,
     };
-    let source = Source::<C, ROW_BYTES>::new(p, work, head_kv);
+    let codes = head_kv as u64 * p.seqlen_kv_padded as u64;
+    let delta_s_row = work.head_local as u64 * p.chunk.block_count as u64 + work.block_local as u64;
+    let source: Source<C, ROW_BYTES> = Source {
+        k: TileCopy::new(p.k_codes + codes * ROW_BYTES as u64, ROW_BYTES as u64),
+        v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
+        delta_s: p.delta_s + delta_s_row * p.seqlen_kv_padded as u64 * 4,
+    };
 
     let last_row = (first_row + HALF_ROWS).min(p.seqlen_q) - 1;
     let (first_tile, end_tile) = modifiers::tiles(general, first_row, last_row);
@@ -191,7 +197,7 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
             q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
             source.start_tile::<DELTA_S>(first_tile, stage, p.seqlen_kv_padded);
         }
-        let qk_lane = QkLane::new::<C>(smem + C::Q_OFFSET, warp_idx * WARP_ROWS, lane);
+        let qk_lane = QkLane::of_16_rows::<C>(smem + C::Q_OFFSET, warp_idx, lane);
         let v_lane = C::V_OFFSET + C::v_lane_offset(lane);
         let mut kv_block = first_tile;
         while kv_block < end_tile {

@@ -57,26 +57,15 @@ impl Work {
 
 /// K, V and ΔS of the CTA in global memory: their first tiles.
 pub struct Source<C: Config, const ROW_BYTES: u32> {
-    k: TileCopy<KEYS, ROW_BYTES>,
-    v: C::VCopy,
-    delta_s: u64,
+    /// First tile of K.
+    pub k: TileCopy<KEYS, ROW_BYTES>,
+    /// First tile of V.
+    pub v: C::VCopy,
+    /// First 64 values of ΔS.
+    pub delta_s: u64,
 }
 
 impl<C: Config, const ROW_BYTES: u32> Source<C, ROW_BYTES> {
-    /// K, V and ΔS of the CTA that does `work`.
-    #[inline(always)]
-    pub fn new(p: &AttentionParams, work: &Work, head_kv: u32) -> Self {
-        let codes = head_kv as u64 * p.seqlen_kv_padded as u64;
-        Source {
-            k: TileCopy::new(p.k_codes + codes * ROW_BYTES as u64, ROW_BYTES as u64),
-            v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
-            delta_s: p.delta_s
-                + (work.head_local as u64 * p.chunk.block_count as u64 + work.block_local as u64)
-                    * p.seqlen_kv_padded as u64
-                    * 4,
-        }
-    }
-
     /// Starts the copies of tile `tile` into the stage at shared address `stage`, as one group.
     ///
     /// # Safety
@@ -135,7 +124,7 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
     let (g, t) = (lane / 4, lane % 4);
     let smem = shared::dynamic_shared_mem();
     let work = Work::of_cta(p, thread::block_idx_x(), thread::block_idx_y());
-    let Work { head_q, query_block, .. } = work;
+    let Work { head_local, block_local, head_q, query_block } = work;
     let (_, head_kv) = work.batch_and_head_kv(p);
     let num_query_blocks = p.seqlen_q.div_ceil(QUERY_ROWS);
     // PerBlock, PerWarp, PerThread: `sage_spec::ScaleGranularity`.
@@ -145,7 +134,13 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
         4 => warp_idx,
         _ => warp_idx * 8 + g,
     };
-    let source = Source::<C, ROW_BYTES>::new(p, &work, head_kv);
+    let codes = head_kv as u64 * p.seqlen_kv_padded as u64;
+    let source: Source<C, ROW_BYTES> = Source {
+        k: TileCopy::new(p.k_codes + codes * ROW_BYTES as u64, ROW_BYTES as u64),
+        v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
+        delta_s: p.delta_s
+            + (head_local as u64 * p.chunk.block_count as u64 + block_local as u64) * p.seqlen_kv_padded as u64 * 4,
+    };
     let k_scales = p.k_scale + head_kv as u64 * (p.seqlen_kv_padded / KEYS * p.k_scales_per_block) as u64 * 4;
     // All scales of K number less than 2³²: one for 16 tokens at most.
     let mut k_scale_index = head_kv * (p.seqlen_kv_padded / KEYS * p.k_scales_per_block) + k_scale_lane;
@@ -194,7 +189,7 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
         if largest_q * p.sm_scale_log2 * largest_k > FOLDED_STEP_MAX {
             full_tiles = 0;
         }
-        let qk_lane = QkLane::new::<C>(smem + C::Q_OFFSET, warp_idx * 32, lane);
+        let qk_lane = QkLane::new::<C>(smem + C::Q_OFFSET, warp_idx, lane);
         let v_lane = C::V_OFFSET + C::v_lane_offset(lane);
         let mut stage = smem + C::RING_OFFSET;
         macro_rules! step {

@@ -20,16 +20,26 @@ pub struct QkLane {
 }
 
 impl QkLane {
-    /// For lane `lane` of the warp whose rows begin at `row` of the tile, with Q's tile at shared address `q_tile` (128-byte aligned, as
+    /// For warp `warp` of 32 rows, lane `lane`, with Q's tile at shared address `q_tile` (128-byte aligned, as
     /// all tiles are: later 32-byte steps along K are then an XOR on the address, like the swizzle).
     #[inline(always)]
-    pub fn new<C: Config>(q_tile: u32, row: u32, lane: u32) -> Self {
+    pub fn new<C: Config>(q_tile: u32, warp: u32, lane: u32) -> Self {
         let (q_row, q_chunk) = ldmatrix_a(lane);
         let (k_row, k_chunk) = ldmatrix_b(lane);
         QkLane {
-            q: q_tile + chunk_offset(C::ROW_BYTES, row + q_row, q_chunk),
+            q: q_tile + chunk_offset(C::ROW_BYTES, warp * 32 + q_row, q_chunk),
             k: chunk_offset(C::ROW_BYTES, k_row, k_chunk),
             delta_s: C::DELTA_S_OFFSET + (lane % 4) * 16,
+        }
+    }
+
+    /// The same for warps of 16 rows.
+    #[inline(always)]
+    pub fn of_16_rows<C: Config>(q_tile: u32, warp: u32, lane: u32) -> Self {
+        let (q_row, q_chunk) = ldmatrix_a(lane);
+        QkLane {
+            q: q_tile + chunk_offset(C::ROW_BYTES, warp * 16 + q_row, q_chunk),
+            ..Self::new::<C>(q_tile, warp, lane)
         }
     }
 }

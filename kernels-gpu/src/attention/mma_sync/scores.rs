@@ -31,7 +31,7 @@ pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &ScoresParams) {
     let head_kv = batch * p.num_heads_kv + unsafe { math::div_u32(head_q - batch * p.num_heads_q, group) };
     let k_codes = p.k_codes + head_kv as u64 * seqlen_kv_padded as u64 * ROW_BYTES as u64;
     let stage = smem + C::RING_OFFSET;
-    let qk_lane = QkLane::new::<C>(smem + C::Q_OFFSET, warp * 32, lane);
+    let qk_lane = QkLane::new::<C>(smem + C::Q_OFFSET, warp, lane);
     // SAFETY: inside the padded tensors; barriers order copies, reads and reuse of the stage.
     unsafe {
         let q = TileCopy::<{ BLOCK_Q as u32 }, ROW_BYTES>::new(

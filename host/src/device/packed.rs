@@ -1,0 +1,65 @@
+//! Submitting packed sequences to a stream.
+
+use cudarc::driver::sys::CUstream;
+
+use super::Gpu;
+use super::args::{DeviceTensor, LaunchArgs, check_planned};
+use super::side::SideArgs;
+use crate::error::{Error, Operand};
+use crate::plan::PackedPlan;
+use crate::problem::TensorSpec;
+
+impl Gpu {
+    /// Submits the sequences of `plan` one after the other and returns without waiting; otherwise as
+    /// [`Gpu::launch_with`].
+    ///
+    /// `args` has the packed tensors, whose batch is 1. The log-sum-exp is sequence after sequence,
+    /// `[Hq, M of the sequence]` each. The workspace has [`PackedPlan::workspace_bytes`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Gpu::launch_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::launch_with`]. Work already submitted stays so.
+    pub unsafe fn launch_packed(
+        &self,
+        plan: &PackedPlan,
+        args: &LaunchArgs,
+        side: &SideArgs,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        let problem = plan.problem();
+        for (operand, tensor, planned) in [
+            (Operand::Q, &args.q, problem.q()),
+            (Operand::K, &args.k, problem.k()),
+            (Operand::V, &args.v, problem.v()),
+            (Operand::Out, &args.out, problem.out()),
+        ] {
+            check_planned(operand, &tensor.spec, planned)?;
+        }
+        for (index, part) in plan.parts() {
+            let (rows, keys) = (plan.sequences().q(*index), plan.sequences().kv(*index));
+            let of = |tensor: &DeviceTensor, first: usize, tokens: usize| {
+                let [batch, heads, _, head_dim] = tensor.spec.shape;
+                let spec = TensorSpec { shape: [batch, heads, tokens, head_dim], ..tensor.spec };
+                let offset = (first as i64).wrapping_mul(spec.strides[2]).wrapping_mul(spec.dtype.bytes() as i64);
+                DeviceTensor { ptr: tensor.ptr.wrapping_add(offset as u64), spec }
+            };
+            let lse = args.lse.map(|lse| lse + (problem.dims().num_heads_q * rows.start * 4) as u64);
+            let of_sequence = LaunchArgs {
+                q: of(&args.q, rows.start, rows.len()),
+                k: of(&args.k, keys.start, keys.len()),
+                v: of(&args.v, keys.start, keys.len()),
+                out: of(&args.out, rows.start, rows.len()),
+                lse,
+                workspace: args.workspace,
+            };
+            let side = side.of_entry(problem, *index);
+            // SAFETY: each sequence is a part of the caller's tensors; the promise is the caller's.
+            unsafe { self.launch_with(part, &of_sequence, &side, stream) }?;
+        }
+        Ok(())
+    }
+}
