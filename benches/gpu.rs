@@ -17,6 +17,7 @@ use sage_attn::plan::{Plan, plan};
 use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::{self, Data, HostTensor};
 use sage_spec::Dims;
+use sage_spec::symbol::Arch;
 use sage_spec::tiling::BLOCK_Q;
 use serde_json::{Value, json};
 
@@ -223,7 +224,7 @@ fn run(
         let share = moved.map(|bytes| bytes / (ms * 1e-3) / bandwidth);
         let share_text = share.map_or(String::new(), |share| format!("{:5.1} % of copy", share * 100.0));
         println!("  {symbol:32} {ms:9.4} ms  {share_text}");
-        if symbol.starts_with(stem.name) {
+        if symbol.starts_with(stem.symbol) {
             attention_ms = ms;
         }
         steps.push(json!({ "kernel": symbol, "ms": ms, "bytes": moved, "share_of_copy": share }));
@@ -267,7 +268,11 @@ fn difference(
         smooth_k: smoothing.k,
         smooth_v: smoothing.v,
     };
-    let expected = reference::attention_quantized(&one, &reference::quantize(&one, &q, &k, &v, &options), &k, &options);
+    let quantized = reference::quantize(&one, &q, &k, &v, &options);
+    let expected = match stem.arch {
+        Arch::Sm90a => reference::attention_quantized_sm90(&one, &quantized, &k, &options, stem.exponential),
+        Arch::Sm80 | Arch::Sm89 => reference::attention_quantized(&one, &quantized, &k, &options),
+    };
     let actual = tail(out, rows)?;
     let distance: f32 = actual.iter().zip(&expected.out).map(|(a, b)| (a.to_f32() - b).abs()).sum();
     Ok(f64::from(distance / expected.out.iter().map(|x| x.abs()).sum::<f32>()))

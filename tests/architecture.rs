@@ -38,10 +38,12 @@ const RULES: &[Rule] = &[
             "kernels-gpu/src/tile/",
             "kernels-gpu/src/pipeline/",
             "kernels-gpu/src/entry.rs",
-            "tests/gpu/harness.rs",      // launches single kernels
-            "tests/executor/kernels.rs", // calls kernels, which are unsafe functions
-            "tests/ptx/wrappers/",       // a kernel crate
-            "tests/ptx/golden.rs",       // reads such code as text
+            "tests/gpu/harness.rs",       // launches single kernels
+            "tests/executor/kernels.rs",  // calls kernels, which are unsafe functions
+            "tests/executor/faults.rs",   // is kernels
+            "tests/conformance/kernels/", // a kernel crate
+            "tests/ptx/wrappers/",        // a kernel crate
+            "tests/ptx/golden.rs",        // reads such code as text
         ],
         words: &["unsafe"],
     },

@@ -105,10 +105,10 @@ pub mod hopper {
         sm90_int8_fp8_fwd_d128 = 128, Mixed, false;
         sm90_int8_fp8_fwd_delta_s_d64 = 64, Mixed, true;
         sm90_int8_fp8_fwd_delta_s_d128 = 128, Mixed, true;
-        sm90_int8_fp8_fwd_exact_d64 = 64, Exact, false;
-        sm90_int8_fp8_fwd_exact_d128 = 128, Exact, false;
-        sm90_int8_fp8_fwd_exact_delta_s_d64 = 64, Exact, true;
-        sm90_int8_fp8_fwd_exact_delta_s_d128 = 128, Exact, true;
+        sm90_int8_fp8_exp2_fwd_d64 = 64, Exact, false;
+        sm90_int8_fp8_exp2_fwd_d128 = 128, Exact, false;
+        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 64, Exact, true;
+        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 128, Exact, true;
     }
 }
 

@@ -1,20 +1,28 @@
 //! A device made of [`cuda_std::executor`]: plans are launched as on a GPU, with every byte watched.
 
-use cuda_std::executor::{Fault, Launch, Memory};
-use sage_attn::device::{DeviceMemory, DeviceTensor, KernelParams, LaunchArgs};
+use cuda_std::executor::{self, Fault, Launch, Memory};
+use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, TiledBytes};
 use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
+use sage_spec::Precision;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
-use sage_spec::sm90::Exponential;
+use sage_spec::sm90::TensorMap;
+use sage_spec::symbol::{Arch, STEMS, Stem};
 use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, f32s, gather};
 
-use crate::{hopper, kernels};
+use crate::kernels;
 
 /// What the executor offers: everything.
 pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
+
+/// The kernels that are tested: those whose operands the quantizers can make. Hopper's take 4-bit codes one to a
+/// byte, and no quantizer writes them so.
+pub fn stems() -> Vec<Stem> {
+    STEMS.into_iter().filter(|stem| stem.arch != Arch::Sm90a || stem.qk == Precision::Int8).collect()
+}
 
 /// Uploads a tensor. The gaps of its strides, and their NaNs, may not even be looked at.
 fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
@@ -44,14 +52,15 @@ fn forbid_gaps(memory: &mut Memory, ptr: u64, spec: &TensorSpec) {
     }
 }
 
-/// A workspace whose gaps between buffers are forbidden.
+/// A workspace whose gaps between buffers are forbidden, but for what belongs to a buffer's last 16 bytes: bulk
+/// copies read whole chunks (`sage_spec::sm90::Sm90AttentionParams::k_scale`).
 fn workspace(memory: &mut Memory, plan: &Plan) -> DeviceMemory {
     let bytes = plan.workspace().total_bytes();
     let ptr = memory.alloc("workspace", bytes);
     let mut end = 0;
     for buffer in Slot::ALL.iter().filter_map(|slot| plan.workspace().get(*slot)) {
         memory.forbid(ptr + end as u64, buffer.offset_bytes - end);
-        end = buffer.offset_bytes + buffer.bytes;
+        end = (buffer.offset_bytes + buffer.bytes).next_multiple_of(16).min(bytes);
     }
     DeviceMemory { ptr, bytes }
 }
@@ -75,13 +84,20 @@ pub fn launch(
     launch.run(memory, thread)
 }
 
-/// Which attention kernel runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attention {
-    /// That of the case's stem.
-    Planned,
-    /// Hopper's, on what was quantized for `sm89_int8_fp8_fwd`.
-    Hopper(Exponential),
+/// A tensor map that the executor reads.
+fn encode(tensor: &TiledBytes) -> TensorMap {
+    let [width, rows, planes] = tensor.extents;
+    let [box_width, box_rows] = tensor.box_extents;
+    let map = executor::TensorMap {
+        base: tensor.address,
+        element_bytes: 1,
+        extents: tensor.extents.map(|extent| extent as u32),
+        strides: [width, width * rows],
+        box_extents: [box_width, box_rows, 1],
+        swizzle_bytes: box_width,
+    };
+    assert!(planes > 0, "{tensor:?}");
+    TensorMap(map.encode())
 }
 
 /// Runs `case`; `seed` picks the order of threads.
@@ -89,7 +105,7 @@ pub enum Attention {
 /// # Errors
 ///
 /// What a kernel did wrong.
-pub fn run(case: &Case, attention: Attention, seed: u64) -> Result<Outcome, Fault> {
+pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
     let plan = plan(&case.problem, &CAPABILITY).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let memory = &mut Memory::new();
     let [q, k, v] = [("q", &case.q), ("k", &case.k), ("v", &case.v)].map(|(name, x)| upload(memory, name, x));
@@ -102,17 +118,12 @@ pub fn run(case: &Case, attention: Attention, seed: u64) -> Result<Outcome, Faul
     let workspace = workspace(memory, &plan);
     let args = LaunchArgs { q, k, v, out, lse, workspace };
     for step in plan.steps() {
-        let params = args.kernel_params(&plan, &step).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
-        match (attention, params) {
-            (Attention::Hopper(exponential), KernelParams::Attention(params)) => {
-                hopper::attend(memory, case, exponential, &params, seed)?;
-            }
-            _ => {
-                let thread = kernels::kernel(&step.entry.symbol, params)
-                    .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
-                launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
-            }
-        }
+        let params = args
+            .kernel_params(&plan, &step, &|tensor| Ok(encode(tensor)))
+            .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+        let thread = kernels::kernel(&step.entry.symbol, params)
+            .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
+        launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
     }
     let scores = scores(memory, case, &plan, workspace.ptr, seed)?;
     if let Some(lse) = lse {
@@ -131,7 +142,8 @@ pub fn run(case: &Case, attention: Attention, seed: u64) -> Result<Outcome, Faul
 fn scores(memory: &mut Memory, case: &Case, plan: &Plan, workspace: u64, seed: u64) -> Result<Option<Vec<i32>>, Fault> {
     let dims = case.problem.dims();
     let q_codes = plan.workspace().address(workspace, Slot::QCodes);
-    if plan.entries().is_empty() || q_codes == 0 {
+    // The Hopper kernels have no such twin: what they do with scores shows in the output, to the last code.
+    if plan.entries().is_empty() || q_codes == 0 || case.stem.arch == Arch::Sm90a {
         return Ok(None);
     }
     let (depth, rows, keys) = (dims.head_dim_padded(), dims.seqlen_q_padded(), dims.seqlen_kv_padded());

@@ -69,8 +69,8 @@ const SCORES: &[Named<ScoresParams>] = kernels![
 const HOPPER: &[Named<Sm90AttentionParams>] = kernels![
     hopper: sm90_int8_fp8_fwd_d64, sm90_int8_fp8_fwd_d128,
     sm90_int8_fp8_fwd_delta_s_d64, sm90_int8_fp8_fwd_delta_s_d128,
-    sm90_int8_fp8_fwd_exact_d64, sm90_int8_fp8_fwd_exact_d128,
-    sm90_int8_fp8_fwd_exact_delta_s_d64, sm90_int8_fp8_fwd_exact_delta_s_d128;
+    sm90_int8_fp8_exp2_fwd_d64, sm90_int8_fp8_exp2_fwd_d128,
+    sm90_int8_fp8_exp2_fwd_delta_s_d64, sm90_int8_fp8_exp2_fwd_delta_s_d128;
 ];
 
 /// A thread of a kernel with its argument.
@@ -94,17 +94,13 @@ pub fn kernel(symbol: &str, params: KernelParams) -> Option<Thread> {
         KernelParams::QuantizeV(params) => find(QUANTIZE_V, symbol, params),
         KernelParams::DeltaS(params) => find(DELTA_S, symbol, params),
         KernelParams::Attention(params) => find(ATTENTION, symbol, params),
+        KernelParams::AttentionSm90(params) => find(HOPPER, symbol, params),
     }
 }
 
 /// The kernel `symbol` that stores raw scores, with `params`.
 pub fn scores(symbol: &str, params: ScoresParams) -> Option<Thread> {
     find(SCORES, symbol, params)
-}
-
-/// The Hopper kernel `symbol` with `params`.
-pub fn hopper(symbol: &str, params: Sm90AttentionParams) -> Option<Thread> {
-    find(HOPPER, symbol, params)
 }
 
 /// A kernel that is built into a PTX module can be run here too.

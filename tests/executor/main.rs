@@ -2,6 +2,6 @@
 //! proves and how a failure is repeated.
 
 mod device;
-mod hopper;
+mod faults;
 mod kernels;
 mod reference;

@@ -19,6 +19,9 @@ pub const Q_BUFFERS: usize = 2;
 /// P, and zeros up to a whole group of eight.
 pub const ONES_ROWS: usize = 8;
 
+/// Bytes of a tile's scales of K in shared memory: of two key blocks, at most four each.
+pub const K_SCALE_BYTES: usize = 32;
+
 /// Named plan of a CTA's dynamic shared memory, in bytes from its 1024-byte aligned start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SmemPlan {
@@ -34,6 +37,8 @@ pub struct SmemPlan {
     pub k_offset: usize,
     /// First tile of V.
     pub v_offset: usize,
+    /// Scales of the first tile of K; [`K_SCALE_BYTES`] a stage.
+    pub k_scale_offset: usize,
     /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q (a buffer each).
     pub barrier_offset: usize,
     /// All of it.
@@ -49,9 +54,10 @@ impl SmemPlan {
         let v_bytes = v_copy_bytes + ONES_ROWS * BLOCK_KV;
         let k_offset = Q_BUFFERS * q_bytes;
         let v_offset = k_offset + STAGES * k_bytes;
-        let barrier_offset = v_offset + STAGES * v_bytes;
+        let k_scale_offset = v_offset + STAGES * v_bytes;
+        let barrier_offset = k_scale_offset + STAGES * K_SCALE_BYTES;
         let bytes = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
-        SmemPlan { q_bytes, k_bytes, v_copy_bytes, v_bytes, k_offset, v_offset, barrier_offset, bytes }
+        SmemPlan { q_bytes, k_bytes, v_copy_bytes, v_bytes, k_offset, v_offset, k_scale_offset, barrier_offset, bytes }
     }
 }
 
@@ -100,6 +106,11 @@ fn round_half_even(x: f32) -> u8 {
     ((x + 12_582_912.0) - 12_582_912.0) as u8
 }
 
+/// Work items of a launch over `rows` query rows of each of `heads` heads.
+pub const fn work_items(heads: usize, rows: usize) -> usize {
+    heads * rows.div_ceil(BLOCK_Q)
+}
+
 /// A tensor map (`CUtensorMap`), made by the driver's `cuTensorMapEncodeTiled`. It must lie at a multiple of 64
 /// bytes: the kernel's attribute `parameter_align` sees to that, as rustc allows no more than 16 for parameters.
 #[repr(C, align(16))]
@@ -118,7 +129,7 @@ pub struct Sm90AttentionParams {
     pub v_map: TensorMap,
     /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`.
     pub q_scale: u64,
-    /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
+    /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`, 16-byte aligned and readable up to a multiple of 16 bytes.
     pub k_scale: u64,
     /// f32 `[B, Hkv, Dp]`.
     pub v_scale: u64,

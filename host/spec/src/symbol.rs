@@ -1,19 +1,41 @@
 //! Names of exported kernels. A *stem* `<arch>_<qk>_<pv>_fwd` names an attention kernel everywhere:
 //! symbol, plan entry, test, bench case and document.
 
+use crate::sm90::Exponential;
 use crate::{Precision, PvFormat};
 
 /// An attention kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stem {
-    /// `"sm80"` or `"sm89"`; also which PTX module holds it (`sm_80`, `sm_89`).
+    /// Which PTX module holds it: `sm80` stems are in module `sm_80`.
     pub arch: Arch,
     /// Type of Q and K.
     pub qk: Precision,
     /// Type of P and V.
     pub pv: PvFormat,
-    /// `<arch>_<qk>_<pv>_fwd`.
+    /// How P is computed.
+    pub exponential: Exponential,
+    /// `<arch>_<qk>_<pv>_fwd`, with `_exp2` before `_fwd` where the name must tell the exponential.
     pub name: &'static str,
+    /// What its symbols begin with. Not the name for 4-bit codes on Hopper, whose tensor cores take them as
+    /// 8-bit ones: both precisions run one kernel.
+    pub symbol: &'static str,
+}
+
+impl Stem {
+    /// A kernel with the plain exponential whose symbols are its name.
+    const fn plain(arch: Arch, qk: Precision, pv: PvFormat, name: &'static str) -> Stem {
+        Stem { arch, qk, pv, exponential: Exponential::Exact, name, symbol: name }
+    }
+
+    /// A kernel for Hopper.
+    const fn hopper(qk: Precision, exponential: Exponential, name: &'static str) -> Stem {
+        let symbol = match exponential {
+            Exponential::Mixed => "sm90_int8_fp8_fwd",
+            Exponential::Exact => "sm90_int8_fp8_exp2_fwd",
+        };
+        Stem { arch: Arch::Sm90a, qk, pv: PvFormat::Fp8, exponential, name, symbol }
+    }
 }
 
 /// A PTX module: what its kernels may use and where it loads.
@@ -52,11 +74,15 @@ impl Arch {
 }
 
 /// Every attention kernel there is.
-pub const STEMS: [Stem; 4] = [
-    Stem { arch: Arch::Sm89, qk: Precision::Int4, pv: PvFormat::Fp8, name: "sm89_int4_fp8_fwd" },
-    Stem { arch: Arch::Sm89, qk: Precision::Int8, pv: PvFormat::Fp8, name: "sm89_int8_fp8_fwd" },
-    Stem { arch: Arch::Sm80, qk: Precision::Int4, pv: PvFormat::F16, name: "sm80_int4_f16_fwd" },
-    Stem { arch: Arch::Sm80, qk: Precision::Int8, pv: PvFormat::F16, name: "sm80_int8_f16_fwd" },
+pub const STEMS: [Stem; 8] = [
+    Stem::hopper(Precision::Int8, Exponential::Mixed, "sm90_int8_fp8_fwd"),
+    Stem::hopper(Precision::Int4, Exponential::Mixed, "sm90_int4_fp8_fwd"),
+    Stem::hopper(Precision::Int8, Exponential::Exact, "sm90_int8_fp8_exp2_fwd"),
+    Stem::hopper(Precision::Int4, Exponential::Exact, "sm90_int4_fp8_exp2_fwd"),
+    Stem::plain(Arch::Sm89, Precision::Int4, PvFormat::Fp8, "sm89_int4_fp8_fwd"),
+    Stem::plain(Arch::Sm89, Precision::Int8, PvFormat::Fp8, "sm89_int8_fp8_fwd"),
+    Stem::plain(Arch::Sm80, Precision::Int4, PvFormat::F16, "sm80_int4_f16_fwd"),
+    Stem::plain(Arch::Sm80, Precision::Int8, PvFormat::F16, "sm80_int8_f16_fwd"),
 ];
 
 /// Element types the quantizers read, as they appear in symbols: `quantize_q_int8_bf16_d128`.

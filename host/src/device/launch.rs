@@ -7,11 +7,11 @@ use cudarc::driver::sys::{self, CUstream};
 use cudarc::driver::{CudaStream, result};
 use sage_spec::symbol::Arch;
 
-use super::Gpu;
 use super::args::LaunchArgs;
 use super::module::{Function, Module};
 use super::params::{KernelParams, ParamsBuilder};
 use super::side::SideArgs;
+use super::{Gpu, TiledBytes, tensor_map};
 use crate::error::{Error, Invalid};
 use crate::plan::{Entry, Plan, Step};
 
@@ -153,12 +153,13 @@ impl Gpu {
         stream: CUstream,
     ) -> Result<(), Error> {
         let module = self.module(plan.arch())?;
-        let params = ParamsBuilder { plan, args, side };
+        let encode = |tensor: &TiledBytes| tensor_map::encode(self, tensor);
+        let params = ParamsBuilder { plan, args, side, encode: &encode };
         for step in steps {
             let Step { entry, grid, .. } = step;
             macro_rules! launch {
                 ($($variant:ident)*) => {
-                    match params.of(&step) {
+                    match params.of(&step)? {
                         // SAFETY: each kernel gets the struct that `sage_spec::params` declares for it, filled
                         // with the caller's addresses and with workspace buffers of the sizes the plan gave them.
                         $(KernelParams::$variant(params) => unsafe {
@@ -167,7 +168,9 @@ impl Gpu {
                     }
                 };
             }
-            launch!(ReducePartial KMeanFinal VStatsFinal QuantizeQ QuantizeK QuantizeV DeltaS Attention General)?;
+            launch!(
+                ReducePartial KMeanFinal VStatsFinal QuantizeQ QuantizeK QuantizeV DeltaS Attention AttentionSm90 General
+            )?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod packed;
 mod params;
 mod side;
 mod slices;
+mod tensor_map;
 
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
@@ -24,6 +25,6 @@ pub use embedded::{EmbeddedModule, MODULES};
 pub use gpu::Gpu;
 pub use host::HostResult;
 pub use launch::StepTime;
-pub use params::KernelParams;
+pub use params::{EncodeMap, KernelParams, TiledBytes};
 pub use side::{HostSide, SideArgs};
 pub use slices::SliceArgs;

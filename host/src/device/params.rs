@@ -7,11 +7,13 @@ use sage_spec::params::{
     ReducePartialParams, VStatsFinalParams,
 };
 use sage_spec::quant::LOG2_E;
-use sage_spec::{Dims, PvFormat};
+use sage_spec::sm90::{Sm90AttentionParams, TensorMap};
+use sage_spec::symbol::Arch;
+use sage_spec::{Dims, PvFormat, sm90, tiling};
 
 use super::args::{DeviceTensor, LaunchArgs};
 use super::side::SideArgs;
-use crate::error::Invalid;
+use crate::error::{DeviceError, Error};
 use crate::plan::{Kernel, Plan, Slot, Step};
 
 /// The one argument of a kernel.
@@ -31,45 +33,76 @@ pub enum KernelParams {
     QuantizeV(QuantizeVParams),
     /// Of `delta_s_*`.
     DeltaS(DeltaSParams),
-    /// Of `<stem>_d*`.
+    /// Of `sm80_*_d*` and `sm89_*_d*`.
     Attention(AttentionParams),
     /// Of `<stem>_general_d*`.
     General(GeneralAttentionParams),
+    /// Of `sm90_*`.
+    AttentionSm90(Sm90AttentionParams),
 }
 
+/// A contiguous tensor of bytes in boxes, as a tensor map describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TiledBytes {
+    /// Device address of the first byte.
+    pub address: u64,
+    /// Bytes of a row, rows of a plane, planes.
+    pub extents: [u64; 3],
+    /// Bytes and rows of a box, which has one plane. Its rows, of 64 or 128 bytes, are swizzled by their
+    /// width.
+    pub box_extents: [u32; 2],
+}
+
+/// Makes a tensor map.
+pub type EncodeMap<'a> = dyn Fn(&TiledBytes) -> Result<TensorMap, DeviceError> + 'a;
+
 impl LaunchArgs {
-    /// The argument of the kernel of `step`, a step of `plan`, for programs that launch kernels by their
-    /// own means.
+    /// The argument of the kernel of `step`, a step of `plan`, for programs that launch kernels by their own
+    /// means. `encode` makes the tensor maps.
     ///
     /// # Errors
     ///
-    /// As [`super::Gpu::launch`] for bad arguments.
-    pub fn kernel_params(&self, plan: &Plan, step: &Step<'_>) -> Result<KernelParams, Invalid> {
-        self.kernel_params_with(plan, &SideArgs::default(), step)
+    /// As [`super::Gpu::launch`] for bad arguments; what `encode` says.
+    pub fn kernel_params(&self, plan: &Plan, step: &Step<'_>, encode: &EncodeMap<'_>) -> Result<KernelParams, Error> {
+        self.kernel_params_with(plan, &SideArgs::default(), step, encode)
     }
 
     /// [`LaunchArgs::kernel_params`] with side inputs.
     ///
     /// # Errors
     ///
-    /// As [`super::Gpu::launch_with`] for bad arguments.
-    pub fn kernel_params_with(&self, plan: &Plan, side: &SideArgs, step: &Step<'_>) -> Result<KernelParams, Invalid> {
+    /// As [`super::Gpu::launch_with`] for bad arguments; what `encode` says.
+    pub fn kernel_params_with(
+        &self,
+        plan: &Plan,
+        side: &SideArgs,
+        step: &Step<'_>,
+        encode: &EncodeMap<'_>,
+    ) -> Result<KernelParams, Error> {
         self.check(plan, side)?;
-        Ok(ParamsBuilder { plan, args: self, side }.of(step))
+        Ok(ParamsBuilder { plan, args: self, side, encode }.of(step)?)
     }
 }
+
+/// Bytes of K and V that interleaved heads may have together: half of the H100's and H200's L2 cache.
+const L2_BUDGET_BYTES: usize = 25 << 20;
 
 /// Fills in parameter structs. Planning has checked that every count fits its `u32` field.
 pub(super) struct ParamsBuilder<'a> {
     pub(super) plan: &'a Plan,
     pub(super) args: &'a LaunchArgs,
     pub(super) side: &'a SideArgs,
+    pub(super) encode: &'a EncodeMap<'a>,
 }
 
 impl ParamsBuilder<'_> {
     /// For the kernel of `step`.
-    pub(super) fn of(&self, step: &Step<'_>) -> KernelParams {
-        match step.entry.kernel {
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a tensor map is refused.
+    pub(super) fn of(&self, step: &Step<'_>) -> Result<KernelParams, DeviceError> {
+        Ok(match step.entry.kernel {
             Kernel::KMeanPartial => KernelParams::ReducePartial(self.k_mean_partial()),
             Kernel::KMeanFinal => KernelParams::KMeanFinal(self.k_mean_final()),
             Kernel::QuantizeQ => KernelParams::QuantizeQ(self.quantize_q()),
@@ -78,12 +111,15 @@ impl ParamsBuilder<'_> {
             Kernel::VStatsFinal => KernelParams::VStatsFinal(self.v_stats_final()),
             Kernel::QuantizeV => KernelParams::QuantizeV(self.quantize_v()),
             Kernel::DeltaS => KernelParams::DeltaS(self.delta_s(step.chunk)),
+            Kernel::Attention if self.plan.arch() == Arch::Sm90a => {
+                KernelParams::AttentionSm90(self.attention_sm90(step.chunk)?)
+            }
             Kernel::Attention => KernelParams::Attention(self.attention(step.chunk)),
             Kernel::General => KernelParams::General(GeneralAttentionParams {
                 attention: self.attention(step.chunk),
                 modifiers: self.side.params(self.plan.problem()),
             }),
-        }
+        })
     }
 
     fn dims(&self) -> &Dims {
@@ -214,6 +250,73 @@ impl ParamsBuilder<'_> {
             granularity: self.granularity(),
             vectorized: k.vectorized(),
         }
+    }
+
+    /// Of the kernels for Hopper.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if the driver refuses a tensor map.
+    fn attention_sm90(&self, chunk: Chunk) -> Result<Sm90AttentionParams, DeviceError> {
+        let dims = self.dims();
+        let first_row = chunk.block_begin as usize * tiling::BLOCK_Q;
+        let rows = (chunk.block_count as usize * tiling::BLOCK_Q).min(dims.seqlen_q - first_row);
+        let (q_map, k_map, v_map) = self.tensor_maps()?;
+        // Interleaved heads keep their K and V within half of the L2 cache, so that other tensors pass through it.
+        let kv_bytes = 2 * dims.seqlen_kv_padded() * dims.head_dim_padded();
+        let heads_per_group = if self.plan.problem().causal() {
+            ((L2_BUDGET_BYTES / kv_bytes.max(1)) * dims.gqa_group()).clamp(1, chunk.head_count as usize)
+        } else {
+            1
+        };
+        let shared = self.attention(chunk);
+        Ok(Sm90AttentionParams {
+            q_map,
+            k_map,
+            v_map,
+            q_scale: shared.q_scale,
+            k_scale: shared.k_scale,
+            v_scale: shared.v_scale,
+            v_mean: shared.v_mean,
+            delta_s: shared.delta_s,
+            qk_mean: shared.qk_mean,
+            lse: shared.lse,
+            out: shared.out,
+            num_heads_q: shared.num_heads_q,
+            num_heads_kv: shared.num_heads_kv,
+            gqa_group: shared.gqa_group,
+            seqlen_q: shared.seqlen_q,
+            seqlen_kv: shared.seqlen_kv,
+            head_dim: shared.head_dim,
+            chunk,
+            tiles_per_head: rows.div_ceil(sm90::BLOCK_Q) as u32,
+            work_items: sm90::work_items(chunk.head_count as usize, rows) as u32,
+            heads_per_group: heads_per_group as u32,
+            q_scales_per_block: shared.q_scales_per_block,
+            k_scales_per_block: shared.k_scales_per_block,
+            causal: shared.causal,
+            out_dtype: shared.out_dtype,
+            sm_scale_log2: shared.sm_scale_log2,
+            sm_scale: shared.sm_scale,
+        })
+    }
+
+    /// Maps of the codes of Q, K and V; empty, and never used, if there are no keys.
+    fn tensor_maps(&self) -> Result<(TensorMap, TensorMap, TensorMap), DeviceError> {
+        let dims = self.dims();
+        if dims.seqlen_kv == 0 {
+            return Ok(Default::default());
+        }
+        let depth = dims.head_dim_padded() as u64;
+        let (heads_q, heads_kv) = ((dims.batch * dims.num_heads_q) as u64, (dims.batch * dims.num_heads_kv) as u64);
+        let (rows, keys) = (dims.seqlen_q_padded() as u64, dims.seqlen_kv_padded() as u64);
+        let map =
+            |slot, extents, box_extents| (self.encode)(&TiledBytes { address: self.at(slot), extents, box_extents });
+        Ok((
+            map(Slot::QCodes, [depth, rows, heads_q], [depth as u32, sm90::BLOCK_Q as u32])?,
+            map(Slot::KCodes, [depth, keys, heads_kv], [depth as u32, sm90::BLOCK_KV as u32])?,
+            map(Slot::VCodes, [keys, depth, heads_kv], [sm90::BLOCK_KV as u32, depth as u32])?,
+        ))
     }
 
     fn attention(&self, chunk: Chunk) -> AttentionParams {

@@ -17,6 +17,7 @@ use sage_spec::launch::{self, Cta};
 use sage_spec::limits::MAX_GRID;
 use sage_spec::params::Chunk;
 use sage_spec::symbol::{Arch, Stem};
+use sage_spec::{sm90, tiling};
 
 use crate::error::{Error, PlanError};
 use crate::problem::Problem;
@@ -161,10 +162,20 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
             add(Kernel::DeltaS, format!("delta_s_{dtype}_d{d}"), launch::delta_s(d));
         }
     }
-    let cta = launch::attention(d, stem.qk, stem.pv);
-    match problem.is_plain() {
-        true => add(Kernel::Attention, format!("{}_d{d}", stem.name), cta),
-        false => add(Kernel::General, format!("{}_general_d{d}", stem.name), cta),
+    match stem.arch {
+        // Only sm80 and sm89 stems have general forms; `select` sees to it.
+        _ if !problem.is_plain() => {
+            let cta = launch::attention(d, stem.qk, stem.pv);
+            add(Kernel::General, format!("{}_general_d{d}", stem.symbol), cta);
+        }
+        Arch::Sm90a => {
+            let delta_s = if smoothing.q && dims.seqlen_kv > 0 { "_delta_s" } else { "" };
+            let cta = Cta { threads: sm90::THREADS, smem_bytes: sm90::SmemPlan::new(d).bytes };
+            add(Kernel::Attention, format!("{}{delta_s}_d{d}", stem.symbol), cta);
+        }
+        Arch::Sm80 | Arch::Sm89 => {
+            add(Kernel::Attention, format!("{}_d{d}", stem.symbol), launch::attention(d, stem.qk, stem.pv));
+        }
     }
     entries
 }
@@ -243,6 +254,11 @@ impl Plan {
         let dims = self.problem.dims();
         let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
         let ctas = match kernel {
+            Kernel::Attention if self.stem.arch == Arch::Sm90a => {
+                // Persistent: a CTA for every multiprocessor, or for every work item if those are fewer.
+                let rows = (blocks * tiling::BLOCK_Q).min(dims.seqlen_q - chunk.block_begin as usize * tiling::BLOCK_Q);
+                sm90::work_items(heads, rows).min(self.capability.sm_count.max(1) as usize)
+            }
             Kernel::Attention => return launch::attention_grid(heads, blocks),
             Kernel::General => return launch::general_attention_grid(heads, blocks),
             Kernel::KMeanPartial | Kernel::VStatsPartial => launch::reduce_partial_grid(dims),

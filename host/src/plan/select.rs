@@ -39,6 +39,14 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     }
     let fp8 = Arch::Sm89.loads_on(major, minor);
     let pv = problem.pv().unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
+    // `STEMS` lists the fastest first; of those that remain the first one runs.
+    let chosen_before = |stem: &Stem| {
+        let fits = |other: &&Stem| {
+            let computes = problem.is_plain() || has_general(other);
+            other.qk == codes && other.pv == pv && other.arch.loads_on(major, minor) && computes
+        };
+        STEMS.iter().find(fits).is_some_and(|first| first != stem)
+    };
     let reason_lost = |stem: &Stem| {
         if problem.kernel().is_some_and(|kernel| kernel != *stem) {
             Some("another kernel was asked for by name".to_owned())
@@ -52,6 +60,11 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
             Some(format!("it needs {}", requirement(stem.arch)))
         } else if stem.pv != pv {
             Some("FP8 P V is preferred where the device has it".to_owned())
+        } else if problem.kernel().is_none() && chosen_before(stem) {
+            Some(match stem.arch {
+                Arch::Sm90a => "the mixed exponential is faster and as accurate on real attention".to_owned(),
+                _ => "the kernel for compute capability 9.0 is faster".to_owned(),
+            })
         } else {
             None
         }
@@ -75,8 +88,9 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
         {
             return PlanError::Modifiers { kernel: stem.name, wanted: modifiers(problem), supported: MODIFIERS };
         }
+        let arch = problem.kernel().map_or(Arch::Sm89, |stem| stem.arch);
         let kernel = problem.kernel().map_or_else(|| format!("pv {}", pv.name()), |stem| stem.name.to_owned());
-        PlanError::KernelNeeds { kernel, needed: requirement(Arch::Sm89), major, minor }
+        PlanError::KernelNeeds { kernel, needed: requirement(arch), major, minor }
     })?;
     Ok((stem, candidates))
 }
@@ -105,6 +119,7 @@ fn reason_chosen(problem: &Problem, stem: &Stem) -> String {
         format!("Q and K in {}, P and V in {} as asked for", stem.qk.name(), stem.pv.name())
     } else {
         match stem.pv {
+            PvFormat::Fp8 if stem.arch == Arch::Sm90a => "made for compute capability 9.0".to_owned(),
             PvFormat::Fp8 => "FP8 P V, the default from compute capability 8.9 on".to_owned(),
             PvFormat::F16 => "FP16 P V, the default below compute capability 8.9".to_owned(),
         }

@@ -7,7 +7,6 @@ use std::vec::Vec;
 use super::clocks::Published;
 use super::fault::{Fault, FaultKind, Site};
 use super::machine::Machine;
-use super::memory::Read;
 
 /// A tensor map for [`crate::executor`]: what `cuTensorMapEncodeTiled` is told, for a tensor of three
 /// dimensions. A test puts [`TensorMap::encode`] where the kernel expects the driver's map.
@@ -75,9 +74,12 @@ pub(super) fn swizzled(address: u32, swizzle_bytes: u32) -> u32 {
     address ^ ((address >> 7) & mask) << 4
 }
 
+/// 16 bytes of a copy; a byte without a value at the source has none at the destination.
+type Chunk = [Option<u8>; 16];
+
 /// A copy under way: 16-byte chunks with their places.
 pub(crate) struct Flight {
-    chunks: Vec<(u32, [u8; 16])>,
+    chunks: Vec<(u32, Chunk)>,
     barrier: u32,
     /// What the thread that started it had done and seen.
     published: Published,
@@ -86,7 +88,7 @@ pub(crate) struct Flight {
 
 impl Machine {
     /// Starts a copy of `chunks` that completes on `barrier`.
-    fn start_flight(&mut self, chunks: Vec<(u32, [u8; 16])>, barrier: u32, at: Site) -> Result<(), FaultKind> {
+    fn start_flight(&mut self, chunks: Vec<(u32, Chunk)>, barrier: u32, at: Site) -> Result<(), FaultKind> {
         self.check_copy_barrier(barrier)?;
         for &(to, _) in &chunks {
             self.shared.begin_copy(self.clocks.view(self.current), to, 16, true, at)?;
@@ -95,6 +97,11 @@ impl Machine {
         self.clocks.release(self.current, &mut published);
         self.flights.push(Flight { chunks, barrier, published, at });
         Ok(())
+    }
+
+    fn load_bulk<const N: usize>(&mut self, address: u64) -> Result<[Option<u8>; N], FaultKind> {
+        let thread = self.global_thread();
+        self.memory().load_bulk(thread, address)
     }
 
     /// `cp.async.bulk` from global to shared memory.
@@ -111,7 +118,7 @@ impl Machine {
         }
         let mut chunks = Vec::with_capacity(bytes as usize / 16);
         for offset in (0..bytes).step_by(16) {
-            chunks.push((to + offset, self.load_global::<16>(from + u64::from(offset), Read::Weak)?));
+            chunks.push((to + offset, self.load_bulk(from + u64::from(offset))?));
         }
         self.start_flight(chunks, barrier, at)
     }
@@ -137,7 +144,7 @@ impl Machine {
         for row in 0..rows * planes {
             let (y, z) = (origin[1].wrapping_add(row % rows), origin[2].wrapping_add(row / rows));
             for first in (0..row_bytes).step_by(16) {
-                let mut chunk = [0; 16];
+                let mut chunk = [Some(0); 16];
                 let elements = 16 / map.element_bytes;
                 let x = origin[0].wrapping_add(first / map.element_bytes);
                 if y < map.extents[1] && z < map.extents[2] {
@@ -148,9 +155,9 @@ impl Machine {
                         let address = from + u64::from(x.wrapping_add(element)) * size as u64;
                         let bytes = &mut chunk[element as usize * size..][..size];
                         match size {
-                            1 => bytes.copy_from_slice(&self.load_global::<1>(address, Read::Weak)?),
-                            2 => bytes.copy_from_slice(&self.load_global::<2>(address, Read::Weak)?),
-                            _ => bytes.copy_from_slice(&self.load_global::<4>(address, Read::Weak)?),
+                            1 => bytes.copy_from_slice(&self.load_bulk::<1>(address)?),
+                            2 => bytes.copy_from_slice(&self.load_bulk::<2>(address)?),
+                            _ => bytes.copy_from_slice(&self.load_bulk::<4>(address)?),
                         }
                     }
                 }
@@ -167,7 +174,7 @@ impl Machine {
             return Err(self.fault(Some(flight.at), kind));
         };
         for (to, data) in &flight.chunks {
-            self.shared.finish_copy(actor, moment, *to, data, flight.at);
+            self.shared.finish_bulk(actor, moment, *to, data, flight.at);
         }
         self.complete_bytes(flight.barrier, flight.chunks.len() as u32 * 16, &flight.published);
         Ok(())

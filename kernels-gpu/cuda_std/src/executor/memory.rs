@@ -231,6 +231,22 @@ impl Memory {
         Ok(allocation.data[range].try_into().expect("the range has N bytes"))
     }
 
+    /// A bulk copy reads `N` bytes: what they are, and which of them have values. Those that have none are
+    /// missing at the destination too.
+    pub(super) fn load_bulk<const N: usize>(
+        &mut self,
+        thread: u32,
+        address: u64,
+    ) -> Result<[Option<u8>; N], FaultKind> {
+        let (index, at) = self.locate(Access::Read, address, N, N)?;
+        let allocation = &self.allocations[index];
+        let foreign = |&writer: &u32| writer != 0 && writer != ATOMIC && writer != thread + 1;
+        if let Some(byte) = allocation.writer[at..at + N].iter().position(foreign) {
+            return Err(self.conflict(Access::Read, address + byte as u64));
+        }
+        Ok(std::array::from_fn(|i| (allocation.state[at + i] & INIT != 0).then_some(allocation.data[at + i])))
+    }
+
     /// A kernel writes `data`.
     pub(super) fn store(&mut self, thread: u32, address: u64, data: &[u8]) -> Result<(), FaultKind> {
         let (index, at) = self.locate(Access::Write, address, data.len(), data.len())?;

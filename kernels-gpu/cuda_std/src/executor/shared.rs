@@ -87,7 +87,7 @@ impl Shared {
             Some(byte) => Err(FaultKind::Uninitialised {
                 space: Space::Shared,
                 address: u64::from(BASE) + (offset + byte) as u64,
-                hint: String::from("no thread has written it in this CTA"),
+                hint: String::from("nothing with a value was written there in this CTA"),
             }),
             None => Ok(()),
         }
@@ -172,6 +172,15 @@ impl Shared {
             self.shadow.land(actor, moment, touch);
         }
         self.put(offset, data);
+    }
+
+    /// As [`Shared::finish_copy`], for a copy some of whose bytes have no value.
+    pub(super) fn finish_bulk(&mut self, actor: usize, moment: u32, address: u32, data: &[Option<u8>; 16], at: Site) {
+        self.finish_copy(actor, moment, address, &data.map(Option::unwrap_or_default), at);
+        let offset = (address - BASE) as usize;
+        for (state, byte) in self.state[offset..].iter_mut().zip(data) {
+            *state = if byte.is_some() { State::Value } else { State::Undefined };
+        }
     }
 
     /// A thread makes 8 bytes an mbarrier.

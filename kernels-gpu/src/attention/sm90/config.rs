@@ -14,12 +14,12 @@ pub trait Config {
     const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize);
 }
 
-/// Registers of a producer thread; the consumers get what it leaves: 24 · 128 + 160 · 384 ≤ 65,536.
-pub const PRODUCER_REGISTERS: u32 = 24;
+/// Registers of a producer thread; the consumers get what it leaves: 32 · 128 + 160 · 384 = 65,536.
+pub const PRODUCER_REGISTERS: u32 = 32;
 /// Registers of a consumer thread.
 pub const CONSUMER_REGISTERS: u32 = 160;
-/// Consumer warpgroups.
-pub const CONSUMERS: u32 = 3;
+/// Warps of the three consumer warpgroups; each signals for itself.
+pub const CONSUMER_WARPS: u32 = 12;
 
 /// Barriers of the CTA, by role. A *full* barrier completes when the copy has landed, an *empty* one when
 /// all consumers have finished with the buffer.

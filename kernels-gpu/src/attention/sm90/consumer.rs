@@ -1,11 +1,12 @@
 //! A consumer warpgroup: 64 query rows against every tile of K and V.
 
-use cuda_std::{global, mbarrier, thread, wgmma};
-use sage_spec::sm90::{BLOCK_KV, Sm90AttentionParams, WARPGROUP_Q};
+use cuda_std::{global, mbarrier, shared, thread, warp, wgmma};
+use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Sm90AttentionParams, WARPGROUP_Q};
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
 use super::output::{self, Output};
+use super::producer::KScales;
 use super::schedule::{Schedule, Work, rows_end, visible};
 use super::softmax::{self, ROW_MAX_START, RowState};
 use super::{epilogue, scores};
@@ -21,21 +22,30 @@ pub struct Lane {
     pub row: u32,
     /// `lane % 4`: the lane's columns are `2t` and `2t + 1` of every eight.
     pub t: u32,
-    /// Whether the thread signals for its warpgroup.
+    /// Whether the thread signals for its warp.
     pub leads: bool,
+}
+
+/// The first of the two rows that thread `thread` of the CTA holds, among its warpgroup's 64.
+#[inline(always)]
+fn row_in_warpgroup(thread: u32) -> u32 {
+    thread % 128 / 32 * 16 + thread % 32 / 4
 }
 
 impl Lane {
     /// From the thread index; the first 128 threads are the producer's.
+    ///
+    /// # Safety
+    /// The warp is converged.
     #[inline(always)]
-    fn of(thread: u32) -> Self {
-        let in_group = thread % 128;
-        Lane {
-            warpgroup: thread / 128 - 1,
-            row: in_group / 32 * 16 + in_group % 32 / 4,
-            t: thread % 4,
-            leads: in_group == 0,
-        }
+    pub unsafe fn of_thread() -> Self {
+        // Read again for every work item and for the epilogue: cheaper than registers through the main loop.
+        let thread = thread::reread_thread_idx_x();
+        // Through a shuffle, so that the assembler knows it to be uniform and what derives from it stays in
+        // uniform registers.
+        // SAFETY: forwarded contract.
+        let warpgroup = unsafe { warp::shuffle_idx(thread / 128, 0) };
+        Lane { warpgroup: warpgroup - 1, row: row_in_warpgroup(thread), t: thread % 4, leads: thread % 32 == 0 }
     }
 }
 
@@ -52,12 +62,12 @@ struct Item<'a> {
     q_factor: f32,
     /// One over the scale of the lane's rows; only with ΔS.
     inverse_q_scale: f32,
-    /// Address of the lane's scale of key block 0.
-    k_scale: u64,
+    smem: u32,
+    k_scales: KScales,
     /// Address of ΔS of key 0; only with ΔS.
     delta_s: u64,
-    /// First of the lane's two query rows.
-    row: u32,
+    /// The warpgroup's first query row.
+    first_row: u32,
 }
 
 /// Swizzle of a row of Q or K.
@@ -93,7 +103,6 @@ impl<'a> Item<'a> {
             + ((work.head_q as u64 * q_blocks as u64 + q_block as u64) * p.q_scales_per_block as u64 + q_group as u64)
                 * 4;
         let kv_padded = p.seqlen_kv.div_ceil(tiling::KV_PAD as u32) as u64 * tiling::KV_PAD as u64;
-        let k_group = if p.k_scales_per_block == 1 { 0 } else { lane.t };
         // SAFETY: the warpgroup has a row below M, and with it the whole block of 128 has scales.
         let q_scale = unsafe { global::load_f32(q_scale) };
         Item {
@@ -106,10 +115,8 @@ impl<'a> Item<'a> {
             v: wgmma::descriptor(smem + plan.v_offset as u32, wgmma::Swizzle::Bytes128),
             q_factor: q_scale * p.sm_scale_log2,
             inverse_q_scale: if C::DELTA_S { 1.0 / q_scale } else { 0.0 },
-            k_scale: p.k_scale
-                + (head_kv as u64 * (kv_padded / tiling::BLOCK_KV as u64) * p.k_scales_per_block as u64
-                    + k_group as u64)
-                    * 4,
+            smem,
+            k_scales: KScales::new(p, head_kv),
             delta_s: if C::DELTA_S {
                 let head = work.head_q - p.chunk.head_begin;
                 let block = head * p.chunk.block_count + (q_block - p.chunk.block_begin);
@@ -117,7 +124,7 @@ impl<'a> Item<'a> {
             } else {
                 0
             },
-            row,
+            first_row: work.first_row + lane.warpgroup * WARPGROUP_Q as u32,
         }
     }
 
@@ -137,35 +144,41 @@ impl<'a> Item<'a> {
         let (p, barriers) = (self.p, self.barriers);
         // SAFETY: forwarded contract; scales exist for every padded block.
         unsafe {
-            // Read early: they arrive while the tensor core is busy.
-            let k_scale = self.k_scale + j as u64 * (2 * 4 * p.k_scales_per_block) as u64;
-            let k_scale = [global::load_f32(k_scale), global::load_f32(k_scale + (4 * p.k_scales_per_block) as u64)];
-
-            let mut s = [0u32; 64];
+            // Read again and again: a register that lives through the loop costs more.
+            let thread = thread::reread_thread_idx_x();
+            let mut s = if C::DELTA_S {
+                scores::delta_s(self.delta_s + j as u64 * KEYS as u64 * 4, self.inverse_q_scale, thread % 4)
+            } else {
+                [0; 64]
+            };
             mbarrier::wait(barriers.full_k(tile.index), tile.parity);
             scores::start_product::<C>(&mut s, self.q, self.k + (tile.index * plan.k_bytes as u32 / 16) as u64);
             wgmma::wait_group::<0>();
-            if self.lane.leads {
-                mbarrier::arrive(barriers.empty_k(tile.index));
-            }
-
-            if C::DELTA_S {
-                scores::add_delta_s(
-                    &mut s,
-                    self.delta_s + j as u64 * KEYS as u64 * 4,
-                    self.inverse_q_scale,
-                    self.lane.t,
-                );
-            }
             if IS_MASKED {
                 let first = j * KEYS;
                 let seen = |row: u32| {
                     let visible = visible(p, row);
-                    if visible > first { visible - first } else { 0 }
+                    let from_first = if visible > first { visible - first } else { 0 };
+                    if from_first < KEYS { from_first } else { KEYS }
                 };
-                scores::mask(&mut s, [seen(self.row), seen(self.row + 8)], self.lane.t);
+                let row = self.first_row + row_in_warpgroup(thread);
+                scores::mask(&mut s, [seen(row), seen(row + 8)], thread % 4);
             }
+            // Four scales a key block: one for each t. One: both of the tile in one vector's half.
+            let scales = self.smem + (plan.k_scale_offset as u32 + tile.index * K_SCALE_BYTES as u32);
+            let k_scale = if p.k_scales_per_block == 1 {
+                let begin = scales + self.k_scales.begin(j) * 4;
+                [shared::load_f32(begin), shared::load_f32(begin + 4)]
+            } else {
+                let begin = scales + thread % 4 * 4;
+                [shared::load_f32(begin), shared::load_f32(begin + 16)]
+            };
             let factor = [k_scale[0] * self.q_factor, k_scale[1] * self.q_factor];
+            // Every lane has its scales, before one of them lets the stage go.
+            warp::sync_warp();
+            if self.lane.leads {
+                mbarrier::arrive(barriers.empty_k(tile.index));
+            }
             softmax::update_max::<IS_MASKED>(&s, factor, state);
             let probabilities = softmax::probabilities::<C, IS_MASKED>(&s, factor, state.max);
 
@@ -186,13 +199,13 @@ impl<'a> Item<'a> {
 #[inline(always)]
 pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
     let barriers = Barriers::new::<C>(smem);
-    let lane = Lane::of(thread::thread_idx_x());
     let (mut tile, mut query) = (TileRing::start(), QueryRing::start());
     let mut schedule = Schedule::start();
     // SAFETY: producer and consumers walk the same schedule and rings; conditions are uniform over the
     // warpgroup, as they depend on the work item and the warpgroup alone.
     unsafe {
         while let Some(work) = schedule.next(p) {
+            let lane = Lane::of_thread();
             let tiles = work.tiles(p);
             let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32;
             let end = rows_end(p);
@@ -220,7 +233,7 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
                         j += 1;
                     }
                 }
-                epilogue::store::<C>(p, &work, lane, &state, &output);
+                epilogue::store::<C>(p, &work, &state, &output);
             }
             // Tiles that only other warpgroups need pass through, in step with the ring.
             while j < tiles {

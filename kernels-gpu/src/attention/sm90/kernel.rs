@@ -3,7 +3,7 @@
 use cuda_std::{mbarrier, shared, thread, tma, warpgroup};
 use sage_spec::sm90::{BLOCK_KV, ONES_ROWS, Q_BUFFERS, STAGES, Sm90AttentionParams, THREADS};
 
-use super::config::{Barriers, CONSUMER_REGISTERS, CONSUMERS, Config, PRODUCER_REGISTERS};
+use super::config::{Barriers, CONSUMER_REGISTERS, CONSUMER_WARPS, Config, PRODUCER_REGISTERS};
 use super::{consumer, producer};
 
 /// E4M3 code of 1.0, four times.
@@ -25,15 +25,15 @@ pub unsafe fn kernel<C: Config>(p: &Sm90AttentionParams, maps: u64) {
             let mut i = 0;
             while i < STAGES as u32 {
                 mbarrier::init(barriers.full_k(i), 1);
-                mbarrier::init(barriers.empty_k(i), CONSUMERS);
+                mbarrier::init(barriers.empty_k(i), CONSUMER_WARPS);
                 mbarrier::init(barriers.full_v(i), 1);
-                mbarrier::init(barriers.empty_v(i), CONSUMERS);
+                mbarrier::init(barriers.empty_v(i), CONSUMER_WARPS);
                 i += 1;
             }
             let mut i = 0;
             while i < Q_BUFFERS as u32 {
                 mbarrier::init(barriers.full_q(i), 1);
-                mbarrier::init(barriers.empty_q(i), CONSUMERS);
+                mbarrier::init(barriers.empty_q(i), CONSUMER_WARPS);
                 i += 1;
             }
             mbarrier::fence_init();

@@ -1,10 +1,55 @@
 //! The producer: one thread that keeps the rings of K and V and the buffers of Q full.
 
-use cuda_std::{mbarrier, tma};
-use sage_spec::sm90::{BLOCK_KV, Sm90AttentionParams};
+use cuda_std::{hint, mbarrier, tma};
+use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Sm90AttentionParams};
+use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
 use super::schedule::Schedule;
+
+/// Scales of K of one head, which travel with K's tiles: with four scales per key block 32 bytes a tile, with one
+/// the 16 aligned bytes that the tile's two scales lie in.
+pub struct KScales {
+    base: u64,
+    /// Index of the head's first scale.
+    first: u32,
+    per_block: u32,
+}
+
+impl KScales {
+    /// Of key/value head `head_kv`, counted over the batch.
+    #[inline(always)]
+    pub fn new(p: &Sm90AttentionParams, head_kv: u32) -> Self {
+        let blocks = p.seqlen_kv.div_ceil(tiling::KV_PAD as u32) * (tiling::KV_PAD / tiling::BLOCK_KV) as u32;
+        let per_head = blocks * p.k_scales_per_block;
+        // The whole part of 16 bytes goes into the address, so that indices stay small.
+        let first = head_kv as u64 * per_head as u64;
+        KScales { base: p.k_scale + (first & !3) * 4, first: first as u32 & 3, per_block: p.k_scales_per_block }
+    }
+
+    /// Bytes that are copied for a tile.
+    #[inline(always)]
+    fn bytes(&self) -> u32 {
+        if self.per_block == 1 { 16 } else { K_SCALE_BYTES as u32 }
+    }
+
+    /// Where, among the copied scales of tile `j`, the tile's own begin.
+    #[inline(always)]
+    pub fn begin(&self, j: u32) -> u32 {
+        (self.first + 2 * j * self.per_block) & 3
+    }
+
+    /// Starts the copy of tile `j`.
+    ///
+    /// # Safety
+    /// The tile exists, `shared` is free, and `barrier` expects the bytes.
+    #[inline(always)]
+    unsafe fn load(&self, j: u32, shared: u32, barrier: u32) {
+        let index = (self.first + 2 * j * self.per_block) & !3;
+        // SAFETY: forwarded contract.
+        unsafe { tma::load_bulk(shared, self.base + index as u64 * 4, self.bytes(), barrier) };
+    }
+}
 
 /// Copies for every work item of the CTA: Q once, then K and V tile by tile.
 ///
@@ -28,7 +73,8 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
     unsafe {
         while let Some(work) = schedule.next(p) {
             let (_, head_kv) = work.batch_and_head_kv(p);
-            let tiles = work.tiles(p);
+            // Opaque, so that the loop is not unrolled: the producer has few registers.
+            let tiles = hint::opaque(work.tiles(p));
             if tiles > 0 {
                 mbarrier::wait(barriers.empty_q(query.index), query.parity ^ 1);
                 let full = barriers.full_q(query.index);
@@ -36,11 +82,13 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
                 tma::load_3d(smem + query.index * plan.q_bytes as u32, q_map, 0, work.first_row, work.head_q, full);
                 query.advance();
             }
+            let scales = KScales::new(p, head_kv);
             let mut j = 0;
             while j < tiles {
                 mbarrier::wait(barriers.empty_k(tile.index), tile.parity ^ 1);
                 let full = barriers.full_k(tile.index);
-                mbarrier::arrive_expect_tx(full, plan.k_bytes as u32);
+                mbarrier::arrive_expect_tx(full, plan.k_bytes as u32 + scales.bytes());
+                scales.load(j, smem + (plan.k_scale_offset as u32 + tile.index * K_SCALE_BYTES as u32), full);
                 tma::load_3d(k_smem + tile.index * plan.k_bytes as u32, k_map, 0, j * BLOCK_KV as u32, head_kv, full);
 
                 mbarrier::wait(barriers.empty_v(tile.index), tile.parity ^ 1);

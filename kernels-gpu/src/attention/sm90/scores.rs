@@ -12,7 +12,8 @@ pub type Scores = [u32; 64];
 /// A score that no product reaches: the key is masked.
 pub const MASKED: u32 = i32::MIN as u32;
 
-/// `scores = Q K^T` over 64 rows and a tile of keys, as one group; the caller waits for it.
+/// `scores = Q K^T` over 64 rows and a tile of keys, as one group; the caller waits for it. With ΔS the product
+/// is added to what [`delta_s`] returned.
 ///
 /// # Safety
 /// The warpgroup is converged; `q` and `k` are descriptors of tiles that have landed.
@@ -22,7 +23,7 @@ pub unsafe fn start_product<C: Config>(scores: &mut Scores, q: u64, k: u64) {
     // SAFETY: forwarded contract.
     unsafe {
         wgmma::fence();
-        wgmma::m64n128k32_s8(scores, q, k, 0);
+        wgmma::m64n128k32_s8(scores, q, k, C::DELTA_S as u32);
         wgmma::m64n128k32_s8(scores, q + 2, k + 2, 1);
         if C::HEAD_DIM == 128 {
             wgmma::m64n128k32_s8(scores, q + 4, k + 4, 1);
@@ -32,7 +33,7 @@ pub unsafe fn start_product<C: Config>(scores: &mut Scores, q: u64, k: u64) {
     }
 }
 
-/// Adds ΔS, rounded to whole score steps, to every score of a tile.
+/// ΔS of a tile, rounded to whole score steps: what the accumulators of the product start from.
 ///
 /// `delta_s` is the address of the tile's first key in its row of ΔS, in the order of
 /// [`sage_spec::layout::delta_s_slot`]: the lane's columns of blocks `2i` and `2i + 1` are one vector.
@@ -40,7 +41,8 @@ pub unsafe fn start_product<C: Config>(scores: &mut Scores, q: u64, k: u64) {
 /// # Safety
 /// f32 of a whole tile at `delta_s`, 16-byte aligned.
 #[inline(always)]
-pub unsafe fn add_delta_s(scores: &mut Scores, delta_s: u64, inverse_q_scale: f32, t: u32) {
+pub unsafe fn delta_s(delta_s: u64, inverse_q_scale: f32, t: u32) -> Scores {
+    let mut scores = [0u32; 64];
     let mut i = 0;
     while i < 8 {
         // SAFETY: forwarded contract; 16 keys are 64 bytes.
@@ -51,21 +53,24 @@ pub unsafe fn add_delta_s(scores: &mut Scores, delta_s: u64, inverse_q_scale: f3
             // In units near 1.5 · 2²³ the spacing of f32 is 1: the sum's bits are the bias's plus an integer.
             let biased = math::fma(f32::from_bits(vector[column]), inverse_q_scale, SCORE_BIAS);
             let steps = biased.to_bits().wrapping_sub(SCORE_BIAS_BITS);
-            scores[4 * block + e] = scores[4 * block + e].wrapping_add(steps);
-            scores[4 * block + 2 + e] = scores[4 * block + 2 + e].wrapping_add(steps);
+            scores[4 * block + e] = steps;
+            scores[4 * block + 2 + e] = steps;
             column += 1;
         }
         i += 1;
     }
+    scores
 }
 
 /// Masks what the lane's two rows do not see: keys of the tile from `visible[half]` on.
 #[inline(always)]
 pub fn mask(scores: &mut Scores, visible: [u32; 2], t: u32) {
+    // Relative to the lane's first column, so that the comparisons are with constants.
+    let end = [visible[0] as i32 - 2 * t as i32, visible[1] as i32 - 2 * t as i32];
     let mut i = 0;
     while i < 64 {
-        let (block, e) = (i as u32 / 4, i as u32 % 4);
-        if 8 * block + 2 * t + e % 2 >= visible[e as usize / 2] {
+        let (block, e) = (i / 4, i % 4);
+        if (8 * block + e % 2) as i32 >= end[e / 2] {
             scores[i] = MASKED;
         }
         i += 1;
