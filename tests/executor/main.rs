@@ -4,4 +4,5 @@
 mod device;
 mod faults;
 mod kernels;
+mod modifiers;
 mod reference;

@@ -5,3 +5,4 @@ pub mod case;
 pub mod compare;
 pub mod generate;
 pub mod judge;
+pub mod side;

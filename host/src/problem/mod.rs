@@ -159,6 +159,11 @@ impl Problem {
         Ok(Problem { dims, request, sm_scale, codes, smoothing, kernel })
     }
 
+    /// What the problem was made from.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
     /// Extents.
     pub fn dims(&self) -> &Dims {
         &self.dims

@@ -5,7 +5,7 @@ use sage_spec::Dims;
 use sage_spec::quant::{FOLDED_STEP_MAX, LOG2_E};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
-use super::blocks::{QueryBlock, output_len, query_blocks};
+use super::blocks::{QueryBlock, output_lens, query_blocks};
 use super::general::{add_sink, general_quantized_row};
 use super::problem::Problem;
 use super::scores::DeltaS;
@@ -30,7 +30,7 @@ pub fn attention_quantized_with(
     options: &Options,
     modifiers: &Modifiers,
 ) -> Output {
-    let out_len = output_len(dims);
+    let (out_len, _) = output_lens(dims);
     let mut output = Output { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     let problem = Problem { dims, quantized, k, options };

@@ -61,7 +61,13 @@ pub fn query_blocks<'a, T>(dims: &Dims, mut out: &'a mut [T], mut lse: &'a mut [
     blocks
 }
 
-/// Number of output elements.
-pub fn output_len(dims: &Dims) -> usize {
-    dims.batch * dims.num_heads_q * dims.seqlen_q * dims.head_dim
+/// Number of output elements and rows.
+pub fn output_lens(dims: &Dims) -> (usize, usize) {
+    let rows = dims.batch * dims.num_heads_q * dims.seqlen_q;
+    (rows * dims.head_dim, rows)
+}
+
+/// Keys `0..visible` that row `row` sees.
+pub fn visible(dims: &Dims, causal: bool, row: usize) -> usize {
+    if causal { dims.causal_visible(row).min(dims.seqlen_kv) } else { dims.seqlen_kv }
 }

@@ -5,7 +5,7 @@ use sage_spec::Dims;
 use sage_spec::quant::LOG2_E;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
-use super::blocks::{QueryBlock, output_len, query_blocks};
+use super::blocks::{QueryBlock, output_lens, query_blocks};
 use super::general::{add_sink, general_exact_row};
 use super::softmax::{RowState, exact_row};
 use super::tile::{accumulate_pv, multiply_qk, transpose};
@@ -36,7 +36,7 @@ pub fn attention_f64_with(
     sm_scale: f64,
     modifiers: &Modifiers,
 ) -> OutputF64 {
-    let out_len = output_len(dims);
+    let (out_len, _) = output_lens(dims);
     let mut output = OutputF64 { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     blocks.into_par_iter().for_each(|block| {
@@ -108,7 +108,7 @@ pub fn attention_f32_with(
     sm_scale: f32,
     modifiers: &Modifiers,
 ) -> Output {
-    let out_len = output_len(dims);
+    let (out_len, _) = output_lens(dims);
     let mut output = Output { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     blocks.into_par_iter().for_each_init(

@@ -5,7 +5,7 @@ use sage_spec::Dims;
 use sage_spec::limits::MAX_HEAD_DIM;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
-use super::blocks::{QueryBlock, output_len, query_blocks};
+use super::blocks::{QueryBlock, output_lens, query_blocks};
 use super::exact::softmax;
 use super::problem::Problem;
 use super::softmax::TileRow;
@@ -26,7 +26,7 @@ pub fn attention_unrounded_p_with(
     options: &Options,
     modifiers: &Modifiers,
 ) -> OutputF64 {
-    let out_len = output_len(dims);
+    let (out_len, _) = output_lens(dims);
     let mut output = OutputF64 { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     let problem = Problem { dims, quantized, k, options };
