@@ -86,7 +86,7 @@ pub fn launch(
 }
 
 /// A tensor map that the executor reads.
-fn encode(tensor: &TiledBytes) -> TensorMap {
+pub fn encode(tensor: &TiledBytes) -> TensorMap {
     let [width, rows, planes] = tensor.extents;
     let [box_width, box_rows] = tensor.box_extents;
     let map = executor::TensorMap {

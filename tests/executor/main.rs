@@ -5,4 +5,5 @@ mod device;
 mod faults;
 mod kernels;
 mod modifiers;
+mod packed;
 mod reference;

@@ -6,4 +6,5 @@
 
 mod harness;
 mod kernels;
+mod modifiers;
 mod real_data;
