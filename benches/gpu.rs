@@ -95,27 +95,22 @@ fn copy_bandwidth(gpu: &Gpu, stream: &Arc<CudaStream>) -> Result<f64, Box<dyn Er
     Ok(2.0 * bytes as f64 / (median(ms) * 1e-3))
 }
 
-/// Bytes a step must move: inputs read once, outputs written once. `None` for attention itself, which is not
+/// Bytes a step must move: inputs read once (K and V a second time, from the L2 cache), outputs written once.
+/// `None` for attention itself, which is not
 /// bound by memory, and for steps too small to time.
 fn bytes(plan: &Plan, symbol: &str) -> Option<f64> {
     let problem = plan.problem();
     let dims = problem.dims();
     let element = problem.input_dtype().bytes();
-    let q = dims.batch * dims.num_heads_q * dims.seqlen_q * dims.head_dim;
-    let kv = dims.batch * dims.num_heads_kv * dims.seqlen_kv * dims.head_dim;
+    let q = dims.batch * dims.num_heads_q * dims.seqlen_q;
+    let kv = dims.batch * dims.num_heads_kv * dims.seqlen_kv;
     let depth = dims.head_dim_padded();
-    let qk = plan.stem().qk;
-    let bytes = if symbol.starts_with("k_mean_partial") || symbol.starts_with("v_stats_partial") {
-        kv * element
-    } else if symbol.starts_with("quantize_q") {
-        q * element + qk.bytes(q / dims.head_dim * depth)
-    } else if symbol.starts_with("quantize_k") {
-        kv * element + qk.bytes(kv / dims.head_dim * depth)
-    } else if symbol.starts_with("quantize_v") {
-        kv * element + kv / dims.head_dim * depth * plan.stem().pv.bytes()
-    } else {
+    if !symbol.starts_with("quantize") {
         return None;
-    };
+    }
+    let code = plan.stem().storage().bytes(depth);
+    let read = (q + 2 * kv) * dims.head_dim * element;
+    let bytes = read + (q + kv) * code + kv * depth * plan.stem().pv.bytes();
     Some(bytes as f64)
 }
 

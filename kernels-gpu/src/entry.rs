@@ -112,78 +112,64 @@ pub mod hopper {
     }
 }
 
-/// One kernel of smoothing and quantization: threads of a CTA x CTAs that must fit on a multiprocessor.
-macro_rules! step {
-    ($name:ident($params:ident), $threads:literal x $ctas:literal => $($body:tt)*) => {
-        /// One step of smoothing and quantization.
+/// The quantizers of one type of V, by input type and padded head dimension: threads of a CTA x CTAs whose
+/// registers must fit on a multiprocessor (`sage_spec::launch::quantize_ctas_per_sm`).
+macro_rules! quantizers {
+    ($v_is_f16:literal; $($element:ident, $head_dim:literal, $threads:literal x $ctas:literal => $name:ident;)*) => { $(
+        /// Quantizes Q, K and V.
         ///
         /// # Safety
-        /// The parameter struct of this kernel in `sage_spec::params`, its geometry in `sage_spec::launch`.
+        /// `sage_spec::params::QuantizeParams` and `sage_spec::launch::quantize`.
         #[kernel(max_threads = $threads, min_blocks = $ctas)]
-        pub unsafe fn $name(p: $params) {
+        pub unsafe fn $name(p: QuantizeParams) {
             // SAFETY: forwarded contract.
-            unsafe { crate::quant::$($body)*(&p) }
+            unsafe { crate::quant::quantize::quantize::<crate::quant::element::$element, $head_dim, $v_is_f16>(&p) }
         }
-    };
-}
-
-/// The steps that every module has, for one input type and padded head dimension.
-macro_rules! steps {
-    ($($element:ident, $head_dim:literal, $threads:literal, $k_threads:literal => $k_mean:ident, $v_stats:ident, $delta_s:ident,
-        $q_int4:ident, $q_int8:ident, $k_int4:ident, $k_int8:ident;)*) => { $(
-        step!($k_mean(ReducePartialParams), $threads x 2 => stats::partial::<crate::quant::element::$element, $head_dim, false, 4>);
-        step!($v_stats(ReducePartialParams), $threads x 2 => stats::partial::<crate::quant::element::$element, $head_dim, true, 2>);
-        step!($delta_s(DeltaSParams), 256 x 2 => delta_s::delta_s::<crate::quant::element::$element, $head_dim>);
-        step!($q_int4(QuantizeQParams), $threads x 2 => qk::quantize_q::<crate::quant::element::$element, true, $head_dim>);
-        step!($q_int8(QuantizeQParams), $threads x 2 => qk::quantize_q::<crate::quant::element::$element, false, $head_dim>);
-        step!($k_int4(QuantizeKParams), $k_threads x 4 => qk::quantize_k::<crate::quant::element::$element, true, $head_dim>);
-        step!($k_int8(QuantizeKParams), $k_threads x 4 => qk::quantize_k::<crate::quant::element::$element, false, $head_dim>);
     )* };
 }
 
-steps! {
-    F16, 64, 256, 128 => k_mean_partial_f16_d64, v_stats_partial_f16_d64, delta_s_f16_d64,
-        quantize_q_int4_f16_d64, quantize_q_int8_f16_d64, quantize_k_int4_f16_d64, quantize_k_int8_f16_d64;
-    F16, 128, 512, 256 => k_mean_partial_f16_d128, v_stats_partial_f16_d128, delta_s_f16_d128,
-        quantize_q_int4_f16_d128, quantize_q_int8_f16_d128, quantize_k_int4_f16_d128, quantize_k_int8_f16_d128;
-    Bf16, 64, 256, 128 => k_mean_partial_bf16_d64, v_stats_partial_bf16_d64, delta_s_bf16_d64,
-        quantize_q_int4_bf16_d64, quantize_q_int8_bf16_d64, quantize_k_int4_bf16_d64, quantize_k_int8_bf16_d64;
-    Bf16, 128, 512, 256 => k_mean_partial_bf16_d128, v_stats_partial_bf16_d128, delta_s_bf16_d128,
-        quantize_q_int4_bf16_d128, quantize_q_int8_bf16_d128, quantize_k_int4_bf16_d128, quantize_k_int8_bf16_d128;
-    F32, 64, 256, 128 => k_mean_partial_f32_d64, v_stats_partial_f32_d64, delta_s_f32_d64,
-        quantize_q_int4_f32_d64, quantize_q_int8_f32_d64, quantize_k_int4_f32_d64, quantize_k_int8_f32_d64;
-    F32, 128, 512, 256 => k_mean_partial_f32_d128, v_stats_partial_f32_d128, delta_s_f32_d128,
-        quantize_q_int4_f32_d128, quantize_q_int8_f32_d128, quantize_k_int4_f32_d128, quantize_k_int8_f32_d128;
-}
-
-// Four chunk lanes: four threads a feature.
-step!(k_mean_final_d64(KMeanFinalParams), 256 x 2 => stats::k_mean_final::<64>);
-step!(k_mean_final_d128(KMeanFinalParams), 512 x 2 => stats::k_mean_final::<128>);
-step!(v_stats_final_d64(VStatsFinalParams), 256 x 2 => stats::v_stats_final::<64>);
-step!(v_stats_final_d128(VStatsFinalParams), 512 x 2 => stats::v_stats_final::<128>);
-
-/// V to FP16.
 #[cfg(feature = "sm_80")]
-pub mod v_f16 {
-    use super::*;
-
-    step!(quantize_v_f16_f16_d64(QuantizeVParams), 256 x 2 => v::quantize_f16::<crate::quant::element::F16, 64>);
-    step!(quantize_v_f16_f16_d128(QuantizeVParams), 512 x 2 => v::quantize_f16::<crate::quant::element::F16, 128>);
-    step!(quantize_v_f16_bf16_d64(QuantizeVParams), 256 x 2 => v::quantize_f16::<crate::quant::element::Bf16, 64>);
-    step!(quantize_v_f16_bf16_d128(QuantizeVParams), 512 x 2 => v::quantize_f16::<crate::quant::element::Bf16, 128>);
-    step!(quantize_v_f16_f32_d64(QuantizeVParams), 256 x 2 => v::quantize_f16::<crate::quant::element::F32, 64>);
-    step!(quantize_v_f16_f32_d128(QuantizeVParams), 512 x 2 => v::quantize_f16::<crate::quant::element::F32, 128>);
+quantizers! {
+    true;
+    F16, 64, 128 x 10 => quantize_f16_f16_d64;
+    F16, 128, 256 x 5 => quantize_f16_f16_d128;
+    Bf16, 64, 128 x 10 => quantize_f16_bf16_d64;
+    Bf16, 128, 256 x 5 => quantize_f16_bf16_d128;
+    F32, 64, 128 x 6 => quantize_f16_f32_d64;
+    F32, 128, 256 x 3 => quantize_f16_f32_d128;
 }
 
-/// V to FP8.
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
-pub mod v_fp8 {
-    use super::*;
+quantizers! {
+    false;
+    F16, 64, 128 x 10 => quantize_fp8_f16_d64;
+    F16, 128, 256 x 5 => quantize_fp8_f16_d128;
+    Bf16, 64, 128 x 10 => quantize_fp8_bf16_d64;
+    Bf16, 128, 256 x 5 => quantize_fp8_bf16_d128;
+    F32, 64, 128 x 6 => quantize_fp8_f32_d64;
+    F32, 128, 256 x 3 => quantize_fp8_f32_d128;
+}
 
-    step!(quantize_v_fp8_f16_d64(QuantizeVParams), 256 x 2 => v::quantize_fp8::<crate::quant::element::F16, 64>);
-    step!(quantize_v_fp8_f16_d128(QuantizeVParams), 512 x 2 => v::quantize_fp8::<crate::quant::element::F16, 128>);
-    step!(quantize_v_fp8_bf16_d64(QuantizeVParams), 256 x 2 => v::quantize_fp8::<crate::quant::element::Bf16, 64>);
-    step!(quantize_v_fp8_bf16_d128(QuantizeVParams), 512 x 2 => v::quantize_fp8::<crate::quant::element::Bf16, 128>);
-    step!(quantize_v_fp8_f32_d64(QuantizeVParams), 256 x 2 => v::quantize_fp8::<crate::quant::element::F32, 64>);
-    step!(quantize_v_fp8_f32_d128(QuantizeVParams), 512 x 2 => v::quantize_fp8::<crate::quant::element::F32, 128>);
+/// The kernels of ΔS, by input type and padded head dimension.
+macro_rules! delta_s {
+    ($($element:ident, $head_dim:literal, $threads:literal => $name:ident;)*) => { $(
+        /// Scores of the query blocks' means.
+        ///
+        /// # Safety
+        /// `sage_spec::params::DeltaSParams` and `sage_spec::launch::delta_s`.
+        #[kernel(max_threads = $threads, min_blocks = 2)]
+        pub unsafe fn $name(p: DeltaSParams) {
+            // SAFETY: forwarded contract.
+            unsafe { crate::quant::delta_s::delta_s::<crate::quant::element::$element, $head_dim>(&p) }
+        }
+    )* };
+}
+
+delta_s! {
+    F16, 64, 128 => delta_s_f16_d64;
+    F16, 128, 256 => delta_s_f16_d128;
+    Bf16, 64, 128 => delta_s_bf16_d64;
+    Bf16, 128, 256 => delta_s_bf16_d128;
+    F32, 64, 128 => delta_s_f32_d64;
+    F32, 128, 256 => delta_s_f32_d128;
 }

@@ -5,25 +5,19 @@
 use sage_attn::device::MODULES;
 use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Entry, Kernel, plan};
-use sage_attn::problem::{Problem, Request, TensorSpec};
+use sage_attn::problem::{Modifiers, Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Smoothing};
-use sage_spec::params::{
-    AttentionParams, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
-    ReducePartialParams, VStatsFinalParams,
-};
-use sage_spec::symbol::STEMS;
+use sage_spec::modifiers::GeneralAttentionParams;
+use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams};
+use sage_spec::symbol::{Arch, STEMS};
 
 /// Bytes of the struct that the launcher passes to `kernel`.
 fn param_bytes(kernel: Kernel) -> usize {
     match kernel {
-        Kernel::KMeanPartial | Kernel::VStatsPartial => size_of::<ReducePartialParams>(),
-        Kernel::KMeanFinal => size_of::<KMeanFinalParams>(),
-        Kernel::VStatsFinal => size_of::<VStatsFinalParams>(),
-        Kernel::QuantizeQ => size_of::<QuantizeQParams>(),
-        Kernel::QuantizeK => size_of::<QuantizeKParams>(),
-        Kernel::QuantizeV => size_of::<QuantizeVParams>(),
+        Kernel::Quantize => size_of::<QuantizeParams>(),
         Kernel::DeltaS => size_of::<DeltaSParams>(),
         Kernel::Attention => size_of::<AttentionParams>(),
+        Kernel::General => size_of::<GeneralAttentionParams>(),
     }
 }
 
@@ -62,8 +56,15 @@ fn entries() -> Vec<(&'static str, Entry)> {
                     smoothing: Some(Smoothing { q: true, k: true, v: true }),
                     ..Request::new(spec, spec, spec, spec)
                 };
-                let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
-                entries.extend(plan.entries().iter().map(|entry| (plan.arch().target(), entry.clone())));
+                let mut add = |request| {
+                    let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
+                    entries.extend(plan.entries().iter().map(|entry| (plan.arch().target(), entry.clone())));
+                };
+                if stem.arch != Arch::Sm90a {
+                    let modifiers = Modifiers { softcap: Some(1.0), ..Modifiers::default() };
+                    add(Request { modifiers, ..request.clone() });
+                }
+                add(request);
             }
         }
     }

@@ -5,11 +5,10 @@ use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs, TiledB
 use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
-use sage_spec::Precision;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
 use sage_spec::sm90::TensorMap;
-use sage_spec::symbol::{Arch, STEMS, Stem};
+use sage_spec::symbol::Arch;
 use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, f32s, gather};
 use sage_tests::side::Side;
@@ -18,12 +17,6 @@ use crate::kernels;
 
 /// What the executor offers: everything.
 pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
-
-/// The kernels that are tested: those whose operands the quantizers can make. Hopper's take 4-bit codes one to a
-/// byte, and no quantizer writes them so.
-pub fn stems() -> Vec<Stem> {
-    STEMS.into_iter().filter(|stem| stem.arch != Arch::Sm90a || stem.qk == Precision::Int8).collect()
-}
 
 /// Uploads a tensor. The gaps of its strides, and their NaNs, may not even be looked at.
 fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
@@ -86,7 +79,7 @@ pub fn launch(
 }
 
 /// A tensor map that the executor reads.
-pub fn encode(tensor: &TiledBytes) -> TensorMap {
+fn encode(tensor: &TiledBytes) -> TensorMap {
     let [width, rows, planes] = tensor.extents;
     let [box_width, box_rows] = tensor.box_extents;
     let map = executor::TensorMap {
@@ -99,6 +92,32 @@ pub fn encode(tensor: &TiledBytes) -> TensorMap {
     };
     assert!(planes > 0, "{tensor:?}");
     TensorMap(map.encode())
+}
+
+/// Launches `plan` as a GPU would.
+///
+/// # Errors
+///
+/// What a kernel did wrong.
+pub fn launch_plan(
+    memory: &mut Memory,
+    plan: &Plan,
+    args: &LaunchArgs,
+    side: &SideArgs,
+    seed: u64,
+) -> Result<(), Fault> {
+    for step in plan.steps() {
+        if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
+            memory.write(args.workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
+        }
+        let params = args
+            .kernel_params_with(plan, side, &step, &|tensor| Ok(encode(tensor)))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let thread = kernels::kernel(&step.entry.symbol, params)
+            .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
+        launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
+    }
+    Ok(())
 }
 
 /// Runs `case`; `seed` picks the order of threads.
@@ -135,14 +154,7 @@ pub fn run_with(case: &Case, side: Option<&Side>, seed: u64) -> Result<Outcome, 
     let lse = case.problem.return_lse().then(|| memory.alloc("lse", lse_bytes));
     let workspace = workspace(memory, &plan);
     let args = LaunchArgs { q, k, v, out, lse, workspace };
-    for step in plan.steps() {
-        let params = args
-            .kernel_params_with(&plan, &inputs, &step, &|tensor| Ok(encode(tensor)))
-            .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
-        let thread = kernels::kernel(&step.entry.symbol, params)
-            .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
-        launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
-    }
+    launch_plan(memory, &plan, &args, &inputs, seed)?;
     let scores = scores(memory, case, &plan, workspace.ptr, seed)?;
     if let Some(lse) = lse {
         assert_eq!(memory.first_undefined(lse, lse_bytes), None, "{}: an LSE was not written", case.describe());
@@ -178,7 +190,7 @@ fn scores(memory: &mut Memory, case: &Case, plan: &Plan, workspace: u64, seed: u
     let symbol = format!("{}_scores_d{depth}", case.stem.name);
     let cta = launch::attention(depth, case.stem.qk, case.stem.pv);
     let thread = kernels::scores(&symbol, params).expect("every stem has a kernel for its scores");
-    launch(memory, &symbol, cta, [launch::quantize_q_grid(dims) as u32, 1], seed, thread)?;
+    launch(memory, &symbol, cta, [launch::scores_grid(dims) as u32, 1], seed, thread)?;
     assert_eq!(memory.first_undefined(params.scores, bytes), None, "a score was not written");
     let bytes = memory.read(params.scores, bytes);
     Ok(Some(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))

@@ -2,12 +2,9 @@
 
 use sage_attn::device::KernelParams;
 use sage_kernels_gpu::entry;
-use sage_kernels_gpu::entry::{hopper, v_f16, v_fp8};
+use sage_kernels_gpu::entry::hopper;
 use sage_spec::modifiers::GeneralAttentionParams;
-use sage_spec::params::{
-    AttentionParams, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
-    ReducePartialParams, ScoresParams, VStatsFinalParams,
-};
+use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams, ScoresParams};
 use sage_spec::sm90::Sm90AttentionParams;
 
 /// A kernel and its name.
@@ -18,43 +15,13 @@ macro_rules! kernels {
     ($($module:ident: $($name:ident),* $(,)?;)*) => { &[$($((stringify!($name), $module::$name)),*),*] };
 }
 
-const REDUCE_PARTIAL: &[Named<ReducePartialParams>] = kernels![
-    entry: k_mean_partial_f16_d64, k_mean_partial_f16_d128,
-    k_mean_partial_bf16_d64, k_mean_partial_bf16_d128,
-    k_mean_partial_f32_d64, k_mean_partial_f32_d128;
-    entry: v_stats_partial_f16_d64, v_stats_partial_f16_d128,
-    v_stats_partial_bf16_d64, v_stats_partial_bf16_d128,
-    v_stats_partial_f32_d64, v_stats_partial_f32_d128;
-];
-const K_MEAN_FINAL: &[Named<KMeanFinalParams>] = kernels![
-    entry: k_mean_final_d64, k_mean_final_d128;
-];
-const V_STATS_FINAL: &[Named<VStatsFinalParams>] = kernels![
-    entry: v_stats_final_d64, v_stats_final_d128;
-];
-const QUANTIZE_Q: &[Named<QuantizeQParams>] = kernels![
-    entry: quantize_q_int4_f16_d64, quantize_q_int4_f16_d128,
-    quantize_q_int4_bf16_d64, quantize_q_int4_bf16_d128,
-    quantize_q_int4_f32_d64, quantize_q_int4_f32_d128;
-    entry: quantize_q_int8_f16_d64, quantize_q_int8_f16_d128,
-    quantize_q_int8_bf16_d64, quantize_q_int8_bf16_d128,
-    quantize_q_int8_f32_d64, quantize_q_int8_f32_d128;
-];
-const QUANTIZE_K: &[Named<QuantizeKParams>] = kernels![
-    entry: quantize_k_int4_f16_d64, quantize_k_int4_f16_d128,
-    quantize_k_int4_bf16_d64, quantize_k_int4_bf16_d128,
-    quantize_k_int4_f32_d64, quantize_k_int4_f32_d128;
-    entry: quantize_k_int8_f16_d64, quantize_k_int8_f16_d128,
-    quantize_k_int8_bf16_d64, quantize_k_int8_bf16_d128,
-    quantize_k_int8_f32_d64, quantize_k_int8_f32_d128;
-];
-const QUANTIZE_V: &[Named<QuantizeVParams>] = kernels![
-    v_f16: quantize_v_f16_f16_d64, quantize_v_f16_f16_d128,
-    quantize_v_f16_bf16_d64, quantize_v_f16_bf16_d128,
-    quantize_v_f16_f32_d64, quantize_v_f16_f32_d128;
-    v_fp8: quantize_v_fp8_f16_d64, quantize_v_fp8_f16_d128,
-    quantize_v_fp8_bf16_d64, quantize_v_fp8_bf16_d128,
-    quantize_v_fp8_f32_d64, quantize_v_fp8_f32_d128;
+const QUANTIZE: &[Named<QuantizeParams>] = kernels![
+    entry: quantize_f16_f16_d64, quantize_f16_f16_d128,
+    quantize_f16_bf16_d64, quantize_f16_bf16_d128,
+    quantize_f16_f32_d64, quantize_f16_f32_d128;
+    entry: quantize_fp8_f16_d64, quantize_fp8_f16_d128,
+    quantize_fp8_bf16_d64, quantize_fp8_bf16_d128,
+    quantize_fp8_f32_d64, quantize_fp8_f32_d128;
 ];
 const DELTA_S: &[Named<DeltaSParams>] = kernels![
     entry: delta_s_f16_d64, delta_s_f16_d128,
@@ -93,12 +60,7 @@ fn find<P: Copy + 'static>(table: &[Named<P>], symbol: &str, params: P) -> Optio
 /// The kernel `symbol` with `params`.
 pub fn kernel(symbol: &str, params: KernelParams) -> Option<Thread> {
     match params {
-        KernelParams::ReducePartial(params) => find(REDUCE_PARTIAL, symbol, params),
-        KernelParams::KMeanFinal(params) => find(K_MEAN_FINAL, symbol, params),
-        KernelParams::VStatsFinal(params) => find(V_STATS_FINAL, symbol, params),
-        KernelParams::QuantizeQ(params) => find(QUANTIZE_Q, symbol, params),
-        KernelParams::QuantizeK(params) => find(QUANTIZE_K, symbol, params),
-        KernelParams::QuantizeV(params) => find(QUANTIZE_V, symbol, params),
+        KernelParams::Quantize(params) => find(QUANTIZE, symbol, params),
         KernelParams::DeltaS(params) => find(DELTA_S, symbol, params),
         KernelParams::Attention(params) => find(ATTENTION, symbol, params),
         KernelParams::General(params) => find(GENERAL, symbol, params),
@@ -116,11 +78,17 @@ pub fn scores(symbol: &str, params: ScoresParams) -> Option<Thread> {
 fn every_exported_kernel_is_in_the_tables() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/ptx");
     let manifest = cuda_builder::manifest::Manifest::load(&folder).expect("the manifest is checked in");
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the root is above");
+    let except = ["kernels-gpu/cuda_std/src/executor", "kernels-gpu/cuda_std/src/host"];
+    let source = cuda_builder::manifest::source_hash(root, &["kernels-gpu", "host/spec"], &except).expect("sources");
+    if manifest.source_sha256 != source {
+        return println!("SKIPPED: the modules are older than the kernels");
+    }
     let mut names: Vec<&str> = Vec::new();
     macro_rules! add {
         ($($table:ident)*) => { $(names.extend($table.iter().map(|(name, _)| *name));)* };
     }
-    add!(REDUCE_PARTIAL K_MEAN_FINAL V_STATS_FINAL QUANTIZE_Q QUANTIZE_K QUANTIZE_V DELTA_S ATTENTION GENERAL SCORES HOPPER);
+    add!(QUANTIZE DELTA_S ATTENTION GENERAL SCORES HOPPER);
     let missing: Vec<&String> = manifest
         .modules
         .values()

@@ -2,17 +2,17 @@
 
 use proptest::prelude::*;
 use sage_attn::problem::{BiasSpec, DType, Modifiers, PairSpec, Problem, Request, TensorSpec};
-use sage_spec::symbol::{Arch, Stem};
+use sage_spec::symbol::{Arch, STEMS, Stem};
 use sage_tests::case::{Case, Limits, Tensor};
 use sage_tests::generate::config;
 use sage_tests::judge::judge_with;
 use sage_tests::side::Side;
 
-use crate::device::{run_with, stems};
+use crate::device::run_with;
 
 /// Stems whose kernels have a general form.
 fn general() -> Vec<Stem> {
-    stems().into_iter().filter(|stem| stem.arch != Arch::Sm90a).collect()
+    STEMS.into_iter().filter(|stem| stem.arch != Arch::Sm90a).collect()
 }
 
 proptest! {

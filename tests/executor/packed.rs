@@ -6,13 +6,12 @@ use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs};
 use sage_attn::error::Operand;
 use sage_attn::plan::plan_packed;
 use sage_attn::problem::{DType, Layout, Problem, Request, Sequences, TensorSpec};
-use sage_spec::symbol::Stem;
+use sage_spec::symbol::{STEMS, Stem};
 use sage_tests::case::Tensor;
 use sage_tests::generate::{Random, config};
 use sage_tests::judge::f32s;
 
-use crate::device::{CAPABILITY, encode, launch, stems};
-use crate::kernels;
+use crate::device::{CAPABILITY, launch_plan};
 
 const HEADS: usize = 2;
 const WIDTH: usize = 40;
@@ -38,12 +37,7 @@ fn run(stem: &Stem, [q, k, v]: [&Tensor; 3], sequences: &Sequences, causal: bool
     let args = LaunchArgs { q, k, v, out, lse: Some(lse), workspace };
     for (index, part) in plan.parts() {
         let (args, side) = args.of_sequence(&plan, &SideArgs::default(), *index).unwrap();
-        for step in part.steps() {
-            let params = args.kernel_params_with(part, &side, &step, &|tensor| Ok(encode(tensor))).unwrap();
-            let thread = kernels::kernel(&step.entry.symbol, params).unwrap();
-            launch(memory, &step.entry.symbol, step.entry.cta, step.grid, 7, thread)
-                .unwrap_or_else(|fault| panic!("{fault}"));
-        }
+        launch_plan(memory, part, &args, &side, 7).unwrap_or_else(|fault| panic!("{fault}"));
     }
     let bits = |bytes: &[u8]| f32s(bytes).into_iter().map(f32::to_bits).collect();
     (bits(memory.read(out.ptr, bytes)), bits(memory.read(lse, problem.lse_elems() * 4)))
@@ -60,7 +54,7 @@ proptest! {
     #[test]
     fn packed_sequences_are_sequences_alone(
         lens in prop::collection::vec((0..90usize, 0..90usize), 1..4),
-        stem in prop::sample::select(stems()),
+        stem in prop::sample::select(STEMS.to_vec()),
         causal: bool,
         seed: u64,
     ) {

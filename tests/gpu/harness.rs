@@ -158,7 +158,7 @@ fn scores(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case, plan: &Plan, wo
         symbol: format!("{}_scores_d{depth}", case.stem.name),
         cta: launch::attention(depth, case.stem.qk, case.stem.pv),
     };
-    let grid = [launch::quantize_q_grid(dims) as u32, 1];
+    let grid = [launch::scores_grid(dims) as u32, 1];
     // SAFETY: as in `run`; `scores` holds every padded score.
     unsafe { gpu.launch_kernel(case.stem.arch, &entry, grid, &params, stream.cu_stream()) }.expect("scores");
     let bytes = scores.read(stream, "scores");

@@ -8,8 +8,9 @@ use sage_attn::reference::{
     attention_quantized_with, attention_unrounded_p_with,
 };
 use sage_spec::{Alignment, Dims, Precision, Window};
+use sage_tests::generate::config;
 
-use crate::problem::{Problem, Random, Tensors, config, problems};
+use crate::problem::{Problem, Random, Tensors, problems};
 
 /// Which modifiers a case has, and which axes of bias and mask are broadcast.
 #[derive(Clone, Debug)]
@@ -205,8 +206,8 @@ proptest! {
             let Modifiers { softcap, alibi, bias, mask, sinks, .. } = base;
             let is_general =
                 softcap.is_some() || alibi.is_some() || bias.is_some() || mask.is_some() || sinks.is_some();
-            for variant in variants {
-                let output = attend(&variant);
+            for variant in &variants {
+                let output = attend(variant);
                 prop_assert_eq!(bits(&output[..1]), bits(&plain[..1]));
                 let same = if is_general { &plain } else { &general };
                 prop_assert_eq!(bits(&output[1..]), bits(&same[1..]));

@@ -4,8 +4,8 @@
 use sage_attn::plan::{Plan, Slot};
 use sage_attn::problem::{DType, TensorSpec};
 use sage_attn::reference::{
-    Modifiers, attention_quantized_sm90, attention_quantized_with, attention_unrounded_p_with, delta_s, quantize,
-    scores,
+    Modifiers, attention_quantized_sm90, attention_quantized_with, attention_unrounded_p_with, delta_s, in_storage,
+    quantize, scores,
 };
 use sage_spec::symbol::Arch;
 
@@ -113,8 +113,12 @@ pub fn judge_with(case: &Case, modifiers: &Modifiers<'_>, outcome: &Outcome) -> 
     let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
     let quantized = quantize(dims, &q, &k, &v, &case.options);
 
-    let bytes =
-        [(Slot::QCodes, &quantized.q_codes), (Slot::KCodes, &quantized.k_codes), (Slot::VCodes, &quantized.v_codes)];
+    let stored = |codes| in_storage(codes, case.options.precision, case.stem.storage());
+    let bytes = [
+        (Slot::QCodes, &stored(&quantized.q_codes)),
+        (Slot::KCodes, &stored(&quantized.k_codes)),
+        (Slot::VCodes, &quantized.v_codes),
+    ];
     for (slot, expected) in bytes {
         if let Some(actual) = outcome.slot(slot)
             && let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b)

@@ -1,8 +1,8 @@
 //! Launch geometry of every kernel: grid, threads and dynamic shared memory. Grids are
 //! one-dimensional (only x reaches 2³¹ − 1), but for the attention kernels'.
 
-use crate::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
-use crate::tiling::{ATTENTION_THREADS, BLOCK_KV, BLOCK_Q, DELTA_S_BLOCKS, KV_PAD, REDUCE_CHUNK};
+use crate::reduce::{FEATURES_PER_THREAD, TOKEN_LANES};
+use crate::tiling::{ATTENTION_THREADS, BLOCK_KV, BLOCK_Q, DELTA_S_BLOCKS, QUANTIZE_TILE, REDUCE_CHUNK};
 use crate::{Dims, Precision, PvFormat};
 
 /// Threads and dynamic shared memory of one CTA.
@@ -14,46 +14,55 @@ pub struct Cta {
     pub smem_bytes: usize,
 }
 
-/// Threads of a CTA in which `TOKEN_LANES` rows of threads each span the features of a token.
-const fn token_threads(head_dim_padded: usize) -> usize {
-    TOKEN_LANES * head_dim_padded / FEATURES_PER_THREAD
+/// Dynamic shared memory of `quantize_*`, in bytes from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizeSmem {
+    /// f32 `[TOKEN_LANES, Dp]`: what the token lanes, or the lanes of a final reduction, have to add.
+    pub lanes: usize,
+    /// f32 `[Dp]`: mean of a query block.
+    pub mean: usize,
+    /// f32 `[64]`: largest magnitudes of the units of a tile.
+    pub amax: usize,
+    /// f32 `[64]`: reciprocals of their scales.
+    pub inverse_scale: usize,
+    /// u32 `[8]`: the work of this round.
+    pub work: usize,
+    /// Bytes in all.
+    pub total: usize,
 }
 
-/// `k_mean_partial_*` (`sums = 1`) and `v_stats_partial_*` (`sums = 3`: sum, max, min).
-pub const fn reduce_partial(head_dim_padded: usize, sums: usize) -> Cta {
-    Cta { threads: token_threads(head_dim_padded), smem_bytes: sums * TOKEN_LANES * head_dim_padded * 4 }
+/// `quantize_*`: a tile of 128 tokens as the caller has them, from byte 0, and tables.
+pub const fn quantize_smem(head_dim_padded: usize, element_bytes: usize) -> QuantizeSmem {
+    let lanes = QUANTIZE_TILE * head_dim_padded * element_bytes;
+    let mean = lanes + TOKEN_LANES * head_dim_padded * 4;
+    let amax = mean + head_dim_padded * 4;
+    let inverse_scale = amax + 256;
+    let work = inverse_scale + 256;
+    QuantizeSmem { lanes, mean, amax, inverse_scale, work, total: work + 32 }
 }
 
-/// `k_mean_final_*` (`sums = 1`) and `v_stats_final_*` (`sums = 3`).
-pub const fn reduce_final(head_dim_padded: usize, sums: usize) -> Cta {
-    Cta { threads: CHUNK_LANES * head_dim_padded, smem_bytes: sums * CHUNK_LANES * head_dim_padded * 4 }
+/// `quantize_*`: sixteen token lanes, each a row of threads that span the features.
+pub const fn quantize(head_dim_padded: usize, element_bytes: usize) -> Cta {
+    let threads = TOKEN_LANES * head_dim_padded / FEATURES_PER_THREAD;
+    Cta { threads, smem_bytes: quantize_smem(head_dim_padded, element_bytes).total }
 }
 
-/// `quantize_q_*`: the mean's lanes, the mean itself, a table of group maxima and one of scales.
-pub const fn quantize_q(head_dim_padded: usize) -> Cta {
-    Cta { threads: token_threads(head_dim_padded), smem_bytes: (TOKEN_LANES + 1) * head_dim_padded * 4 + 1024 }
+/// CTAs of `quantize_*` for each multiprocessor: as many as one of compute capability 9.0 holds. Where fewer
+/// fit, the others find no tile left.
+pub const fn quantize_ctas_per_sm(head_dim_padded: usize, element_bytes: usize) -> usize {
+    (if element_bytes == 4 { 3 } else { 5 }) * (128 / head_dim_padded)
 }
 
-/// Token lanes of `quantize_k_*`.
-pub const QUANTIZE_K_LANES: usize = 16;
-
-/// `quantize_k_*`: a table of group maxima and one of scales.
-pub const fn quantize_k(head_dim_padded: usize) -> Cta {
-    Cta { threads: QUANTIZE_K_LANES * head_dim_padded / FEATURES_PER_THREAD, smem_bytes: 1024 }
+/// Query blocks of a CTA of `delta_s_*`.
+pub const fn delta_s_blocks(head_dim_padded: usize) -> usize {
+    DELTA_S_BLOCKS * head_dim_padded / 128
 }
 
-/// `quantize_v_*`: the reciprocals of the scales; in FP8 also a transposed tile.
-pub const fn quantize_v(head_dim_padded: usize, format: PvFormat) -> Cta {
-    let tile = match format {
-        PvFormat::Fp8 => KV_PAD * head_dim_padded,
-        PvFormat::F16 => 0,
-    };
-    Cta { threads: token_threads(head_dim_padded), smem_bytes: tile + head_dim_padded * 4 }
-}
-
-/// `delta_s_*`: 64 smoothed keys (rows padded by one f32 against bank conflicts) and 16 means.
-pub const fn delta_s(head_dim_padded: usize) -> Cta {
-    Cta { threads: 256, smem_bytes: (BLOCK_KV * (head_dim_padded + 1) + DELTA_S_BLOCKS * head_dim_padded) * 4 }
+/// `delta_s_*`: 128 keys as the caller has them, K's mean, and the means of the query blocks.
+pub const fn delta_s(head_dim_padded: usize, element_bytes: usize) -> Cta {
+    let threads = TOKEN_LANES * head_dim_padded / FEATURES_PER_THREAD;
+    let means = (1 + delta_s_blocks(head_dim_padded)) * head_dim_padded * 4;
+    Cta { threads, smem_bytes: QUANTIZE_TILE * head_dim_padded * element_bytes + means }
 }
 
 /// Stages of the K/V ring of the attention kernels.
@@ -66,39 +75,20 @@ pub const fn attention(head_dim_padded: usize, qk: Precision, pv: PvFormat) -> C
     Cta { threads: ATTENTION_THREADS, smem_bytes: BLOCK_Q * row + ATTENTION_STAGES * stage }
 }
 
-/// CTAs of `k_mean_partial_*` and `v_stats_partial_*`.
-pub const fn reduce_partial_grid(dims: &Dims) -> usize {
-    dims.batch * dims.num_heads_kv * num_chunks(dims)
-}
-
 /// Reduction chunks per (batch, kv head).
 pub const fn num_chunks(dims: &Dims) -> usize {
     dims.seqlen_kv.div_ceil(REDUCE_CHUNK)
 }
 
-/// CTAs of `k_mean_final_*` and `v_stats_final_*`.
-pub const fn reduce_final_grid(dims: &Dims) -> usize {
-    dims.batch * dims.num_heads_kv
-}
-
-/// CTAs of `quantize_q_*` and of `<stem>_scores_*`.
-pub const fn quantize_q_grid(dims: &Dims) -> usize {
+/// CTAs of `<stem>_scores_*`.
+pub const fn scores_grid(dims: &Dims) -> usize {
     dims.batch * dims.num_heads_q * dims.num_query_blocks()
-}
-
-/// CTAs of `quantize_k_*`.
-pub const fn quantize_k_grid(dims: &Dims) -> usize {
-    dims.batch * dims.num_heads_kv * dims.num_kv_blocks_padded()
-}
-
-/// CTAs of `quantize_v_*`.
-pub const fn quantize_v_grid(dims: &Dims) -> usize {
-    dims.batch * dims.num_heads_kv * (dims.seqlen_kv_padded() / KV_PAD)
 }
 
 /// CTAs of `delta_s_*` for a chunk of `head_count` heads and `block_count` query blocks.
 pub const fn delta_s_grid(dims: &Dims, head_count: usize, block_count: usize) -> usize {
-    head_count * block_count.div_ceil(DELTA_S_BLOCKS) * dims.num_kv_blocks_padded()
+    let tiles = dims.seqlen_kv_padded() / QUANTIZE_TILE;
+    head_count * block_count.div_ceil(delta_s_blocks(dims.head_dim_padded())) * tiles
 }
 
 /// CTAs of `<stem>_d*` for the same chunk, along x and y: with the query block and the head in two

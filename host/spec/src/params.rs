@@ -2,6 +2,8 @@
 //! field says nullable. All strides are `i64` and count elements. Shapes use B = batch, H = heads,
 //! M = seqlen_q, N = seqlen_kv, D = head_dim, Mp/Np/Dp = padded (see [`crate::Dims`]).
 
+use crate::schedule::Schedule;
+
 /// A strided 4-D tensor `[B, H, tokens, D]` whose last stride is 1.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,145 +18,76 @@ pub struct TensorArg {
     pub stride_token: i64,
 }
 
-/// `k_mean_partial_*`, `v_stats_partial_*`: one CTA per (batch, kv head, chunk of 256 tokens).
+/// `quantize_*`: smoothing and quantization of Q, K and V. CTAs take tiles of 128 tokens in the order of
+/// [`crate::schedule::Schedule`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ReducePartialParams {
-    /// K or V, `[B, Hkv, N, D]`.
-    pub x: TensorArg,
-    /// Out: f32 `[B, Hkv, num_chunks, Dp]` sums of the chunk's tokens.
-    pub sum: u64,
-    /// Out, nullable (K passes 0): f32 `[B, Hkv, num_chunks, Dp]` channel maxima.
-    pub max: u64,
-    /// Out, nullable (K passes 0): f32 `[B, Hkv, num_chunks, Dp]` channel minima.
-    pub min: u64,
-    /// Hkv.
-    pub num_heads: u32,
-    /// N.
-    pub seqlen: u32,
-    /// D.
-    pub head_dim: u32,
-    /// ceil(N / 256).
-    pub num_chunks: u32,
-    /// 1 if the base address and all strides of `x` are multiples of 16 bytes and D of 8 elements.
-    pub vectorized: u32,
-}
-
-/// `k_mean_final_*`: one CTA per (batch, kv head).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct KMeanFinalParams {
-    /// f32 `[B, Hkv, num_chunks, Dp]`.
-    pub sum: u64,
-    /// Out: f32 `[B, Hkv, Dp]`, zero beyond D.
-    pub mean: u64,
-    /// ceil(N / 256).
-    pub num_chunks: u32,
-    /// N, at least 1.
-    pub seqlen: u32,
-}
-
-/// `v_stats_final_*`: one CTA per (batch, kv head).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct VStatsFinalParams {
-    /// f32 `[B, Hkv, num_chunks, Dp]`.
-    pub sum: u64,
-    /// f32 `[B, Hkv, num_chunks, Dp]`.
-    pub max: u64,
-    /// f32 `[B, Hkv, num_chunks, Dp]`.
-    pub min: u64,
-    /// Out, nullable (V is not smoothed): f32 `[B, Hkv, Dp]`.
-    pub mean: u64,
-    /// Out: f32 `[B, Hkv, Dp]`, dequantization factors.
-    pub scale: u64,
-    /// ceil(N / 256).
-    pub num_chunks: u32,
-    /// N, at least 1.
-    pub seqlen: u32,
-    /// 0: FP8 scales ([`crate::quant::v_scale_fp8`]); 1: FP16 scales ([`crate::quant::v_scale_f16`]).
-    pub format: u32,
-}
-
-/// `quantize_q_*`: one CTA per (batch, query head, query block).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct QuantizeQParams {
+pub struct QuantizeParams {
     /// Q, `[B, Hq, M, D]`.
     pub q: TensorArg,
-    /// Out: codes `[B, Hq, Mp, Dp]` (INT4: two to a byte, even feature in the low nibble). Rows
-    /// beyond M and features beyond D are zero.
-    pub codes: u64,
+    /// K, `[B, Hkv, N, D]`.
+    pub k: TensorArg,
+    /// V, `[B, Hkv, N, D]`.
+    pub v: TensorArg,
+    /// Out: codes `[B, Hq, Mp, Dp]`. [`CodeStorage::Packed`](crate::CodeStorage): two to a byte, even feature
+    /// in the low nibble. Rows beyond M and features beyond D are zero.
+    pub q_codes: u64,
     /// Out: f32 `[B, Hq, Mp / 128 * q_scales_per_block]`.
-    pub scale: u64,
+    pub q_scale: u64,
     /// Out, nullable (Q is not smoothed): f32 `[B, Hq, Mp / 128, Dp]` query-block means.
-    pub mean: u64,
-    /// Nullable: f32 `[B, Hkv, Dp]` token mean of K.
-    pub k_mean: u64,
+    pub q_mean: u64,
     /// Out, nullable; needs `k_mean`: f32 `[B, Hq, Mp]`, `q · k_mean` of each unquantized row.
     pub qk_mean: u64,
+    /// Out: codes `[B, Hkv, Np, Dp]`, as for Q.
+    pub k_codes: u64,
+    /// Out: f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
+    pub k_scale: u64,
+    /// Scratch, with `k_mean`: f32 `[B, Hkv, num_chunks, Dp]`, sums of the tokens of each chunk.
+    pub k_sum: u64,
+    /// Out, nullable (K is not smoothed): f32 `[B, Hkv, Dp]` token mean, zero beyond D.
+    pub k_mean: u64,
+    /// Out. FP8: e4m3 `[B, Hkv, Dp, Np]`, tokens in the order of [`crate::layout::v_slot`].
+    /// FP16: f16 `[B, Hkv, Np, Dp]`. Tokens beyond N and features beyond D are zero.
+    pub v_codes: u64,
+    /// Out: f32 `[B, Hkv, Dp]`, dequantization factors.
+    pub v_scale: u64,
+    /// Scratch: f32 `[B, Hkv, num_chunks, Dp]`. With `v_mean` the maxima of each chunk, else its largest
+    /// magnitudes.
+    pub v_max: u64,
+    /// Scratch, with `v_mean`: f32 `[B, Hkv, num_chunks, Dp]` minima.
+    pub v_min: u64,
+    /// Scratch, with `v_mean`: f32 `[B, Hkv, num_chunks, Dp]` sums.
+    pub v_sum: u64,
+    /// Out, nullable (V is not smoothed): f32 `[B, Hkv, Dp]` channel means.
+    pub v_mean: u64,
+    /// Scratch, zero before the launch: u32 words as [`crate::schedule::Progress`] lays them out.
+    pub progress: u64,
+    /// Order of the tiles.
+    pub schedule: Schedule,
     /// Hq.
     pub num_heads_q: u32,
     /// Hkv.
     pub num_heads_kv: u32,
     /// M.
     pub seqlen_q: u32,
-    /// D.
-    pub head_dim: u32,
-    /// [`crate::ScaleGranularity::code`].
-    pub granularity: u32,
-    /// As in [`ReducePartialParams::vectorized`].
-    pub vectorized: u32,
-}
-
-/// `quantize_k_*`: one CTA per (batch, kv head, 64 keys).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct QuantizeKParams {
-    /// K, `[B, Hkv, N, D]`.
-    pub k: TensorArg,
-    /// Out: codes `[B, Hkv, Np, Dp]`, as for Q.
-    pub codes: u64,
-    /// Out: f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
-    pub scale: u64,
-    /// Nullable (K is not smoothed): f32 `[B, Hkv, Dp]`, subtracted before quantizing.
-    pub mean: u64,
-    /// Hkv.
-    pub num_heads_kv: u32,
-    /// N.
+    /// N, at least 1.
     pub seqlen_kv: u32,
     /// D.
     pub head_dim: u32,
     /// [`crate::ScaleGranularity::code`].
     pub granularity: u32,
-    /// As in [`ReducePartialParams::vectorized`].
+    /// Bits 0, 1, 2 for q, k, v: 1 if the base address and all strides of the tensor are multiples of 16 bytes
+    /// and D of 8 elements.
     pub vectorized: u32,
+    /// 1 for [`CodeStorage::Packed`](crate::CodeStorage), else 0.
+    pub packed: u32,
+    /// [`crate::Precision::max_code`].
+    pub max_code: f32,
+    /// [`crate::quant::smooth_q_scale_floor`] of a mean of 1-norm 1.
+    pub smooth_q_floor: f32,
 }
 
-/// `quantize_v_*`: one CTA per (batch, kv head, 128 tokens).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct QuantizeVParams {
-    /// V, `[B, Hkv, N, D]`.
-    pub v: TensorArg,
-    /// Out. FP8: e4m3 `[B, Hkv, Dp, Np]`, tokens in the order of [`crate::layout::v_slot`].
-    /// FP16: f16 `[B, Hkv, Np, Dp]`. Tokens beyond N and features beyond D are zero.
-    pub codes: u64,
-    /// f32 `[B, Hkv, Dp]`.
-    pub scale: u64,
-    /// Nullable (V is not smoothed): f32 `[B, Hkv, Dp]`.
-    pub mean: u64,
-    /// Hkv.
-    pub num_heads_kv: u32,
-    /// N.
-    pub seqlen_kv: u32,
-    /// D.
-    pub head_dim: u32,
-    /// As in [`ReducePartialParams::vectorized`].
-    pub vectorized: u32,
-}
-
-/// `delta_s_*`: one CTA per (query head of the chunk, 16 query blocks of the chunk, 64 keys).
+/// `delta_s_*`: one CTA per (query head of the chunk, 16 or 32 query blocks of the chunk, 128 keys).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DeltaSParams {
@@ -183,7 +116,7 @@ pub struct DeltaSParams {
     pub chunk: Chunk,
     /// [`crate::ScaleGranularity::code`].
     pub granularity: u32,
-    /// As in [`ReducePartialParams::vectorized`].
+    /// 1 if the base address and all strides of `k` are multiples of 16 bytes and D of 8 elements.
     pub vectorized: u32,
 }
 
@@ -215,7 +148,7 @@ pub struct AttentionParams {
     pub k_codes: u64,
     /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
     pub k_scale: u64,
-    /// V as [`QuantizeVParams::codes`].
+    /// V as [`QuantizeParams::v_codes`].
     pub v_codes: u64,
     /// f32 `[B, Hkv, Dp]`.
     pub v_scale: u64,

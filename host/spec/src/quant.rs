@@ -20,11 +20,16 @@ impl Precision {
         }
     }
 
-    /// Bytes that `elems` codes take.
+    /// Bytes that `elems` codes take in their densest storage.
     pub const fn bytes(self, elems: usize) -> usize {
+        self.storage().bytes(elems)
+    }
+
+    /// The densest storage of the codes: what the CPU reference and the `mma.sync` kernels use.
+    pub const fn storage(self) -> CodeStorage {
         match self {
-            Precision::Int4 => elems / 2,
-            Precision::Int8 => elems,
+            Precision::Int4 => CodeStorage::Packed,
+            Precision::Int8 => CodeStorage::Byte,
         }
     }
 
@@ -33,6 +38,26 @@ impl Precision {
         match self {
             Precision::Int4 => "int4",
             Precision::Int8 => "int8",
+        }
+    }
+}
+
+/// How codes of Q and K lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CodeStorage {
+    /// Two 4-bit codes to a byte, the even feature in the low nibble.
+    Packed,
+    /// One code to a byte, as a signed integer. 4-bit codes lie so where the tensor cores have no 4-bit product
+    /// of full speed (compute capability 9.0).
+    Byte,
+}
+
+impl CodeStorage {
+    /// Bytes that `elems` codes take.
+    pub const fn bytes(self, elems: usize) -> usize {
+        match self {
+            CodeStorage::Packed => elems / 2,
+            CodeStorage::Byte => elems,
         }
     }
 }
@@ -175,9 +200,10 @@ pub const FOLDED_HEADROOM: f32 = 2.0;
 /// `log2(e)`.
 pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
 
-/// Scale of a group of Q or K whose largest magnitude is `amax`. NaN stays NaN.
-pub const fn qk_scale(amax: f32, precision: Precision) -> f32 {
-    let scale = amax / precision.max_code();
+/// Scale of a group of Q or K whose largest magnitude is `amax`; `max_code` is [`Precision::max_code`]. NaN stays
+/// NaN.
+pub const fn qk_scale(amax: f32, max_code: f32) -> f32 {
+    let scale = amax / max_code;
     if scale < SCALE_FLOOR { SCALE_FLOOR } else { scale }
 }
 

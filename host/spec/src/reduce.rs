@@ -12,8 +12,8 @@
 //!   divided by their count.
 
 /// Lanes that share the tokens of a chunk or a query block.
-pub const TOKEN_LANES: usize = 32;
+pub const TOKEN_LANES: usize = 16;
 /// Lanes that share the chunks of a sequence.
-pub const CHUNK_LANES: usize = 4;
+pub const CHUNK_LANES: usize = 8;
 /// Features that one thread holds of a row: one 16-byte load of a 16-bit type.
 pub const FEATURES_PER_THREAD: usize = 8;

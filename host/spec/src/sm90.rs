@@ -41,6 +41,8 @@ pub struct SmemPlan {
     pub k_scale_offset: usize,
     /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q (a buffer each).
     pub barrier_offset: usize,
+    /// Work items, a word for each buffer of Q.
+    pub work_offset: usize,
     /// All of it.
     pub bytes: usize,
 }
@@ -56,8 +58,20 @@ impl SmemPlan {
         let v_offset = k_offset + STAGES * k_bytes;
         let k_scale_offset = v_offset + STAGES * v_bytes;
         let barrier_offset = k_scale_offset + STAGES * K_SCALE_BYTES;
-        let bytes = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
-        SmemPlan { q_bytes, k_bytes, v_copy_bytes, v_bytes, k_offset, v_offset, k_scale_offset, barrier_offset, bytes }
+        let work_offset = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
+        let bytes = work_offset + Q_BUFFERS * 4;
+        SmemPlan {
+            q_bytes,
+            k_bytes,
+            v_copy_bytes,
+            v_bytes,
+            k_offset,
+            v_offset,
+            k_scale_offset,
+            barrier_offset,
+            work_offset,
+            bytes,
+        }
     }
 }
 
@@ -141,6 +155,9 @@ pub struct Sm90AttentionParams {
     pub qk_mean: u64,
     /// Out, nullable: f32 `[B, Hq, M]` natural-log LSE; −inf for a row that sees no key.
     pub lse: u64,
+    /// Nullable: u32 words as [`crate::schedule::Progress`] lays them out. With it a CTA takes the next item when
+    /// it has time, without it every so many-th.
+    pub progress: u64,
     /// Out: `[B, Hq, M, D]`.
     pub out: TensorArg,
     /// Hq.

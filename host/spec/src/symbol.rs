@@ -2,7 +2,7 @@
 //! symbol, plan entry, test, bench case and document.
 
 use crate::sm90::Exponential;
-use crate::{Precision, PvFormat};
+use crate::{CodeStorage, Precision, PvFormat};
 
 /// An attention kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +35,14 @@ impl Stem {
             Exponential::Exact => "sm90_int8_fp8_exp2_fwd",
         };
         Stem { arch: Arch::Sm90a, qk, pv: PvFormat::Fp8, exponential, name, symbol }
+    }
+
+    /// How the kernel reads the codes of Q and K.
+    pub const fn storage(&self) -> CodeStorage {
+        match self.arch {
+            Arch::Sm80 | Arch::Sm89 => self.qk.storage(),
+            Arch::Sm90a => CodeStorage::Byte,
+        }
     }
 }
 
@@ -85,5 +93,5 @@ pub const STEMS: [Stem; 8] = [
     Stem::plain(Arch::Sm80, Precision::Int8, PvFormat::F16, "sm80_int8_f16_fwd"),
 ];
 
-/// Element types the quantizers read, as they appear in symbols: `quantize_q_int8_bf16_d128`.
+/// Element types the quantizers read, as they appear in symbols: `quantize_fp8_bf16_d128`.
 pub const INPUT_TYPES: [&str; 3] = ["f16", "bf16", "f32"];

@@ -8,9 +8,12 @@ pub const WARP_Q: usize = 32;
 pub const BLOCK_KV: usize = 64;
 /// Quantized K and V are padded to this many tokens, so that both 64- and 128-token tiles are whole.
 pub const KV_PAD: usize = 128;
+/// Tokens of Q, K or V that a CTA of the quantizer holds at a time: a query block, two key blocks, a row of
+/// the padding of K and V.
+pub const QUANTIZE_TILE: usize = 128;
 /// Tokens a reduction chunk holds (token mean of K, channel statistics of V).
-pub const REDUCE_CHUNK: usize = 256;
+pub const REDUCE_CHUNK: usize = QUANTIZE_TILE;
 /// Threads per CTA of the attention kernels: four warps.
 pub const ATTENTION_THREADS: usize = 128;
-/// Query blocks that one CTA of the ΔS kernel handles together.
-pub const DELTA_S_BLOCKS: usize = 16;
+/// Query blocks that one CTA of the ΔS kernel handles together at head_dim 128; half of them at 64.
+pub const DELTA_S_BLOCKS: usize = 32;

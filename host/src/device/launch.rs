@@ -157,6 +157,12 @@ impl Gpu {
         let params = ParamsBuilder { plan, args, side, encode: &encode };
         for step in steps {
             let Step { entry, grid, .. } = step;
+            if let Some(buffer) = entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
+                let address = args.workspace.ptr + buffer.offset_bytes as u64;
+                // SAFETY: a buffer of the workspace, which the caller promises to be ours.
+                let cleared = unsafe { result::memset_d8_async(address, 0, buffer.bytes, stream) };
+                self.check("clearing a buffer", cleared)?;
+            }
             macro_rules! launch {
                 ($($variant:ident)*) => {
                     match params.of(&step)? {
@@ -168,9 +174,7 @@ impl Gpu {
                     }
                 };
             }
-            launch!(
-                ReducePartial KMeanFinal VStatsFinal QuantizeQ QuantizeK QuantizeV DeltaS Attention AttentionSm90 General
-            )?;
+            launch!(Quantize DeltaS Attention AttentionSm90 General)?;
         }
         Ok(())
     }

@@ -1,36 +1,23 @@
 //! Kernel parameters of every step, from a plan and the launch's arguments.
 
-use sage_spec::launch::num_chunks;
 use sage_spec::modifiers::GeneralAttentionParams;
-use sage_spec::params::{
-    AttentionParams, Chunk, DeltaSParams, KMeanFinalParams, QuantizeKParams, QuantizeQParams, QuantizeVParams,
-    ReducePartialParams, VStatsFinalParams,
-};
-use sage_spec::quant::LOG2_E;
+use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
+use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
 use sage_spec::sm90::{Sm90AttentionParams, TensorMap};
 use sage_spec::symbol::Arch;
-use sage_spec::{Dims, PvFormat, sm90, tiling};
+use sage_spec::{CodeStorage, Dims, sm90, tiling};
 
-use super::args::{DeviceTensor, LaunchArgs};
+use super::args::LaunchArgs;
 use super::side::SideArgs;
 use crate::error::{DeviceError, Error};
 use crate::plan::{Kernel, Plan, Slot, Step};
 
 /// The one argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // lives for the length of a call
 pub enum KernelParams {
-    /// Of `k_mean_partial_*` and `v_stats_partial_*`.
-    ReducePartial(ReducePartialParams),
-    /// Of `k_mean_final_*`.
-    KMeanFinal(KMeanFinalParams),
-    /// Of `v_stats_final_*`.
-    VStatsFinal(VStatsFinalParams),
-    /// Of `quantize_q_*`.
-    QuantizeQ(QuantizeQParams),
-    /// Of `quantize_k_*`.
-    QuantizeK(QuantizeKParams),
-    /// Of `quantize_v_*`.
-    QuantizeV(QuantizeVParams),
+    /// Of `quantize_*`.
+    Quantize(QuantizeParams),
     /// Of `delta_s_*`.
     DeltaS(DeltaSParams),
     /// Of `sm80_*_d*` and `sm89_*_d*`.
@@ -103,13 +90,7 @@ impl ParamsBuilder<'_> {
     /// [`DeviceError`] if a tensor map is refused.
     pub(super) fn of(&self, step: &Step<'_>) -> Result<KernelParams, DeviceError> {
         Ok(match step.entry.kernel {
-            Kernel::KMeanPartial => KernelParams::ReducePartial(self.k_mean_partial()),
-            Kernel::KMeanFinal => KernelParams::KMeanFinal(self.k_mean_final()),
-            Kernel::QuantizeQ => KernelParams::QuantizeQ(self.quantize_q()),
-            Kernel::QuantizeK => KernelParams::QuantizeK(self.quantize_k()),
-            Kernel::VStatsPartial => KernelParams::ReducePartial(self.v_stats_partial()),
-            Kernel::VStatsFinal => KernelParams::VStatsFinal(self.v_stats_final()),
-            Kernel::QuantizeV => KernelParams::QuantizeV(self.quantize_v()),
+            Kernel::Quantize => KernelParams::Quantize(self.quantize()),
             Kernel::DeltaS => KernelParams::DeltaS(self.delta_s(step.chunk)),
             Kernel::Attention if self.plan.arch() == Arch::Sm90a => {
                 KernelParams::AttentionSm90(self.attention_sm90(step.chunk)?)
@@ -135,101 +116,39 @@ impl ParamsBuilder<'_> {
         self.plan.workspace().address(self.args.workspace.ptr, slot)
     }
 
-    fn reduce_partial(&self, x: &DeviceTensor, [sum, max, min]: [u64; 3]) -> ReducePartialParams {
-        let dims = self.dims();
-        ReducePartialParams {
-            x: x.arg(),
-            sum,
-            max,
-            min,
-            num_heads: dims.num_heads_kv as u32,
-            seqlen: dims.seqlen_kv as u32,
-            head_dim: dims.head_dim as u32,
-            num_chunks: num_chunks(dims) as u32,
-            vectorized: x.vectorized(),
-        }
-    }
-
-    fn k_mean_partial(&self) -> ReducePartialParams {
-        self.reduce_partial(&self.args.k, [self.at(Slot::KSum), 0, 0])
-    }
-
-    fn v_stats_partial(&self) -> ReducePartialParams {
-        self.reduce_partial(&self.args.v, [Slot::VSum, Slot::VMax, Slot::VMin].map(|slot| self.at(slot)))
-    }
-
-    fn k_mean_final(&self) -> KMeanFinalParams {
-        let dims = self.dims();
-        KMeanFinalParams {
-            sum: self.at(Slot::KSum),
-            mean: self.at(Slot::KMean),
-            num_chunks: num_chunks(dims) as u32,
-            seqlen: dims.seqlen_kv as u32,
-        }
-    }
-
-    fn v_stats_final(&self) -> VStatsFinalParams {
-        let dims = self.dims();
-        VStatsFinalParams {
-            sum: self.at(Slot::VSum),
-            max: self.at(Slot::VMax),
-            min: self.at(Slot::VMin),
-            mean: self.at(Slot::VMean),
-            scale: self.at(Slot::VScale),
-            num_chunks: num_chunks(dims) as u32,
-            seqlen: dims.seqlen_kv as u32,
-            format: match self.plan.stem().pv {
-                PvFormat::Fp8 => 0,
-                PvFormat::F16 => 1,
-            },
-        }
-    }
-
-    fn quantize_q(&self) -> QuantizeQParams {
-        let (dims, q) = (self.dims(), &self.args.q);
+    fn quantize(&self) -> QuantizeParams {
+        let (dims, args, stem) = (self.dims(), self.args, self.plan.stem());
         let qk_mean = self.at(Slot::QkMean);
-        QuantizeQParams {
-            q: q.arg(),
-            codes: self.at(Slot::QCodes),
-            scale: self.at(Slot::QScale),
-            mean: self.at(Slot::QMean),
-            k_mean: if qk_mean == 0 { 0 } else { self.at(Slot::KMean) },
+        QuantizeParams {
+            q: args.q.arg(),
+            k: args.k.arg(),
+            v: args.v.arg(),
+            q_codes: self.at(Slot::QCodes),
+            q_scale: self.at(Slot::QScale),
+            q_mean: self.at(Slot::QMean),
             qk_mean,
+            k_codes: self.at(Slot::KCodes),
+            k_scale: self.at(Slot::KScale),
+            k_sum: self.at(Slot::KSum),
+            k_mean: self.at(Slot::KMean),
+            v_codes: self.at(Slot::VCodes),
+            v_scale: self.at(Slot::VScale),
+            v_max: self.at(Slot::VMax),
+            v_min: self.at(Slot::VMin),
+            v_sum: self.at(Slot::VSum),
+            v_mean: self.at(Slot::VMean),
+            progress: self.at(Slot::Progress),
+            schedule: self.plan.schedule(),
             num_heads_q: dims.num_heads_q as u32,
             num_heads_kv: dims.num_heads_kv as u32,
             seqlen_q: dims.seqlen_q as u32,
-            head_dim: dims.head_dim as u32,
-            granularity: self.granularity(),
-            vectorized: q.vectorized(),
-        }
-    }
-
-    fn quantize_k(&self) -> QuantizeKParams {
-        let (dims, k) = (self.dims(), &self.args.k);
-        QuantizeKParams {
-            k: k.arg(),
-            codes: self.at(Slot::KCodes),
-            scale: self.at(Slot::KScale),
-            mean: self.at(Slot::KMean),
-            num_heads_kv: dims.num_heads_kv as u32,
             seqlen_kv: dims.seqlen_kv as u32,
             head_dim: dims.head_dim as u32,
             granularity: self.granularity(),
-            vectorized: k.vectorized(),
-        }
-    }
-
-    fn quantize_v(&self) -> QuantizeVParams {
-        let (dims, v) = (self.dims(), &self.args.v);
-        QuantizeVParams {
-            v: v.arg(),
-            codes: self.at(Slot::VCodes),
-            scale: self.at(Slot::VScale),
-            mean: self.at(Slot::VMean),
-            num_heads_kv: dims.num_heads_kv as u32,
-            seqlen_kv: dims.seqlen_kv as u32,
-            head_dim: dims.head_dim as u32,
-            vectorized: v.vectorized(),
+            vectorized: args.q.vectorized() | args.k.vectorized() << 1 | args.v.vectorized() << 2,
+            packed: u32::from(stem.storage() == CodeStorage::Packed),
+            max_code: stem.qk.max_code(),
+            smooth_q_floor: smooth_q_scale_floor(1.0, stem.qk),
         }
     }
 
@@ -281,6 +200,7 @@ impl ParamsBuilder<'_> {
             delta_s: shared.delta_s,
             qk_mean: shared.qk_mean,
             lse: shared.lse,
+            progress: self.at(Slot::Progress),
             out: shared.out,
             num_heads_q: shared.num_heads_q,
             num_heads_kv: shared.num_heads_kv,

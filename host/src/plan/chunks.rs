@@ -30,7 +30,7 @@ pub struct Chunks {
 
 impl Chunks {
     /// The division for `problem`: whole heads if at least one fits the budget, otherwise query
-    /// blocks of one head, a multiple of the ΔS kernel's 16 if that many fit, and at least one.
+    /// blocks of one head, a multiple of the ΔS kernel's 32 if that many fit, and at least one.
     ///
     /// `problem` has at most [`sage_spec::limits::MAX_GRID`] pairs of head and query block.
     pub(super) fn new(problem: &Problem) -> Chunks {

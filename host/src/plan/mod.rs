@@ -16,6 +16,7 @@ pub use workspace::{Buffer, Slot, Workspace};
 use sage_spec::launch::{self, Cta};
 use sage_spec::limits::MAX_GRID;
 use sage_spec::params::Chunk;
+use sage_spec::schedule::{self, Schedule};
 use sage_spec::symbol::{Arch, Stem};
 use sage_spec::{sm90, tiling};
 
@@ -38,20 +39,8 @@ pub struct Capability {
 /// A kernel of a plan. The order is the order of launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// Sums of K over chunks of tokens.
-    KMeanPartial,
-    /// Token mean of K.
-    KMeanFinal,
-    /// Codes, scales and block means of Q.
-    QuantizeQ,
-    /// Codes and scales of K.
-    QuantizeK,
-    /// Sums, maxima and minima of V over chunks of tokens.
-    VStatsPartial,
-    /// Scales and means of V's channels.
-    VStatsFinal,
-    /// Codes of V.
-    QuantizeV,
+    /// Smoothing and quantization of Q, K and V. [`Kernel::clears`] must be zero before it runs.
+    Quantize,
     /// Scores of the query-block means, once per chunk.
     DeltaS,
     /// Attention, once per chunk.
@@ -64,6 +53,14 @@ impl Kernel {
     /// Whether the kernel runs once per chunk instead of once.
     pub const fn per_chunk(self) -> bool {
         matches!(self, Kernel::DeltaS | Kernel::Attention | Kernel::General)
+    }
+
+    /// The workspace buffer that must be zero before the kernel runs, if there is one.
+    pub const fn clears(self) -> Option<Slot> {
+        match self {
+            Kernel::Quantize => Some(Slot::Progress),
+            Kernel::DeltaS | Kernel::Attention | Kernel::General => None,
+        }
     }
 }
 
@@ -112,7 +109,7 @@ pub struct Plan {
 pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
     let (stem, candidates) = select::select(problem, capability)?;
     let entries = entries(problem, &stem);
-    check_query_blocks(problem, &stem)?;
+    check_tiles(problem, &stem)?;
     for entry in &entries {
         if entry.cta.smem_bytes > capability.smem_opt_in {
             let (symbol, bytes) = (entry.symbol.clone(), entry.cta.smem_bytes);
@@ -126,11 +123,9 @@ pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
     Ok(plan)
 }
 
-/// Fails if there are more query blocks than a grid has CTAs: the quantizer of Q runs one CTA for each.
-fn check_query_blocks(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
-    let dims = problem.dims();
-    let ctas =
-        (dims.batch as u128).saturating_mul(dims.num_heads_q as u128).saturating_mul(dims.num_query_blocks() as u128);
+/// Fails if there are more tiles to quantize than a grid has CTAs, which also bounds the query blocks.
+fn check_tiles(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
+    let ctas = schedule::tickets(problem.dims(), problem.smoothing().k);
     if ctas > MAX_GRID as u128 && !problem.is_empty() {
         let symbol = stem.name.to_owned();
         return Err(PlanError::GridTooLarge { symbol, ctas, max: MAX_GRID });
@@ -142,24 +137,17 @@ fn check_query_blocks(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
 fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
     let (smoothing, dims) = (problem.smoothing(), problem.dims());
     let d = dims.head_dim_padded();
-    let (qk, pv, dtype) = (stem.qk.name(), stem.pv.name(), problem.input_dtype());
+    let (pv, dtype) = (stem.pv.name(), problem.input_dtype());
     let mut entries = Vec::new();
     let mut add = |kernel, symbol, cta| entries.push(Entry { kernel, symbol, cta });
     if problem.is_empty() {
         return entries;
     }
     if dims.seqlen_kv > 0 {
-        if smoothing.k {
-            add(Kernel::KMeanPartial, format!("k_mean_partial_{dtype}_d{d}"), launch::reduce_partial(d, 1));
-            add(Kernel::KMeanFinal, format!("k_mean_final_d{d}"), launch::reduce_final(d, 1));
-        }
-        add(Kernel::QuantizeQ, format!("quantize_q_{qk}_{dtype}_d{d}"), launch::quantize_q(d));
-        add(Kernel::QuantizeK, format!("quantize_k_{qk}_{dtype}_d{d}"), launch::quantize_k(d));
-        add(Kernel::VStatsPartial, format!("v_stats_partial_{dtype}_d{d}"), launch::reduce_partial(d, 3));
-        add(Kernel::VStatsFinal, format!("v_stats_final_d{d}"), launch::reduce_final(d, 3));
-        add(Kernel::QuantizeV, format!("quantize_v_{pv}_{dtype}_d{d}"), launch::quantize_v(d, stem.pv));
+        let element = dtype.bytes();
+        add(Kernel::Quantize, format!("quantize_{pv}_{dtype}_d{d}"), launch::quantize(d, element));
         if smoothing.q {
-            add(Kernel::DeltaS, format!("delta_s_{dtype}_d{d}"), launch::delta_s(d));
+            add(Kernel::DeltaS, format!("delta_s_{dtype}_d{d}"), launch::delta_s(d, element));
         }
     }
     match stem.arch {
@@ -261,14 +249,28 @@ impl Plan {
             }
             Kernel::Attention => return launch::attention_grid(heads, blocks),
             Kernel::General => return launch::general_attention_grid(heads, blocks),
-            Kernel::KMeanPartial | Kernel::VStatsPartial => launch::reduce_partial_grid(dims),
-            Kernel::KMeanFinal | Kernel::VStatsFinal => launch::reduce_final_grid(dims),
-            Kernel::QuantizeQ => launch::quantize_q_grid(dims),
-            Kernel::QuantizeK => launch::quantize_k_grid(dims),
-            Kernel::QuantizeV => launch::quantize_v_grid(dims),
+            Kernel::Quantize => self.quantize_grid(),
             Kernel::DeltaS => launch::delta_s_grid(dims, heads, blocks),
         };
         [ctas, 1]
+    }
+
+    /// CTAs of the quantizer that the device runs at a time.
+    fn quantize_resident(&self) -> usize {
+        let dims = self.problem.dims();
+        let per_sm = launch::quantize_ctas_per_sm(dims.head_dim_padded(), self.problem.input_dtype().bytes());
+        (self.capability.sm_count as usize).saturating_mul(per_sm).max(1)
+    }
+
+    /// CTAs of the quantizer: one for each tile, but no more than run at a time.
+    fn quantize_grid(&self) -> usize {
+        let tickets = schedule::tickets(self.problem.dims(), self.problem.smoothing().k);
+        tickets.min(self.quantize_resident() as u128) as usize
+    }
+
+    /// Order of the quantizer's tiles.
+    pub fn schedule(&self) -> Schedule {
+        Schedule::new(self.problem.dims(), self.problem.smoothing().k, self.quantize_resident())
     }
 
     /// Fails if a grid is too large. The first chunk is the largest.

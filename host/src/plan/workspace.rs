@@ -2,6 +2,7 @@
 
 use sage_spec::launch::num_chunks;
 use sage_spec::limits::WORKSPACE_ALIGN;
+use sage_spec::schedule::Progress;
 use sage_spec::symbol::Stem;
 
 use super::Chunks;
@@ -12,6 +13,8 @@ use crate::problem::Problem;
 /// [`sage_spec::params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
+    /// Progress of the quantizer's CTAs; must be zero before it runs.
+    Progress,
     /// Sums of K per reduction chunk.
     KSum,
     /// Token mean of K.
@@ -30,7 +33,7 @@ pub enum Slot {
     KScale,
     /// Sums of V per reduction chunk.
     VSum,
-    /// Maxima of V per reduction chunk.
+    /// Maxima, or largest magnitudes if V is not smoothed, of V per reduction chunk.
     VMax,
     /// Minima of V per reduction chunk.
     VMin,
@@ -46,7 +49,8 @@ pub enum Slot {
 
 impl Slot {
     /// Every slot, in the order of their offsets.
-    pub const ALL: [Slot; 15] = [
+    pub const ALL: [Slot; 16] = [
+        Slot::Progress,
         Slot::KSum,
         Slot::KMean,
         Slot::QCodes,
@@ -67,6 +71,7 @@ impl Slot {
     /// Name in explanations.
     pub const fn name(self) -> &'static str {
         match self {
+            Slot::Progress => "progress",
             Slot::KSum => "k_sum",
             Slot::KMean => "k_mean",
             Slot::QCodes => "q_codes",
@@ -183,15 +188,17 @@ impl Sizes<'_> {
         let per_q = |factor: usize, bytes: usize| product(self.heads_q, factor, bytes);
         let per_kv = |factor: usize, bytes: usize| product(self.heads_kv, factor, bytes);
         match slot {
+            Slot::Progress => Some(Progress::bytes(0) as u128 + product(self.heads_kv, 2, F32)),
             Slot::KSum => smoothing.k.then(|| per_kv(num_chunks(dims), d * F32)),
             Slot::KMean => smoothing.k.then(|| per_kv(1, d * F32)),
-            Slot::QCodes => Some(per_q(m, self.stem.qk.bytes(d))),
+            Slot::QCodes => Some(per_q(m, self.stem.storage().bytes(d))),
             Slot::QScale => Some(per_q(dims.num_query_blocks(), granularity.q_scales_per_block() * F32)),
             Slot::QMean => smoothing.q.then(|| per_q(dims.num_query_blocks(), d * F32)),
             Slot::QkMean => (smoothing.k && self.problem.needs_whole_scores()).then(|| per_q(m, F32)),
-            Slot::KCodes => Some(per_kv(n, self.stem.qk.bytes(d))),
+            Slot::KCodes => Some(per_kv(n, self.stem.storage().bytes(d))),
             Slot::KScale => Some(per_kv(dims.num_kv_blocks_padded(), granularity.k_scales_per_block() * F32)),
-            Slot::VSum | Slot::VMax | Slot::VMin => Some(per_kv(num_chunks(dims), d * F32)),
+            Slot::VMax => Some(per_kv(num_chunks(dims), d * F32)),
+            Slot::VSum | Slot::VMin => smoothing.v.then(|| per_kv(num_chunks(dims), d * F32)),
             Slot::VMean => smoothing.v.then(|| per_kv(1, d * F32)),
             Slot::VScale => Some(per_kv(1, d * F32)),
             Slot::VCodes => Some(per_kv(n, d * self.stem.pv.bytes())),

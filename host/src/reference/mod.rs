@@ -44,7 +44,7 @@ pub use attention::{attention_quantized, attention_quantized_with};
 pub use exact::{attention_f32, attention_f32_with, attention_f64, attention_f64_with};
 pub use modifiers::{HostMask, Modifiers};
 pub use options::{Options, Output, OutputF64};
-pub use quantize::{Quantized, quantize};
+pub use quantize::{Quantized, in_storage, quantize};
 pub use scores::{delta_s, scores};
 pub use sm90::attention_quantized_sm90;
 pub use tensor::{Data, HostTensor};

@@ -5,9 +5,9 @@ use sage_spec::limits::MAX_HEAD_DIM;
 use sage_spec::quant::{qk_scale, smooth_q_scale_floor};
 use sage_spec::reduce::{CHUNK_LANES, TOKEN_LANES};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD, REDUCE_CHUNK};
-use sage_spec::{Dims, Precision, PvFormat};
+use sage_spec::{CodeStorage, Dims, Precision, PvFormat};
 
-use super::convert::{int_code, pack_int4};
+use super::convert::{int_code, pack_int4, unpack_int4};
 use super::quantize_v::{quantize_v_f16, quantize_v_fp8, v_scales};
 use super::reduce::{LaneSum, Row, feature_sum, max_or_nan};
 use super::{HostTensor, Options};
@@ -81,6 +81,14 @@ pub fn quantize(dims: &Dims, q: &HostTensor, k: &HostTensor, v: &HostTensor, opt
     };
 
     Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean }
+}
+
+/// Codes of [`Quantized`] as a kernel that reads `storage` has them.
+pub fn in_storage(codes: &[u8], precision: Precision, storage: CodeStorage) -> Vec<u8> {
+    if storage == precision.storage() {
+        return codes.to_vec();
+    }
+    codes.iter().flat_map(|&byte| <[i8; 2]>::from(unpack_int4(byte)).map(|code| code as u8)).collect()
 }
 
 /// A tensor seen as flattened heads, each a whole number of padded blocks of tokens.
@@ -222,7 +230,7 @@ fn quantize_int<'m>(
         }
         let floor = smoothing.map_or(0.0, |(_, floor)| floor);
         for scale in scales.iter_mut() {
-            *scale = max_or_nan(qk_scale(*scale, precision), floor);
+            *scale = max_or_nan(qk_scale(*scale, precision.max_code()), floor);
         }
         for (index, (row, codes)) in rows.iter().zip(codes.chunks_exact_mut(row_bytes)).enumerate() {
             encode_row(row, 1.0 / scales[group(index)], precision, codes);

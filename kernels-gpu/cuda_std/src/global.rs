@@ -1,5 +1,6 @@
 //! Global memory, addressed by 64-bit device addresses. `load_*` go through the read-only path
-//! (`ld.global.nc`): the data must not be written while the kernel runs.
+//! (`ld.global.nc`): the data must not be written while the kernel runs. `read_*` are for what other CTAs of the
+//! same kernel have written.
 
 use core::arch::asm;
 
@@ -60,6 +61,34 @@ pub unsafe fn load_u32x4(address: u64) -> [u32; 4] {
     unsafe {
         asm!("ld.global.nc.v4.b32 {{{}, {}, {}, {}}}, [{}];",
             out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address, options(pure, nomem, nostack));
+    }
+    [a, b, c, d]
+}
+
+/// `ld.global.b32` [ld] of an `f32`, ordered with the other memory accesses of the thread.
+///
+/// # Safety
+/// `address` is 4-byte aligned, mapped, and not written concurrently: a barrier or an acquire orders this read
+/// after the write.
+#[inline(always)]
+pub unsafe fn read_f32(address: u64) -> f32 {
+    let value: f32;
+    // SAFETY: the caller vouches for the address.
+    unsafe { asm!("ld.global.b32 {}, [{}];", out(reg32) value, in(reg64) address, options(nostack)) };
+    value
+}
+
+/// `ld.global.v4.b32` [ld] of four `f32`.
+///
+/// # Safety
+/// As for [`read_f32`], 16-byte aligned.
+#[inline(always)]
+pub unsafe fn read_f32x4(address: u64) -> [f32; 4] {
+    let (a, b, c, d): (f32, f32, f32, f32);
+    // SAFETY: the caller vouches for the address.
+    unsafe {
+        asm!("ld.global.v4.b32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address, options(nostack));
     }
     [a, b, c, d]
 }

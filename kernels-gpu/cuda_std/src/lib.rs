@@ -29,11 +29,15 @@
 pub use cuda_std_macros::*;
 
 #[cfg(target_arch = "nvptx64")]
+pub mod atomic;
+#[cfg(target_arch = "nvptx64")]
 pub mod convert;
 #[cfg(target_arch = "nvptx64")]
 pub mod cp_async;
 #[cfg(target_arch = "nvptx64")]
 pub mod global;
+#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
+pub mod grid;
 #[cfg(target_arch = "nvptx64")]
 pub mod hint;
 #[cfg(target_arch = "nvptx64")]

@@ -1,35 +1,40 @@
 //! ΔS of smooth-Q: `q_mean · (k − k_mean)` of every query block and key, from unquantized K, in units of
 //! the key's scale (SageAttention2, section 3.1). A small f32 matrix product: 1/128 of QK's operations.
 
-use cuda_std::{global, hint, math, shared, thread};
+use cuda_std::{cp_async, global, hint, math, shared, thread};
+use sage_spec::launch::delta_s_blocks;
 use sage_spec::layout::delta_s_slot;
 use sage_spec::params::DeltaSParams;
-use sage_spec::tiling::{BLOCK_KV, DELTA_S_BLOCKS, KV_PAD};
+use sage_spec::tiling::{BLOCK_KV, KV_PAD};
 
-use super::element::{Element, Rows};
+use super::element::Element;
+use super::lanes::{LANES, Position, TOKENS, load8};
+use super::tile::{Job, read_swizzled};
 
-const KEYS: u32 = BLOCK_KV as u32;
-const BLOCKS: u32 = DELTA_S_BLOCKS as u32;
-const THREADS: u32 = 256;
-/// Query blocks of a thread; it has one key.
-const PER_THREAD: usize = (BLOCKS * KEYS / THREADS) as usize;
+/// Query blocks of a warp.
+const BLOCKS_PER_WARP: usize = 8;
+/// Keys of a thread, 32 apart.
+const KEYS: usize = 2;
 
-/// One CTA: 64 keys by up to 16 query blocks of one head.
+/// One CTA: 128 keys by up to 16 (head_dim 64) or 32 query blocks of one head; a warp: 64 keys by 8 blocks.
 ///
 /// # Safety
 /// `sage_spec::params::DeltaSParams`, `sage_spec::launch::delta_s`.
 #[inline(always)]
 pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32>(p: &DeltaSParams) {
-    let seqlen_padded = p.seqlen_kv.div_ceil(KV_PAD as u32) * KV_PAD as u32;
-    let num_kv_blocks = seqlen_padded / KEYS;
-    let block_groups = p.chunk.block_count.div_ceil(BLOCKS);
+    let blocks_per_cta = const { delta_s_blocks(HEAD_DIM as usize) as u32 };
+    const { assert!(HEAD_DIM / 8 * LANES == 32 * 2 * delta_s_blocks(HEAD_DIM as usize) as u32 / BLOCKS_PER_WARP as u32) };
+    const { assert!(TOKENS == KV_PAD as u32) };
+    let num_tiles = p.seqlen_kv.div_ceil(TOKENS);
+    let seqlen_padded = num_tiles * TOKENS;
+    let block_groups = p.chunk.block_count.div_ceil(blocks_per_cta);
     // SAFETY: counts of a launched problem are not zero.
     let (row, head_local) = unsafe {
-        let row = math::div_u32(thread::block_idx_x(), num_kv_blocks);
+        let row = math::div_u32(thread::block_idx_x(), num_tiles);
         (row, math::div_u32(row, block_groups))
     };
-    let first_key = (thread::block_idx_x() - row * num_kv_blocks) * KEYS;
-    let first_block = (row - head_local * block_groups) * BLOCKS;
+    let tile = thread::block_idx_x() - row * num_tiles;
+    let first_block = (row - head_local * block_groups) * blocks_per_cta;
     let head_q = p.chunk.head_begin + head_local;
     // SAFETY: as above.
     let (batch, head_kv) = unsafe {
@@ -39,79 +44,95 @@ pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32>(p: &DeltaSParams) {
     };
     let head_kv_flat = batch * p.num_heads_kv + head_kv;
     let thread = thread::thread_idx_x();
-    let smem = shared::dynamic_shared_mem();
-    let means = smem;
-    let keys = smem + BLOCKS * HEAD_DIM * 4;
-    // One f32 of padding: 32 keys of a warp, same feature, 32 banks.
-    let key_pitch = (HEAD_DIM + 1) * 4;
+    let keys = shared::dynamic_shared_mem();
+    let k_mean = keys + TOKENS * HEAD_DIM * E::BYTES;
+    let means = k_mean + HEAD_DIM * 4;
 
     // SAFETY: inside shared memory and the tensors; a barrier separates writes from reads.
     unsafe {
-        let columns = HEAD_DIM / 8;
-        let feature = thread % columns * 8;
-        let rows = Rows::new::<E>(&p.k, batch, head_kv, p.seqlen_kv, feature, p.head_dim, p.vectorized);
-        let mut key = thread / columns;
-        while key < hint::opaque(KEYS) {
-            let [x] = rows.load::<E, 1, 1>(first_key + key);
-            let mut i = 0;
-            while i < 8 {
-                let mut value = x[i];
-                if p.k_mean != 0 {
-                    value -= global::load_f32(
-                        p.k_mean + (head_kv_flat as u64 * HEAD_DIM as u64 + (feature + i as u32) as u64) * 4,
-                    );
-                }
-                shared::store_f32(keys + key * key_pitch + (feature + i as u32) * 4, value);
-                i += 1;
+        let job = Job::new::<E>(&p.k, batch, head_kv, tile);
+        let position = Position::new::<HEAD_DIM>();
+        job.stage::<E, HEAD_DIM, true>(keys, position, p.seqlen_kv, p.head_dim, p.vectorized != 0);
+        cp_async::commit_group();
+        if thread < HEAD_DIM {
+            let mut mean = 0.0;
+            if p.k_mean != 0 {
+                mean = global::load_f32(p.k_mean + (head_kv_flat as u64 * HEAD_DIM as u64 + thread as u64) * 4);
             }
-            key += THREADS / columns;
+            shared::store_f32(k_mean + thread * 4, mean);
         }
-        let mut index = thread;
-        while index < hint::opaque(BLOCKS * HEAD_DIM) {
+        let mut index = thread * 4;
+        while index < hint::opaque(blocks_per_cta * HEAD_DIM) {
             let block = first_block + index / HEAD_DIM;
-            let mut value = 0.0;
+            let mut value = [0; 4];
             if block < p.chunk.block_count {
                 let block = head_q as u64 * p.num_query_blocks as u64 + (p.chunk.block_begin + block) as u64;
-                value = global::load_f32(p.q_mean + (block * HEAD_DIM as u64 + (index % HEAD_DIM) as u64) * 4);
+                value = global::load_u32x4(p.q_mean + (block * HEAD_DIM as u64 + (index % HEAD_DIM) as u64) * 4);
             }
-            shared::store_f32(means + index * 4, value);
-            index += THREADS;
+            shared::store_u32x4(means + index * 4, value);
+            index += HEAD_DIM / 8 * LANES * 4;
         }
+        cp_async::wait_group::<0>();
         thread::sync_threads();
 
-        let (key, first) = (thread % KEYS, thread / KEYS * PER_THREAD as u32);
-        let mut sum = [0.0f32; PER_THREAD];
+        let (warp, lane) = (thread / 32, thread % 32);
+        let key = |i: usize| warp % 2 * 64 + i as u32 * 32 + lane;
+        let warp_block = warp / 2 * BLOCKS_PER_WARP as u32;
+        if first_block + warp_block >= p.chunk.block_count {
+            return;
+        }
+        let mut sum = [[0.0f32; KEYS]; BLOCKS_PER_WARP];
         // Up to the real head dimension: beyond it the products are zero.
         let mut feature = 0;
         while feature < p.head_dim {
-            let k = [0, 1, 2, 3].map(|i| shared::load_f32(keys + key * key_pitch + (feature + i) * 4));
+            let mean = load8(k_mean + feature * 4);
+            let k = [0, 1].map(|i| {
+                let mut k = read_swizzled::<E, HEAD_DIM>(keys, feature, key(i));
+                let mut j = 0;
+                while j < 8 {
+                    k[j] -= mean[j];
+                    j += 1;
+                }
+                k
+            });
             let mut block = 0;
-            while block < PER_THREAD {
-                let q = shared::load_u32x4(means + ((first + block as u32) * HEAD_DIM + feature) * 4);
+            while block < BLOCKS_PER_WARP {
+                let q = load8(means + ((warp_block + block as u32) * HEAD_DIM + feature) * 4);
                 let mut i = 0;
-                while i < 4 {
-                    sum[block] = math::fma(f32::from_bits(q[i]), k[i], sum[block]);
+                while i < KEYS {
+                    let mut j = 0;
+                    while j < 8 {
+                        sum[block][i] = math::fma(q[j], k[i][j], sum[block][i]);
+                        j += 1;
+                    }
                     i += 1;
                 }
                 block += 1;
             }
-            feature += 4;
+            feature += 8;
         }
 
-        let scales = if p.granularity == 2 { 4 } else { 1 };
-        let group = if p.granularity == 2 { key % 8 / 2 } else { 0 };
-        let k_block = (head_kv_flat as u64 * num_kv_blocks as u64) + (first_key / KEYS) as u64;
-        let k_scale = global::load_f32(p.k_scale + (k_block * scales as u64 + group as u64) * 4);
-        let exists = first_key + key < p.seqlen_kv;
-        let mut block = 0;
-        while block < PER_THREAD {
-            let block_local = first_block + first + block as u32;
-            if block_local < p.chunk.block_count {
-                let row = (head_local as u64 * p.chunk.block_count as u64 + block_local as u64) * seqlen_padded as u64;
-                let value = if exists { sum[block] / k_scale } else { 0.0 };
-                global::store_f32(p.delta_s + (row + first_key as u64 + delta_s_slot(key as usize) as u64) * 4, value);
+        let mut i = 0;
+        while i < KEYS {
+            let key = tile * TOKENS + key(i);
+            let scales = if p.granularity == 2 { 4 } else { 1 };
+            let group = if p.granularity == 2 { key % 8 / 2 } else { 0 };
+            let k_block =
+                head_kv_flat as u64 * (seqlen_padded / BLOCK_KV as u32) as u64 + (key / BLOCK_KV as u32) as u64;
+            let k_scale = global::load_f32(p.k_scale + (k_block * scales as u64 + group as u64) * 4);
+            let exists = key < p.seqlen_kv;
+            let mut block = 0;
+            while block < BLOCKS_PER_WARP {
+                let block_local = first_block + warp_block + block as u32;
+                if block_local < p.chunk.block_count {
+                    let row =
+                        (head_local as u64 * p.chunk.block_count as u64 + block_local as u64) * seqlen_padded as u64;
+                    let value = if exists { sum[block][i] / k_scale } else { 0.0 };
+                    global::store_f32(p.delta_s + (row + delta_s_slot(key as usize) as u64) * 4, value);
+                }
+                block += 1;
             }
-            block += 1;
+            i += 1;
         }
     }
 }

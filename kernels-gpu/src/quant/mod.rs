@@ -1,12 +1,14 @@
-//! Smoothing and quantization of Q, K and V.
+//! Smoothing and quantization of Q, K and V: [`quantize`], one launch, and ΔS of smoothed Q: [`delta_s`].
 //!
-//! One CTA spans a whole row of features with 16-byte loads (`FEATURES_PER_THREAD` features a thread)
-//! and sixteen token lanes; each thread has all its loads in flight before it uses the first. Sums
-//! follow `sage_spec::reduce`, so every result is bit-equal to the CPU reference.
+//! CTAs draw tiles of 128 tokens in the order of `sage_spec::schedule`, copy each to shared memory, and do
+//! one of five things with it. A thread's place is a token lane and a column of eight features ([`lanes`]).
+//! Sums follow `sage_spec::reduce`, so every result is bit-equal to the CPU reference.
 
 pub mod delta_s;
 pub mod element;
-pub mod lanes;
-pub mod qk;
-pub mod stats;
-pub mod v;
+mod lanes;
+mod qk;
+pub mod quantize;
+mod stats;
+mod tile;
+mod v;

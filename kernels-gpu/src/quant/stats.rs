@@ -1,179 +1,197 @@
-//! Token mean of K; channel mean and largest magnitude of V. Two passes: chunks of 256 tokens, then the
-//! chunks of a head.
+//! Token mean of K; channel mean and largest magnitude of V. A tile's part first; whoever writes the last part
+//! of a head reduces them all.
 
-use cuda_std::{global, hint, math, shared, thread};
-use sage_spec::params::{KMeanFinalParams, ReducePartialParams, VStatsFinalParams};
+use cuda_std::{atomic, global, math, shared, thread};
+use sage_spec::params::QuantizeParams;
 use sage_spec::quant::{v_scale_f16, v_scale_fp8};
-use sage_spec::reduce::CHUNK_LANES;
-use sage_spec::tiling::REDUCE_CHUNK;
+use sage_spec::schedule::Progress;
 
-use super::element::{Element, Rows, add_weighted};
-use super::lanes::{LANES, Position, reduce_lanes};
+use super::element::Element;
+use super::lanes::{PER_THREAD, Position, reduce_chunks, reduce_lanes};
+use super::tile::{self, Job, smem};
 
-const TOKENS_PER_LANE: usize = REDUCE_CHUNK / LANES as usize;
-
-/// One CTA: one chunk of one head. `EXTREMES` adds the channel maxima and minima. A thread has `LOADS` loads
-/// in flight: as many as its registers allow.
-///
-/// # Safety
-/// `sage_spec::params::ReducePartialParams`, `sage_spec::launch::reduce_partial`.
 #[inline(always)]
-pub unsafe fn partial<E: Element, const HEAD_DIM: u32, const EXTREMES: bool, const LOADS: usize>(
-    p: &ReducePartialParams,
-) {
-    let position = Position::new::<HEAD_DIM>();
-    // SAFETY: counts of a launched problem are not zero.
-    let (head, batch) = unsafe {
-        let head = math::div_u32(thread::block_idx_x(), p.num_chunks);
-        (head, math::div_u32(head, p.num_heads))
-    };
-    let chunk = thread::block_idx_x() - head * p.num_chunks;
-    let rows = Rows::new::<E>(
-        &p.x,
-        batch,
-        head - batch * p.num_heads,
-        p.seqlen,
-        position.first_feature,
-        p.head_dim,
-        p.vectorized,
-    );
-
-    let mut sum = [0.0f32; 8];
-    let mut max = [f32::NEG_INFINITY; 8];
-    let mut min = [f32::INFINITY; 8];
-    let mut token = chunk * REDUCE_CHUNK as u32 + position.lane;
-    let mut pass = 0;
-    while pass < hint::opaque((TOKENS_PER_LANE / LOADS) as u32) {
-        // SAFETY: forwarded contract.
-        let x = unsafe { rows.load::<E, LOADS, LANES>(token) };
-        let mut i = 0;
-        while i < LOADS {
-            let weight = if rows.contains(token + i as u32 * LANES) { 1.0 } else { 0.0 };
-            add_weighted(&mut sum, &x[i], weight);
-            if EXTREMES {
-                let mut j = 0;
-                while j < 8 {
-                    max[j] = math::max_propagate_nan(max[j], x[i][j]);
-                    min[j] = math::min_propagate_nan(min[j], x[i][j]);
-                    j += 1;
-                }
-            }
-            i += 1;
-        }
-        token += LOADS as u32 * LANES;
-        pass += 1;
-    }
-
-    let smem = shared::dynamic_shared_mem();
-    let (row, feature) = (thread::thread_idx_x() / HEAD_DIM, thread::thread_idx_x() % HEAD_DIM);
-    let index = (thread::block_idx_x() as u64 * HEAD_DIM as u64 + feature as u64) * 4;
-    // SAFETY: all threads are here; the outputs have a row for every chunk. (Three stores, because choosing
-    // an address among the parameters by index would copy them to local memory.)
-    unsafe {
-        if EXTREMES {
-            let combine = |row, a, b| match row {
-                0 => a + b,
-                1 => math::max_propagate_nan(a, b),
-                _ => math::min_propagate_nan(a, b),
-            };
-            let result = reduce_lanes::<HEAD_DIM, 3>(smem, position, [sum, max, min], combine);
-            if row == 0 {
-                global::store_f32(p.sum + index, result);
-            }
-            if row == 1 {
-                global::store_f32(p.max + index, result);
-            }
-            if row == 2 {
-                global::store_f32(p.min + index, result);
-            }
-        } else {
-            let result = reduce_lanes::<HEAD_DIM, 1>(smem, position, [sum], |_, a, b| a + b);
-            if row == 0 {
-                global::store_f32(p.sum + index, result);
-            }
-        }
-    }
+fn add(a: f32, b: f32) -> f32 {
+    a + b
 }
 
-/// One thread's feature, reduced over the chunks of head `head`: `CHUNK_LANES` strided lanes, then pairwise.
+/// `sum + x` if `weight` is 1, else `sum`, without a select per value. (A value that is not finite poisons the sum
+/// either way, as it does where it exists.)
 #[inline(always)]
-unsafe fn over_chunks<const HEAD_DIM: u32>(
-    smem: u32,
-    partial: u64,
-    num_chunks: u32,
+fn add_weighted(sum: f32, x: f32, weight: f32) -> f32 {
+    math::fma(x, weight, sum)
+}
+
+/// Accumulates the thread's tokens of the tile feature by feature, then combines the lanes; returns as
+/// [`reduce_lanes`] does. `accumulate` gets the sum so far, an element, and 1 or 0 for whether it exists.
+#[inline(always)]
+unsafe fn over_tokens<E: Element, const HEAD_DIM: u32>(
+    base: u32,
+    position: Position,
+    exists: impl Fn(u32) -> bool,
     start: f32,
+    accumulate: impl Fn(f32, f32, f32) -> f32,
     combine: impl Fn(f32, f32) -> f32,
 ) -> f32 {
-    let (lane, feature) = (thread::thread_idx_x() / HEAD_DIM, thread::thread_idx_x() % HEAD_DIM);
-    let base = partial + (thread::block_idx_x() as u64 * num_chunks as u64 * HEAD_DIM as u64 + feature as u64) * 4;
-    let mut x = start;
-    let mut chunk = lane;
-    while chunk < num_chunks {
-        // SAFETY: an existing chunk.
-        x = combine(x, unsafe { global::load_f32(base + chunk as u64 * (HEAD_DIM * 4) as u64) });
-        chunk += CHUNK_LANES as u32;
-    }
-    let slot = |lane: u32| smem + (lane * HEAD_DIM + feature) * 4;
-    let mut stride = CHUNK_LANES as u32 / 2;
-    while stride > 0 {
-        // SAFETY: as in `lanes::reduce_lanes`.
-        unsafe {
-            if lane >= stride && lane < 2 * stride {
-                shared::store_f32(slot(lane), x);
-            }
-            thread::sync_threads();
-            if lane < stride {
-                x = combine(x, shared::load_f32(slot(lane + stride)));
-            }
+    let mut all = [start; 8];
+    let mut i = 0;
+    while i < PER_THREAD {
+        let token = position.token(i);
+        // SAFETY: the tile is there.
+        let x = unsafe { tile::read::<E, HEAD_DIM>(base, position.first_feature, token) };
+        let weight = if exists(token) { 1.0 } else { 0.0 };
+        let mut j = 0;
+        while j < 8 {
+            all[j] = accumulate(all[j], x[j], weight);
+            j += 1;
         }
-        stride /= 2;
+        i += 1;
     }
-    x
+    // SAFETY: all threads are here; the table is free.
+    unsafe { reduce_lanes::<HEAD_DIM>(base + const { smem::<E, HEAD_DIM>() }.lanes as u32, position, all, combine) }
 }
 
-/// One CTA: the token mean of one head of K.
+/// Counts this tile at `counter` once all its results are written; whether it was the head's last.
+#[inline(always)]
+unsafe fn is_last(thread: u32, counter: u64, tiles: u32, word: u32) -> bool {
+    // SAFETY: all threads are here; the barrier puts everybody's stores before the release, and the acquire
+    // before everybody's reads.
+    unsafe {
+        thread::sync_threads();
+        if thread == 0 {
+            shared::store_u32(word, atomic::add_acq_rel(counter, 1));
+        }
+        thread::sync_threads();
+        shared::load_u32(word) == tiles - 1
+    }
+}
+
+/// Tells everybody that the head's statistics are written.
+#[inline(always)]
+unsafe fn publish(thread: u32, counter: u64) {
+    // SAFETY: as in `is_last`.
+    unsafe {
+        thread::sync_threads();
+        if thread == 0 {
+            atomic::store_release(counter, Progress::READY);
+        }
+    }
+}
+
+/// Waits until a head's statistics are visible to this thread.
 ///
 /// # Safety
-/// `sage_spec::params::KMeanFinalParams`, `sage_spec::launch::reduce_final`.
+/// `counter` is a word of `Progress`, whose statistics have smaller tickets than the work of this CTA.
 #[inline(always)]
-pub unsafe fn k_mean_final<const HEAD_DIM: u32>(p: &KMeanFinalParams) {
+pub unsafe fn wait(counter: u64) {
     // SAFETY: forwarded contract.
+    unsafe { while atomic::load_acquire(counter) != Progress::READY {} }
+}
+
+/// Sums of one tile of K; after the head's last one, its mean.
+///
+/// # Safety
+/// All threads of the CTA call it; the tile is in shared memory at `base`.
+#[inline(always)]
+pub unsafe fn k<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, base: u32, position: Position) {
+    let feature = position.thread;
+    let tiles = p.schedule.tiles_kv;
+    let parts = p.k_sum + job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
+    let counter = p.progress + Progress::k(job.head) * 4;
+    let exists = |token| job.first_token() + token < p.seqlen_kv;
+    // SAFETY: forwarded contract; `k_sum` has a row for every tile.
     unsafe {
-        let sum = over_chunks::<HEAD_DIM>(shared::dynamic_shared_mem(), p.sum, p.num_chunks, 0.0, |a, b| a + b);
-        if thread::thread_idx_x() < HEAD_DIM {
-            let index = thread::block_idx_x() as u64 * HEAD_DIM as u64 + thread::thread_idx_x() as u64;
-            global::store_f32(p.mean + index * 4, sum / p.seqlen as f32);
+        let sum = over_tokens::<E, HEAD_DIM>(base, position, exists, 0.0, add_weighted, add);
+        store_row::<HEAD_DIM>(position.thread, parts + tiles_row::<HEAD_DIM>(job.tile), sum);
+        if is_last(position.thread, counter, tiles, base + const { smem::<E, HEAD_DIM>() }.amax as u32) {
+            let table = base + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+            let sum = reduce_chunks::<HEAD_DIM>(table, position.thread, parts, tiles, 0.0, add);
+            if feature < HEAD_DIM {
+                let index = job.head as u64 * HEAD_DIM as u64 + feature as u64;
+                global::store_f32(p.k_mean + index * 4, sum / p.seqlen_kv as f32);
+            }
+            publish(position.thread, counter);
         }
     }
 }
 
-/// One CTA: means and scales of the channels of one head of V.
+/// Extremes of one tile of V, sums too if V is smoothed; after the head's last one, its means, and its scales for
+/// FP16 or FP8.
 ///
 /// # Safety
-/// `sage_spec::params::VStatsFinalParams`, `sage_spec::launch::reduce_final`.
+/// As for [`k`].
 #[inline(always)]
-pub unsafe fn v_stats_final<const HEAD_DIM: u32>(p: &VStatsFinalParams) {
-    let smem = shared::dynamic_shared_mem();
-    let bytes = CHUNK_LANES as u32 * HEAD_DIM * 4;
-    // SAFETY: forwarded contract; each reduction has its own part of shared memory.
+pub unsafe fn v<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(
+    p: &QuantizeParams,
+    job: &Job,
+    base: u32,
+    position: Position,
+) {
+    let tiles = p.schedule.tiles_kv;
+    let head = job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
+    let row = head + tiles_row::<HEAD_DIM>(job.tile);
+    let smoothed = p.v_mean != 0;
+    let exists = |token| job.first_token() + token < p.seqlen_kv;
+    let (max, min) = (math::max_propagate_nan, math::min_propagate_nan);
+    let counter = p.progress + Progress::v(job.head) * 4;
+    let table = base + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+    // SAFETY: forwarded contract; the scratch tensors have a row for every tile. Between two reductions a
+    // barrier frees the table.
     unsafe {
-        let sum = over_chunks::<HEAD_DIM>(smem, p.sum, p.num_chunks, 0.0, |a, b| a + b);
-        let max =
-            over_chunks::<HEAD_DIM>(smem + bytes, p.max, p.num_chunks, f32::NEG_INFINITY, math::max_propagate_nan);
-        let min =
-            over_chunks::<HEAD_DIM>(smem + 2 * bytes, p.min, p.num_chunks, f32::INFINITY, math::min_propagate_nan);
-        if thread::thread_idx_x() < HEAD_DIM {
-            let index = thread::block_idx_x() as u64 * HEAD_DIM as u64 + thread::thread_idx_x() as u64;
-            // Subtraction rounds monotonically: the extreme of the differences is the difference of
-            // the extreme.
-            let mut mean = 0.0;
-            if p.mean != 0 {
-                mean = sum / p.seqlen as f32;
-                global::store_f32(p.mean + index * 4, mean);
-            }
-            let amax = math::max_propagate_nan(max - mean, mean - min);
-            let scale = if p.format == 0 { v_scale_fp8(amax) } else { v_scale_f16(amax) };
-            global::store_f32(p.scale + index * 4, scale);
+        if smoothed {
+            let sum = over_tokens::<E, HEAD_DIM>(base, position, exists, 0.0, add_weighted, add);
+            store_row::<HEAD_DIM>(position.thread, p.v_sum + row, sum);
+            thread::sync_threads();
+            let largest =
+                over_tokens::<E, HEAD_DIM>(base, position, exists, f32::NEG_INFINITY, |a, x, _| max(a, x), max);
+            store_row::<HEAD_DIM>(position.thread, p.v_max + row, largest);
+            thread::sync_threads();
+            let smallest = over_tokens::<E, HEAD_DIM>(base, position, exists, f32::INFINITY, |a, x, _| min(a, x), min);
+            store_row::<HEAD_DIM>(position.thread, p.v_min + row, smallest);
+        } else {
+            let largest = over_tokens::<E, HEAD_DIM>(base, position, exists, 0.0, |a, x, _| max(a, math::abs(x)), max);
+            store_row::<HEAD_DIM>(position.thread, p.v_max + row, largest);
         }
+        if is_last(position.thread, counter, tiles, base + const { smem::<E, HEAD_DIM>() }.amax as u32) {
+            let largest =
+                reduce_chunks::<HEAD_DIM>(table, position.thread, p.v_max + head, tiles, f32::NEG_INFINITY, max);
+            let (mut mean, mut amax) = (0.0, largest);
+            if smoothed {
+                thread::sync_threads();
+                let smallest =
+                    reduce_chunks::<HEAD_DIM>(table, position.thread, p.v_min + head, tiles, f32::INFINITY, min);
+                thread::sync_threads();
+                mean = reduce_chunks::<HEAD_DIM>(table, position.thread, p.v_sum + head, tiles, 0.0, add)
+                    / p.seqlen_kv as f32;
+                // Subtraction rounds monotonically: the extreme of the differences is the difference of
+                // the extreme.
+                amax = max(largest - mean, mean - smallest);
+            }
+            let feature = position.thread;
+            if feature < HEAD_DIM {
+                let index = job.head as u64 * HEAD_DIM as u64 + feature as u64;
+                if smoothed {
+                    global::store_f32(p.v_mean + index * 4, mean);
+                }
+                let scale = if V_IS_F16 { v_scale_f16(amax) } else { v_scale_fp8(amax) };
+                global::store_f32(p.v_scale + index * 4, scale);
+            }
+            publish(position.thread, counter);
+        }
+    }
+}
+
+/// Bytes of `tiles` rows of a scratch tensor.
+#[inline(always)]
+fn tiles_row<const HEAD_DIM: u32>(tiles: u32) -> u64 {
+    tiles as u64 * (HEAD_DIM * 4) as u64
+}
+
+/// Stores a reduction's result, which the first `HEAD_DIM` threads have.
+#[inline(always)]
+unsafe fn store_row<const HEAD_DIM: u32>(feature: u32, address: u64, value: f32) {
+    if feature < HEAD_DIM {
+        // SAFETY: the caller vouches for the row.
+        unsafe { global::store_f32(address + (feature * 4) as u64, value) };
     }
 }

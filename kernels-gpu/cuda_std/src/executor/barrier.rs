@@ -48,6 +48,7 @@ impl Machine {
             )));
         }
         let (thread, warp) = (self.current, self.current / WARP);
+        let grid = self.grid();
         let barrier = &mut self.barriers[index as usize];
         if barrier.arrived > 0 && barrier.expected != expected {
             return Err(FaultKind::Illegal(format!(
@@ -63,7 +64,7 @@ impl Machine {
         }
         barrier.expected = expected;
         barrier.arrived += 1;
-        self.clocks.release(thread, &mut barrier.published);
+        grid.clocks.release(self.base + thread, &mut barrier.published);
         if barrier.arrived < expected {
             if !waits {
                 return Ok(Some(()));
@@ -74,10 +75,10 @@ impl Machine {
         }
         let mut done = std::mem::take(&mut self.barriers[index as usize]);
         if waits {
-            self.clocks.acquire(thread, &done.published);
+            self.acquire(thread, &done.published);
         }
         for &(sleeper, _) in &done.sleepers {
-            self.clocks.acquire(sleeper.into(), &done.published);
+            self.acquire(sleeper.into(), &done.published);
             self.wake(sleeper.into());
         }
         // The buffers are used again.

@@ -60,7 +60,7 @@ impl TensorMap {
         if map.swizzle_bytes != 0 && row > map.swizzle_bytes {
             return illegal(format!("a row of the box is wider than its swizzle: {map:?}"));
         }
-        if map.base % 16 != 0 || map.strides.iter().any(|stride| stride % 16 != 0) {
+        if [map.base, map.strides[0], map.strides[1]].iter().any(|x| !x.is_multiple_of(16)) {
             return illegal(format!("base and strides are multiples of 16: {map:?}"));
         }
         Ok(map)
@@ -91,17 +91,16 @@ impl Machine {
     fn start_flight(&mut self, chunks: Vec<(u32, Chunk)>, barrier: u32, at: Site) -> Result<(), FaultKind> {
         self.check_copy_barrier(barrier)?;
         for &(to, _) in &chunks {
-            self.shared.begin_copy(self.clocks.view(self.current), to, 16, true, at)?;
+            self.shared.begin_copy(self.view(self.current), to, 16, true, at)?;
         }
         let mut published = Published::default();
-        self.clocks.release(self.current, &mut published);
+        self.release(self.current, &mut published);
         self.flights.push(Flight { chunks, barrier, published, at });
         Ok(())
     }
 
     fn load_bulk<const N: usize>(&mut self, address: u64) -> Result<[Option<u8>; N], FaultKind> {
-        let thread = self.global_thread();
-        self.memory().load_bulk(thread, address)
+        self.memory().load_bulk(self.view(self.current), address)
     }
 
     /// `cp.async.bulk` from global to shared memory.

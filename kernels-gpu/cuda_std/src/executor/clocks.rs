@@ -52,28 +52,30 @@ impl View<'_> {
     }
 }
 
-/// For each thread a and actor b the latest moment of b that a is ordered after, and the latest whose generic
+/// For each pair of actors a and b the latest moment of b that a is ordered after, and the latest whose generic
 /// writes the asynchronous proxy sees too if a asks it.
 pub(super) struct Clocks {
-    threads: usize,
     actors: usize,
     seen: Vec<u32>,
     proxied: Vec<u32>,
 }
 
 impl Clocks {
-    /// For `threads` threads and `others` other actors, which follow them in number.
-    pub(super) fn new(threads: usize, others: usize) -> Self {
-        let actors = threads + others;
-        let (seen, proxied) = (vec![0; threads * actors], vec![0; threads * actors]);
-        let mut clocks = Clocks { threads, actors, seen, proxied };
-        (0..threads).for_each(|thread| clocks.tick(thread));
+    /// For `actors` actors, all of which start at moment 1.
+    pub(super) fn new(actors: usize) -> Self {
+        let (seen, proxied) = (vec![0; actors * actors], vec![0; actors * actors]);
+        let mut clocks = Clocks { actors, seen, proxied };
+        (0..actors).for_each(|actor| clocks.tick(actor));
         clocks
     }
 
-    /// Number of actor `index` among those that are not threads.
-    pub(super) fn actor(&self, index: usize) -> usize {
-        self.threads + index
+    /// The actors of a CTA are `cta`, and of those that are no threads, `others`, new ones take the place: nothing
+    /// is known of their moments, which start over.
+    pub(super) fn renew(&mut self, cta: std::ops::Range<usize>, others: std::ops::Range<usize>) {
+        for actor in cta {
+            let row = self.row(actor);
+            self.seen[row][others.clone()].fill(0);
+        }
     }
 
     fn row(&self, thread: usize) -> std::ops::Range<usize> {
@@ -164,7 +166,7 @@ mod tests {
 
     #[test]
     fn release_and_acquire_order_what_came_before() {
-        let mut clocks = Clocks::new(3, 0);
+        let mut clocks = Clocks::new(3);
         let before = clocks.view(0).now;
         assert!(clocks.view(0).ordered(0, before) && !clocks.view(1).ordered(0, before));
         let mut barrier = Published::default();
@@ -183,7 +185,7 @@ mod tests {
     #[test]
     fn a_fence_on_either_side_of_a_barrier_reaches_the_proxy() {
         for writer_fences in [true, false] {
-            let mut clocks = Clocks::new(2, 0);
+            let mut clocks = Clocks::new(2);
             let write = clocks.view(0).now;
             if writer_fences {
                 clocks.fence_proxy(0);
@@ -199,8 +201,8 @@ mod tests {
 
     #[test]
     fn threads_together_know_what_each_of_them_knows() {
-        let mut clocks = Clocks::new(3, 1);
-        let copies = clocks.actor(0);
+        let mut clocks = Clocks::new(5);
+        let copies = 3;
         clocks.acquire_actor(0, copies, 5);
         clocks.acquire_actor(1, copies, 3);
         let mut room = Default::default();

@@ -42,7 +42,7 @@ impl Machine {
     /// `cp.async` of 16 bytes.
     pub(crate) fn copy_async(&mut self, to: u32, from: u64, at: Site) -> Result<(), FaultKind> {
         let data = self.load_global::<16>(from, Read::Weak)?;
-        self.shared.begin_copy(self.clocks.view(self.current), to, 16, false, at)?;
+        self.shared.begin_copy(self.view(self.current), to, 16, false, at)?;
         self.copies[self.current].open.push(Copy16 { to, data, at });
         Ok(())
     }
@@ -59,8 +59,8 @@ impl Machine {
         while self.copies[self.current].groups.len() > newest {
             let group = self.copies[self.current].groups.pop_front().unwrap_or_default();
             for Copy16 { to, data, at } in group {
-                let moment = self.clocks.view(self.current).now;
-                self.shared.finish_copy(self.current, moment, to, &data, at);
+                let moment = self.view(self.current).now;
+                self.shared.finish_copy(self.base + self.current, moment, to, &data, at);
             }
         }
     }

@@ -206,7 +206,8 @@ pub enum FaultKind {
         /// The product.
         product_at: Site,
     },
-    /// Two threads touch the same byte of global memory in one launch and at least one writes it.
+    /// Threads touch the same byte of global memory in one launch, at least one writes it, and nothing orders
+    /// them, or the reader took it for constant.
     GlobalConflict {
         /// Kind of this access.
         access: Access,

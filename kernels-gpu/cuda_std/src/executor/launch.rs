@@ -1,5 +1,6 @@
 //! Running a kernel.
 
+use std::boxed::Box;
 use std::format;
 use std::string::String;
 use std::vec::Vec;
@@ -7,11 +8,14 @@ use std::vec::Vec;
 use super::context;
 use super::fault::{Fault, FaultKind};
 use super::fiber::{Fiber, Progress, Stacks};
+use super::grid::Grid;
 use super::machine::{Event, Machine};
 use super::memory::Memory;
 
 /// Most threads of a CTA (CUDA C++ Programming Guide, technical specifications per compute capability).
 const MAX_THREADS: usize = 1024;
+/// Most threads that run at a time.
+const MAX_RESIDENT_THREADS: usize = 1024;
 
 std::thread_local! {
     static STACKS: std::cell::RefCell<Stacks> = std::cell::RefCell::default();
@@ -62,16 +66,93 @@ impl Launch {
         }
         memory.begin_launch();
         let [x, y, z] = self.grid.map(u64::from);
-        let mut order: Vec<u64> = (0..x * y * z).collect();
-        if self.seed & 1 == 1 {
+        let ctas = x * y * z;
+        // How many CTAs run at a time is not the kernel's business: one, so that each finds what those before it
+        // have left, or several, so that they wait for each other.
+        let most = (MAX_RESIDENT_THREADS / self.threads()).clamp(1, 4);
+        let residents = (1 + (self.seed / 2) as usize % most).min(ctas as usize).max(1);
+        let mut grid = Grid::new(memory, self.threads(), residents, self.seed);
+        let mut waiting: Vec<u64> = (0..ctas).collect();
+        if self.seed & 1 == 0 {
             // Nothing may depend on the order of CTAs; backwards is the order furthest from the usual one.
-            order.reverse();
+            waiting.reverse();
         }
-        for index in order {
-            let block_idx = [index % x, index / x % y, index / x / y].map(|i| i as u32);
-            run_cta(self, block_idx, memory, &kernel, &illegal)?;
+        let mut resident: Vec<Resident> = Vec::new();
+        let result = (|| {
+            for slot in 0..residents {
+                let Some(index) = waiting.pop() else { break };
+                resident.push(Resident::new(self, index, slot, &mut grid, &kernel).map_err(illegal)?);
+            }
+            while !resident.is_empty() {
+                let able: Vec<usize> = (0..resident.len()).filter(|&i| resident[i].machine.can_go_on()).collect();
+                let Some(&chosen) = able.get(grid.random.below(able.len().max(1))) else {
+                    return Err(resident[0].machine.deadlock());
+                };
+                if resident[chosen].step()? {
+                    let done = resident.swap_remove(chosen);
+                    let slot = done.slot;
+                    done.end();
+                    if let Some(index) = waiting.pop() {
+                        resident.push(Resident::new(self, index, slot, &mut grid, &kernel).map_err(illegal)?);
+                    }
+                }
+            }
+            Ok(())
+        })();
+        resident.into_iter().for_each(Resident::end);
+        result
+    }
+}
+
+/// A CTA in execution.
+struct Resident {
+    slot: usize,
+    machine: Box<Machine>,
+    fibers: Vec<Fiber>,
+}
+
+impl Resident {
+    /// CTA number `index` of `launch`. `kernel` outlives it.
+    fn new(launch: &Launch, index: u64, slot: usize, grid: &mut Grid, kernel: &dyn Fn()) -> Result<Self, String> {
+        let [x, y, _] = launch.grid.map(u64::from);
+        let block_idx = [index % x, index / x % y, index / x / y].map(|i| i as u32);
+        let machine = Box::new(Machine::new(launch, block_idx, slot, grid));
+        let mut fibers = Vec::with_capacity(launch.threads());
+        for _ in 0..launch.threads() {
+            let stack = STACKS.with_borrow_mut(Stacks::take).map_err(|error| format!("no stack: {error}"))?;
+            // SAFETY: `Launch::run` ends all residents before it returns, and borrows the kernel.
+            fibers.push(unsafe { Fiber::new(stack, kernel) });
         }
-        Ok(())
+        Ok(Resident { slot, machine, fibers })
+    }
+
+    /// Lets one thing happen; whether that was the last.
+    fn step(&mut self) -> Result<bool, Fault> {
+        match self.machine.next() {
+            None => return Err(self.machine.deadlock()),
+            Some(Event::Landing(flight)) => self.machine.land(flight)?,
+            Some(Event::Thread(thread)) => {
+                self.machine.current = thread;
+                let entered = Entered(context::enter(&raw mut *self.machine));
+                let progress = self.fibers[thread].resume();
+                drop(entered);
+                if let Some(fault) = self.machine.fault.take() {
+                    return Err(fault);
+                }
+                let ended = match progress {
+                    Progress::Suspended => Ok(()),
+                    Progress::Ended(Ok(())) => self.machine.finish(),
+                    Progress::Ended(Err(message)) => Err(FaultKind::Panic(message)),
+                };
+                ended.map_err(|kind| self.machine.fault(None, kind))?;
+            }
+        }
+        Ok(self.machine.finished == self.fibers.len() && self.machine.flights.is_empty())
+    }
+
+    /// Gives the stacks back.
+    fn end(self) {
+        STACKS.with_borrow_mut(|stacks| self.fibers.into_iter().for_each(|fiber| stacks.give(fiber.into_stack())));
     }
 }
 
@@ -81,59 +162,5 @@ struct Entered(*mut Machine);
 impl Drop for Entered {
     fn drop(&mut self) {
         context::enter(self.0);
-    }
-}
-
-fn run_cta(
-    launch: &Launch,
-    block_idx: [u32; 3],
-    memory: &mut Memory,
-    kernel: &dyn Fn(),
-    illegal: &dyn Fn(String) -> Fault,
-) -> Result<(), Fault> {
-    let mut machine = Machine::new(launch, block_idx, memory);
-    let machine = &raw mut machine;
-    let mut fibers = Vec::with_capacity(launch.threads());
-    for _ in 0..launch.threads() {
-        let stack = STACKS.with_borrow_mut(Stacks::take).map_err(|error| illegal(format!("no stack: {error}")))?;
-        // SAFETY: the fibers end in this function, which borrows the kernel.
-        fibers.push(unsafe { Fiber::new(stack, kernel) });
-    }
-    let entered = Entered(context::enter(machine));
-    let result = run_threads(machine, &mut fibers);
-    drop(entered);
-    STACKS.with_borrow_mut(|stacks| fibers.into_iter().for_each(|fiber| stacks.give(fiber.into_stack())));
-    result
-}
-
-fn run_threads(machine: *mut Machine, fibers: &mut [Fiber]) -> Result<(), Fault> {
-    loop {
-        // SAFETY: no thread of the kernel is running, so nobody else refers to the machine.
-        let thread = match unsafe { (*machine).next() } {
-            Some(Event::Thread(thread)) => thread,
-            Some(Event::Landing(flight)) => {
-                // SAFETY: as above.
-                unsafe { (*machine).land(flight) }?;
-                continue;
-            }
-            // SAFETY: as above.
-            None if unsafe { (*machine).finished } == fibers.len() => return Ok(()),
-            // SAFETY: as above.
-            None => return Err(unsafe { (*machine).deadlock() }),
-        };
-        // SAFETY: as above.
-        unsafe { (*machine).current = thread };
-        let progress = fibers[thread].resume();
-        // SAFETY: as above: the thread has returned here.
-        let machine = unsafe { &mut *machine };
-        if let Some(fault) = machine.fault.take() {
-            return Err(fault);
-        }
-        let ended = match progress {
-            Progress::Suspended => Ok(()),
-            Progress::Ended(Ok(())) => machine.finish(),
-            Progress::Ended(Err(message)) => Err(FaultKind::Panic(message)),
-        };
-        ended.map_err(|kind| machine.fault(None, kind))?;
     }
 }

@@ -8,13 +8,13 @@ use std::vec::Vec;
 
 use super::barrier::{BARRIERS, Barrier};
 use super::bulk::Flight;
-use super::clocks::Clocks;
 use super::copies::Copies;
 use super::fault::{Fault, FaultKind, Site, Waiting};
+use super::grid::{Grid, actors};
 use super::launch::Launch;
-use super::memory::{Memory, Read};
 use super::phases::Phases;
 use super::products::Warpgroup;
+use super::shadow::Numbers;
 use super::shared::Shared;
 use super::warp::Meeting;
 
@@ -53,9 +53,10 @@ pub(crate) struct Machine {
     pub(super) block_idx: [u32; 3],
     /// Index of the running thread.
     pub(super) current: usize,
-    pub(super) memory: *mut Memory,
+    pub(super) grid: *mut Grid,
+    /// Number of the first thread among the actors of the resident CTAs.
+    pub(super) base: usize,
     pub(super) shared: Shared,
-    pub(super) clocks: Clocks,
     pub(super) meetings: Vec<Meeting>,
     pub(super) barriers: [Barrier; BARRIERS],
     pub(super) copies: Vec<Copies>,
@@ -69,38 +70,23 @@ pub(crate) struct Machine {
     /// Threads that can run.
     pub(super) ready: Vec<u16>,
     pub(super) finished: usize,
-    pub(super) random: Random,
     pub(super) fault: Option<Fault>,
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-pub(super) struct Random(u64);
-
-impl Random {
-    /// A number below `n`.
-    pub(super) fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-}
-
 impl Machine {
-    /// The CTA `block_idx` of `launch`, before its first instruction.
-    pub(super) fn new(launch: &Launch, block_idx: [u32; 3], memory: *mut Memory) -> Self {
+    /// The CTA `block_idx` of `launch`, before its first instruction, as resident `slot` of `grid`.
+    pub(super) fn new(launch: &Launch, block_idx: [u32; 3], slot: usize, grid: &mut Grid) -> Self {
         let threads = launch.threads();
-        let [x, y, z] = block_idx.map(u64::from);
-        let mut random = Random(launch.seed ^ (x << 42) ^ (y << 21) ^ z);
-        let pollution = [0xff, 0x80, 0x7f, 0x00][random.below(4)];
+        let base = slot * actors(threads);
+        grid.clocks.renew(base..base + actors(threads), base + threads..base + actors(threads));
+        let pollution = [0xff, 0x80, 0x7f, 0x00][grid.random.below(4)];
         Machine {
             launch: launch.clone(),
             block_idx,
             current: 0,
-            memory,
-            shared: Shared::new(launch.shared_bytes as usize, threads, pollution),
-            clocks: Clocks::new(threads, MBARRIERS + threads / WARPGROUP),
+            grid,
+            base,
+            shared: Shared::new(launch.shared_bytes as usize, Numbers { base, threads }, pollution),
             meetings: (0..threads.div_ceil(WARP)).map(|warp| Meeting::new((threads - warp * WARP).min(WARP))).collect(),
             barriers: std::array::from_fn(|_| Barrier::default()),
             copies: (0..threads).map(|_| Copies::default()).collect(),
@@ -110,22 +96,8 @@ impl Machine {
             waits: vec![None; threads],
             ready: (0..threads as u16).collect(),
             finished: 0,
-            random,
             fault: None,
         }
-    }
-
-    /// The device memory.
-    pub(super) fn memory(&mut self) -> &mut Memory {
-        // SAFETY: `Launch::run` holds the only reference for as long as the machine exists, and does not
-        // use it meanwhile.
-        unsafe { &mut *self.memory }
-    }
-
-    /// Index of the running thread in the whole launch.
-    pub(super) fn global_thread(&self) -> u32 {
-        let ([x, y, z], [grid_x, grid_y, _]) = (self.block_idx, self.launch.grid);
-        ((z * grid_y + y) * grid_x + x) * self.launch.threads() as u32 + self.current as u32
     }
 
     /// Index of the running thread's CTA in the grid.
@@ -149,31 +121,19 @@ impl Machine {
         (self.current % WARP) as u32
     }
 
-    /// `ld.global` of `N` bytes.
-    pub(crate) fn load_global<const N: usize>(&mut self, address: u64, how: Read) -> Result<[u8; N], FaultKind> {
-        let thread = self.global_thread();
-        self.memory().load(thread, address, N, how)
-    }
-
-    /// `st.global`.
-    pub(crate) fn store_global(&mut self, address: u64, data: &[u8]) -> Result<(), FaultKind> {
-        let thread = self.global_thread();
-        self.memory().store(thread, address, data)
-    }
-
     /// `ld.shared` of `N` bytes.
     pub(crate) fn load_shared<const N: usize>(&mut self, address: u32, at: Site) -> Result<[u8; N], FaultKind> {
-        self.shared.load(self.clocks.view(self.current), address, at)
+        self.shared.load(self.view(self.current), address, at)
     }
 
     /// `st.shared`.
     pub(crate) fn store_shared(&mut self, address: u32, data: &[u8], at: Site) -> Result<(), FaultKind> {
-        self.shared.store(self.clocks.view(self.current), address, data, at)
+        self.shared.store(self.view(self.current), address, data, at)
     }
 
     /// `fence.proxy.async`.
     pub(crate) fn fence_proxy(&mut self) {
-        self.clocks.fence_proxy(self.current);
+        self.grid().clocks.fence_proxy(self.base + self.current);
     }
 
     /// The running thread will wait.
@@ -183,17 +143,22 @@ impl Machine {
 
     /// `thread` need not wait any more.
     pub(super) fn wake(&mut self, thread: usize) {
+        self.grid().progress();
         self.waits[thread] = None;
         self.ready.push(thread as u16);
     }
 
+    /// Whether anything can happen: a thread can run, or a copy can land.
+    pub(super) fn can_go_on(&self) -> bool {
+        !self.ready.is_empty() || !self.flights.is_empty()
+    }
+
     /// Takes what happens next: any thread that can run, any copy that can land.
     pub(super) fn next(&mut self) -> Option<Event> {
-        let choices = self.ready.len() + self.flights.len();
-        if choices == 0 {
+        if !self.can_go_on() {
             return None;
         }
-        let index = self.random.below(choices);
+        let index = self.grid().random.below(self.ready.len() + self.flights.len());
         Some(match index.checked_sub(self.ready.len()) {
             None => Event::Thread(self.ready.swap_remove(index).into()),
             Some(index) => Event::Landing(self.flights.swap_remove(index)),

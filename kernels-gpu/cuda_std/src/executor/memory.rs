@@ -5,6 +5,7 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
+use super::clocks::View;
 use super::fault::{Access, FaultKind, Space};
 
 /// Where the first allocation lies: no address of a kernel is a pointer of the host by accident.
@@ -38,12 +39,30 @@ struct Allocation {
     base: u64,
     data: Vec<u8>,
     state: Vec<u8>,
-    /// Per byte, 0 or 1 + the thread that wrote it in the present launch; `u32::MAX` if atomically.
-    writer: Vec<u32>,
+    /// Per half word, who last wrote it in the present launch.
+    writers: Vec<Writer>,
+    /// Whether a kernel has written since `writers` was cleared.
+    is_dirty: bool,
 }
 
-/// `writer` of bytes changed by atomics, which any thread may change.
-const ATOMIC: u32 = u32::MAX;
+/// Who has written a half word: nobody in this launch, atomic operations, or an actor and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    Nobody,
+    Atomic,
+    Actor(u32, u32),
+}
+
+impl Writer {
+    /// Whether the viewer may read or overwrite what was written.
+    fn before(self, view: View<'_>) -> bool {
+        match self {
+            Writer::Nobody => true,
+            Writer::Atomic => false,
+            Writer::Actor(actor, moment) => view.ordered(actor as usize, moment),
+        }
+    }
+}
 
 /// How a kernel reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,7 +90,8 @@ impl Memory {
             base,
             data: vec![POISON; bytes],
             state: vec![0; bytes],
-            writer: Vec::new(),
+            writers: vec![Writer::Nobody; bytes.div_ceil(2)],
+            is_dirty: false,
         });
         base
     }
@@ -175,8 +195,9 @@ impl Memory {
     pub(super) fn begin_launch(&mut self) {
         for allocation in &mut self.allocations {
             allocation.state.iter_mut().for_each(|state| *state &= !READ_CONSTANT);
-            allocation.writer.clear();
-            allocation.writer.resize(allocation.data.len(), 0);
+            if std::mem::take(&mut allocation.is_dirty) {
+                allocation.writers.fill(Writer::Nobody);
+            }
         }
     }
 
@@ -206,7 +227,7 @@ impl Memory {
     /// A kernel reads `N` bytes.
     pub(super) fn load<const N: usize>(
         &mut self,
-        thread: u32,
+        view: View<'_>,
         address: u64,
         align: usize,
         how: Read,
@@ -218,12 +239,12 @@ impl Memory {
             let address = address + byte as u64;
             return Err(FaultKind::Uninitialised { space: Space::Global, address, hint: self.near(address) });
         }
-        let foreign = |&writer: &u32| match how {
-            Read::Constant => writer != 0,
-            Read::Weak => writer != 0 && writer != ATOMIC && writer != thread + 1,
+        let is_bad = |&writer: &Writer| match how {
+            Read::Constant => writer != Writer::Nobody,
+            Read::Weak => !writer.before(view),
         };
-        if let Some(byte) = allocation.writer[range.clone()].iter().position(foreign) {
-            return Err(self.conflict(Access::Read, address + byte as u64));
+        if let Some(half) = allocation.writers[halves(at, N)].iter().position(is_bad) {
+            return Err(self.conflict(Access::Read, address + 2 * half as u64));
         }
         if how == Read::Constant {
             allocation.state[range.clone()].iter_mut().for_each(|state| *state |= READ_CONSTANT);
@@ -235,30 +256,30 @@ impl Memory {
     /// missing at the destination too.
     pub(super) fn load_bulk<const N: usize>(
         &mut self,
-        thread: u32,
+        view: View<'_>,
         address: u64,
     ) -> Result<[Option<u8>; N], FaultKind> {
         let (index, at) = self.locate(Access::Read, address, N, N)?;
         let allocation = &self.allocations[index];
-        let foreign = |&writer: &u32| writer != 0 && writer != ATOMIC && writer != thread + 1;
-        if let Some(byte) = allocation.writer[at..at + N].iter().position(foreign) {
-            return Err(self.conflict(Access::Read, address + byte as u64));
+        if let Some(half) = allocation.writers[halves(at, N)].iter().position(|writer| !writer.before(view)) {
+            return Err(self.conflict(Access::Read, address + 2 * half as u64));
         }
         Ok(std::array::from_fn(|i| (allocation.state[at + i] & INIT != 0).then_some(allocation.data[at + i])))
     }
 
     /// A kernel writes `data`.
-    pub(super) fn store(&mut self, thread: u32, address: u64, data: &[u8]) -> Result<(), FaultKind> {
+    pub(super) fn store(&mut self, view: View<'_>, address: u64, data: &[u8]) -> Result<(), FaultKind> {
         let (index, at) = self.locate(Access::Write, address, data.len(), data.len())?;
         let allocation = &mut self.allocations[index];
         let range = at..at + data.len();
         let constant = allocation.state[range.clone()].iter().position(|state| state & READ_CONSTANT != 0);
-        let written = allocation.writer[range.clone()].iter().position(|&writer| writer != 0 && writer != thread + 1);
-        if let Some(byte) = constant.or(written) {
+        let written = allocation.writers[halves(at, data.len())].iter().position(|writer| !writer.before(view));
+        if let Some(byte) = constant.or(written.map(|half| 2 * half)) {
             return Err(self.conflict(Access::Write, address + byte as u64));
         }
         allocation.data[range.clone()].copy_from_slice(data);
-        allocation.writer[range.clone()].fill(thread + 1);
+        allocation.writers[halves(at, data.len())].fill(Writer::Actor(view.actor as u32, view.now));
+        allocation.is_dirty = true;
         allocation.state[range].iter_mut().for_each(|state| *state |= INIT);
         Ok(())
     }
@@ -272,11 +293,12 @@ impl Memory {
             return Err(FaultKind::Uninitialised { space: Space::Global, address, hint: self.near(address) });
         }
         let constant = allocation.state[range.clone()].iter().any(|state| state & READ_CONSTANT != 0);
-        let written = allocation.writer[range.clone()].iter().any(|&writer| writer != 0 && writer != ATOMIC);
+        let written = allocation.writers[halves(at, 4)].iter().any(|writer| matches!(writer, Writer::Actor(..)));
         if constant || written {
             return Err(self.conflict(Access::Write, address));
         }
-        allocation.writer[range.clone()].fill(ATOMIC);
+        allocation.writers[halves(at, 4)].fill(Writer::Atomic);
+        allocation.is_dirty = true;
         let word = &mut allocation.data[range];
         let old = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
         word.copy_from_slice(&change(old).to_le_bytes());
@@ -286,6 +308,11 @@ impl Memory {
     fn conflict(&self, access: Access, address: u64) -> FaultKind {
         FaultKind::GlobalConflict { access, address, hint: self.near(address) }
     }
+}
+
+/// The half words of `bytes` bytes from `at` on.
+fn halves(at: usize, bytes: usize) -> std::ops::Range<usize> {
+    at / 2..(at + bytes).div_ceil(2)
 }
 
 impl Allocation {

@@ -21,8 +21,8 @@
 //! * arrivals an mbarrier does not expect, and waits for a phase that the thread has waited for already;
 //! * threads that wait for something that can no longer happen.
 //!
-//! One launch runs its CTAs one after the other, so a kernel in which CTAs wait for each other deadlocks
-//! here, and the fault says so.
+//! One to four CTAs of a launch run at a time, as the seed says; a thread that looks at a word of global memory
+//! with acquire semantics lets the others go on first.
 
 pub(crate) mod barrier;
 pub(crate) mod bulk;
@@ -31,6 +31,7 @@ pub(crate) mod context;
 pub(crate) mod copies;
 mod fault;
 mod fiber;
+pub(crate) mod grid;
 mod launch;
 mod machine;
 pub(crate) mod memory;

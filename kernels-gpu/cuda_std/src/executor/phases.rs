@@ -28,7 +28,7 @@ pub(super) struct Phases {
     sleepers: Vec<u16>,
     /// Per thread, one more than the last phase it has waited for; 0 if it has waited for none.
     waited: Vec<u64>,
-    /// Thread and moment of its initialisation.
+    /// Actor and moment of its initialisation.
     born: (usize, u32),
     /// Whether a fence has made it visible to copies.
     fenced: bool,
@@ -60,7 +60,7 @@ impl Machine {
         if !(1..1 << 20).contains(&expected) {
             return Err(wrong(address, "it expects 1 to 2^20 - 1 arrivals"));
         }
-        let view = self.clocks.view(self.current);
+        let view = self.view(self.current);
         self.shared.make_object(view, address, at)?;
         let phases = Phases {
             index: self.phases.len(),
@@ -81,13 +81,13 @@ impl Machine {
 
     /// `fence.mbarrier_init`.
     pub(crate) fn fence_phases(&mut self) {
-        let thread = self.current;
+        let thread = self.base + self.current;
         self.phases.values_mut().filter(|phases| phases.born.0 == thread).for_each(|phases| phases.fenced = true);
     }
 
     /// The mbarrier at `address`, if the running thread may use it.
     fn phases(&mut self, address: u32) -> Result<&mut Phases, FaultKind> {
-        let view = self.clocks.view(self.current);
+        let view = self.view(self.current);
         let Some(phases) = self.phases.get_mut(&address) else {
             return Err(wrong(address, "there is none at this address"));
         };
@@ -108,7 +108,7 @@ impl Machine {
         phases.bytes += i64::from(bytes);
         phases.pending -= 1;
         let mut gathering = std::mem::take(&mut phases.gathering);
-        self.clocks.release(thread, &mut gathering);
+        self.release(thread, &mut gathering);
         self.phases(address)?.gathering = gathering;
         self.complete(address);
         Ok(())
@@ -116,19 +116,20 @@ impl Machine {
 
     /// Ends the present phase if nothing is missing.
     fn complete(&mut self, address: u32) {
+        let grid = self.grid();
         let Some(phases) = self.phases.get_mut(&address) else { return };
         if phases.pending != 0 || phases.bytes != 0 {
             return;
         }
         phases.completed += 1;
         phases.pending = phases.expected;
-        let (actor, moment) = (self.clocks.actor(phases.index), phases.completed as u32);
-        self.clocks.release_actor(actor, moment, &mut phases.gathering);
+        let (actor, moment) = (self.base + self.waits.len() + phases.index, phases.completed as u32);
+        grid.clocks.release_actor(actor, moment, &mut phases.gathering);
         phases.last.clear();
         std::mem::swap(&mut phases.last, &mut phases.gathering);
         let (last, sleepers) = (phases.last.clone(), std::mem::take(&mut phases.sleepers));
         for sleeper in sleepers {
-            self.clocks.acquire(sleeper.into(), &last);
+            self.acquire(sleeper.into(), &last);
             self.wake(sleeper.into());
         }
     }
@@ -152,7 +153,7 @@ impl Machine {
             return Ok(None);
         }
         let last = phases.last.clone();
-        self.clocks.acquire(thread, &last);
+        self.acquire(thread, &last);
         Ok(Some(()))
     }
 
@@ -167,7 +168,7 @@ impl Machine {
     /// The actor and moment as which copies land that complete on the mbarrier now.
     pub(super) fn copy_moment(&self, address: u32) -> Option<(usize, u32)> {
         let phases = self.phases.get(&address)?;
-        Some((self.clocks.actor(phases.index), phases.completed as u32 + 1))
+        Some((self.base + self.waits.len() + phases.index, phases.completed as u32 + 1))
     }
 
     /// `complete_tx`: `bytes` have landed, of a copy that published `what` when it started.

@@ -210,7 +210,7 @@ impl Machine {
     }
 
     fn wait_products(&mut self, index: usize, newest: usize) -> Result<(), FaultKind> {
-        let actor = self.clocks.actor(MBARRIERS + index);
+        let actor = self.base + self.waits.len() + MBARRIERS + index;
         let warpgroup = &mut self.warpgroups[index];
         let mut finished = 0;
         while warpgroup.closed.len() > newest {
@@ -237,7 +237,7 @@ impl Machine {
             }
         }
         for thread in index * WARPGROUP..(index + 1) * WARPGROUP {
-            self.clocks.acquire_actor(thread, actor, finished);
+            self.grid().clocks.acquire_actor(self.base + thread, actor, finished);
         }
         Ok(())
     }
@@ -277,12 +277,12 @@ impl Machine {
             lanes.iter_mut().for_each(|(_, value)| value.fill(0));
         }
 
-        let actor = self.clocks.actor(MBARRIERS + index);
+        let actor = self.base + self.waits.len() + MBARRIERS + index;
         let threads = index * WARPGROUP..(index + 1) * WARPGROUP;
         // A lane that leads its warp, two that do not: whoever did not synchronise for itself is among them.
-        let sampled = threads.filter(|thread| matches!(thread % WARP, 0 | 1 | 31));
+        let sampled = threads.filter(|thread| matches!(thread % WARP, 0 | 1 | 31)).map(|thread| self.base + thread);
         let mut room = Default::default();
-        let view = self.clocks.common(sampled, actor, group, &mut room);
+        let view = self.grid().clocks.common(sampled, actor, group, &mut room);
         let b = read_rows(&mut self.shared, view, first.b, columns, at)?;
         let a: Vec<Operand> = match first.a {
             Left::Shared(descriptor) => read_rows(&mut self.shared, view, descriptor, 64, at)?,

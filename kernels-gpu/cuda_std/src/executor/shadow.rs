@@ -26,17 +26,27 @@ impl Entry {
         self.actor == other.actor && self.clock == other.clock
     }
 
-    fn race(&self, threads: usize, access: Access, address: u32, other: Access) -> FaultKind {
-        FaultKind::Race { access, address, other, by: actor(threads, self.actor), other_at: self.at }
+    fn race(&self, numbers: Numbers, access: Access, address: u32, other: Access) -> FaultKind {
+        FaultKind::Race { access, address, other, by: numbers.actor(self.actor), other_at: self.at }
     }
 }
 
-/// The actor of a number.
-fn actor(threads: usize, number: u16) -> Actor {
-    match usize::from(number).checked_sub(threads) {
-        None => Actor::Thread(number.into()),
-        Some(other) if other < MBARRIERS => Actor::Copy,
-        Some(other) => Actor::Warpgroup((other - MBARRIERS) as u32),
+/// The numbers of a CTA's actors: its threads from `base` on, then its mbarriers, then its warpgroups.
+#[derive(Clone, Copy)]
+pub(super) struct Numbers {
+    pub(super) base: usize,
+    pub(super) threads: usize,
+}
+
+impl Numbers {
+    /// The actor of a number.
+    fn actor(self, number: u16) -> Actor {
+        let number = usize::from(number) - self.base;
+        match number.checked_sub(self.threads) {
+            None => Actor::Thread(number as u32),
+            Some(other) if other < MBARRIERS => Actor::Copy,
+            Some(other) => Actor::Warpgroup((other - MBARRIERS) as u32),
+        }
     }
 }
 
@@ -52,7 +62,7 @@ struct Cell {
 
 /// The shadow of a CTA's shared memory.
 pub(super) struct Shadow {
-    threads: usize,
+    numbers: Numbers,
     cells: Vec<Cell>,
     lists: Vec<Vec<Entry>>,
 }
@@ -76,9 +86,9 @@ impl Touch {
 }
 
 impl Shadow {
-    /// For `bytes` bytes and `threads` threads.
-    pub(super) fn new(bytes: usize, threads: usize) -> Self {
-        Shadow { threads, cells: vec![Cell::default(); bytes.div_ceil(4)], lists: Vec::new() }
+    /// For `bytes` bytes.
+    pub(super) fn new(bytes: usize, numbers: Numbers) -> Self {
+        Shadow { numbers, cells: vec![Cell::default(); bytes.div_ceil(4)], lists: Vec::new() }
     }
 
     /// Checks and notes a read.
@@ -87,7 +97,7 @@ impl Shadow {
         if let Some(write) = cell.write
             && !write.before(view, touch.mask)
         {
-            return Err(write.race(self.threads, Access::Read, touch.address, Access::Write));
+            return Err(write.race(self.numbers, Access::Read, touch.address, Access::Write));
         }
         let entry = touch.entry(view);
         match &mut cell.read {
@@ -118,13 +128,13 @@ impl Shadow {
             && !same
             && !write.before(view, touch.mask)
         {
-            return Err(write.race(self.threads, Access::Write, touch.address, Access::Write));
+            return Err(write.race(self.numbers, Access::Write, touch.address, Access::Write));
         }
         let list = cell.more_reads.checked_sub(1).map(|index| &mut self.lists[index as usize]);
         let more = list.iter().flat_map(|list| list.iter());
         let racing = cell.read.iter().chain(more).find(|read| !read.before(view, touch.mask));
         if let Some(read) = racing {
-            return Err(read.race(self.threads, Access::Write, touch.address, Access::Read));
+            return Err(read.race(self.numbers, Access::Write, touch.address, Access::Read));
         }
         cell.read = None;
         if let Some(list) = list {
@@ -142,8 +152,10 @@ impl Shadow {
     pub(super) fn hidden_from_proxy(&self, view: View<'_>, touch: Touch) -> Option<(u32, Site)> {
         let write = self.cells[touch.word].write?;
         let actor = usize::from(write.actor);
-        let hidden = write.mask & touch.mask != 0 && actor < self.threads && !view.proxied(actor, write.clock);
-        hidden.then_some((write.actor.into(), write.at))
+        let hidden = write.mask & touch.mask != 0
+            && actor < self.numbers.base + self.numbers.threads
+            && !view.proxied(actor, write.clock);
+        hidden.then_some(((actor - self.numbers.base) as u32, write.at))
     }
 
     /// Notes a write of `actor` at `moment`, which nothing can race with: the bytes were in flight.

@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use super::clocks::View;
 use super::fault::{Access, FaultKind, Site, Space};
-use super::shadow::{Shadow, Touch};
+use super::shadow::{Numbers, Shadow, Touch};
 
 /// Address of the first byte of dynamic shared memory. Not 0: on recent hardware the first KiB belongs to
 /// the system, and an address that lacks its base should miss.
@@ -41,12 +41,12 @@ fn touches(offset: usize, bytes: usize, at: Site) -> impl Iterator<Item = (Touch
 }
 
 impl Shared {
-    /// `bytes` bytes without values for a CTA of `threads` threads; `pollution` is what they hold nevertheless.
-    pub(super) fn new(bytes: usize, threads: usize, pollution: u8) -> Self {
+    /// `bytes` bytes without values; `pollution` is what they hold nevertheless.
+    pub(super) fn new(bytes: usize, numbers: Numbers, pollution: u8) -> Self {
         Shared {
             data: vec![pollution; bytes],
             state: vec![State::Undefined; bytes],
-            shadow: Shadow::new(bytes, threads),
+            shadow: Shadow::new(bytes, numbers),
         }
     }
 

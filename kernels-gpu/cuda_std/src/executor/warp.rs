@@ -109,8 +109,8 @@ impl Machine {
         match what {
             Collective::Sync => {
                 let mut published = Published::default();
-                lanes.clone().for_each(|lane| self.clocks.release(first + lane, &mut published));
-                lanes.for_each(|lane| self.clocks.acquire(first + lane, &published));
+                lanes.clone().for_each(|lane| self.release(first + lane, &mut published));
+                lanes.for_each(|lane| self.acquire(first + lane, &published));
             }
             Collective::Shuffle => {
                 for lane in lanes {
@@ -127,7 +127,7 @@ impl Machine {
             Collective::LoadMatrices { transposed } => {
                 let mut rows = [[0u8; 16]; WARP];
                 for (lane, row) in rows.iter_mut().enumerate() {
-                    *row = self.shared.load(self.clocks.view(first + lane), operands[lane][0], at)?;
+                    *row = self.shared.load(self.view(first + lane), operands[lane][0], at)?;
                 }
                 tensor::matrices(&rows, transposed, &mut results);
             }

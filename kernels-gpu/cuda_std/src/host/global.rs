@@ -66,6 +66,31 @@ pub unsafe fn load_u32x4(address: u64) -> [u32; 4] {
     words(load(Location::caller(), address))
 }
 
+#[inline]
+fn read<const N: usize>(at: &'static Location<'static>, address: u64) -> [u8; N] {
+    call(at, |machine, _| machine.load_global(address, Read::Weak))
+}
+
+/// `ld.global.b32` [ld] of an `f32`, ordered with the other memory accesses of the thread.
+///
+/// # Safety
+/// As for [`load_u16`].
+#[inline]
+#[track_caller]
+pub unsafe fn read_f32(address: u64) -> f32 {
+    f32::from_le_bytes(read(Location::caller(), address))
+}
+
+/// `ld.global.v4.b32` [ld] of four `f32`.
+///
+/// # Safety
+/// As for [`load_u16`].
+#[inline]
+#[track_caller]
+pub unsafe fn read_f32x4(address: u64) -> [f32; 4] {
+    words(read(Location::caller(), address)).map(f32::from_bits)
+}
+
 /// `st.global.b16` [st].
 ///
 /// # Safety

@@ -2,9 +2,12 @@
 //! [executor](crate::executor). What each does is documented there, and checked against a GPU by the
 //! conformance tests; `#[track_caller]` carries the kernel's line to a fault.
 
+pub mod atomic;
 pub mod convert;
 pub mod cp_async;
 pub mod global;
+#[cfg(feature = "sm_90a")]
+pub mod grid;
 pub mod hint;
 pub mod ldmatrix;
 pub mod math;

@@ -7,7 +7,7 @@ use sage_spec::tiling;
 use super::config::{Barriers, Config, QueryRing, TileRing};
 use super::output::{self, Output};
 use super::producer::KScales;
-use super::schedule::{Schedule, Work, rows_end, visible};
+use super::schedule::{Work, rows_end, visible};
 use super::softmax::{self, ROW_MAX_START, RowState};
 use super::{epilogue, scores};
 
@@ -200,19 +200,23 @@ impl<'a> Item<'a> {
 pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
     let barriers = Barriers::new::<C>(smem);
     let (mut tile, mut query) = (TileRing::start(), QueryRing::start());
-    let mut schedule = Schedule::start();
-    // SAFETY: producer and consumers walk the same schedule and rings; conditions are uniform over the
+    // SAFETY: the producer hands the same items to all, in the same order; conditions are uniform over the
     // warpgroup, as they depend on the work item and the warpgroup alone.
     unsafe {
-        while let Some(work) = schedule.next(p) {
+        loop {
             let lane = Lane::of_thread();
+            mbarrier::wait(barriers.full_q(query.index), query.parity);
+            let item = shared::load_u32(smem + const { C::SMEM.work_offset as u32 } + query.index * 4);
+            // Through a shuffle, so that the assembler knows it to be uniform.
+            let item = warp::shuffle_idx(item, 0);
+            if item >= p.work_items {
+                break;
+            }
+            let work = Work::of_item(p, item);
             let tiles = work.tiles(p);
             let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32;
             let end = rows_end(p);
             let mut j = 0;
-            if tiles > 0 {
-                mbarrier::wait(barriers.full_q(query.index), query.parity);
-            }
             if first_row < end {
                 let mut state = RowState { max: [ROW_MAX_START; 2], alpha: [1.0; 2] };
                 let mut output = Output::zero();
@@ -246,12 +250,12 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
                 tile.advance();
                 j += 1;
             }
-            if tiles > 0 {
-                if lane.leads {
-                    mbarrier::arrive(barriers.empty_q(query.index));
-                }
-                query.advance();
+            // Every lane has read the item, before one of them lets its slot go.
+            warp::sync_warp();
+            if lane.leads {
+                mbarrier::arrive(barriers.empty_q(query.index));
             }
+            query.advance();
         }
     }
 }

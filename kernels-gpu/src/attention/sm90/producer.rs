@@ -1,11 +1,11 @@
 //! The producer: one thread that keeps the rings of K and V and the buffers of Q full.
 
-use cuda_std::{hint, mbarrier, tma};
+use cuda_std::{hint, mbarrier, shared, tma};
 use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Sm90AttentionParams};
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
-use super::schedule::Schedule;
+use super::schedule::{Items, Work};
 
 /// Scales of K of one head, which travel with K's tiles: with four scales per key block 32 bytes a tile, with one
 /// the 16 aligned bytes that the tile's two scales lie in.
@@ -51,7 +51,8 @@ impl KScales {
     }
 }
 
-/// Copies for every work item of the CTA: Q once, then K and V tile by tile.
+/// Takes the CTA's work items and copies for each: Q once, then K and V tile by tile. An item's number travels with
+/// its Q.
 ///
 /// # Safety
 /// One thread of the CTA calls it, after the barriers were initialised; `maps` is the address of `p`'s
@@ -67,21 +68,29 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
     let plan = const { C::SMEM };
     let (k_smem, v_smem) = (smem + plan.k_offset as u32, smem + plan.v_offset as u32);
     let (mut tile, mut query) = (TileRing::start(), QueryRing::start());
-    let mut schedule = Schedule::start();
+    let mut items = Items::start();
     // SAFETY: boxes and barriers are those of the shared-memory plan; a buffer is written only after its
     // empty barrier has completed.
     unsafe {
-        while let Some(work) = schedule.next(p) {
+        loop {
+            mbarrier::wait(barriers.empty_q(query.index), query.parity ^ 1);
+            let (item, full) = (items.next(p), barriers.full_q(query.index));
+            shared::store_u32(smem + plan.work_offset as u32 + query.index * 4, item);
+            if item >= p.work_items {
+                mbarrier::arrive(full);
+                break;
+            }
+            let work = Work::of_item(p, item);
             let (_, head_kv) = work.batch_and_head_kv(p);
             // Opaque, so that the loop is not unrolled: the producer has few registers.
             let tiles = hint::opaque(work.tiles(p));
             if tiles > 0 {
-                mbarrier::wait(barriers.empty_q(query.index), query.parity ^ 1);
-                let full = barriers.full_q(query.index);
                 mbarrier::arrive_expect_tx(full, plan.q_bytes as u32);
                 tma::load_3d(smem + query.index * plan.q_bytes as u32, q_map, 0, work.first_row, work.head_q, full);
-                query.advance();
+            } else {
+                mbarrier::arrive(full);
             }
+            query.advance();
             let scales = KScales::new(p, head_kv);
             let mut j = 0;
             while j < tiles {
@@ -99,5 +108,6 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
                 j += 1;
             }
         }
+        items.end(p);
     }
 }

@@ -1,6 +1,7 @@
 //! Which rows a CTA works on, and how many keys they see.
 
-use cuda_std::{math, thread};
+use cuda_std::{atomic, math, thread};
+use sage_spec::schedule::Progress;
 use sage_spec::sm90::{BLOCK_KV, BLOCK_Q, Sm90AttentionParams};
 use sage_spec::tiling;
 
@@ -15,27 +16,53 @@ pub struct Work {
     pub first_row: u32,
 }
 
-/// The work items of a CTA: one in every round of as many items as there are CTAs, from alternate ends so that a CTA that got a
-/// round's longest item gets the next round's shortest.
-pub struct Schedule {
+/// Hands out the work items of a CTA. The first is the CTA's own; the others go to whoever comes first, so that
+/// CTAs with short items do more of them.
+pub struct Items {
     round: u32,
 }
 
-impl Schedule {
+impl Items {
     /// Before the first item.
     #[inline(always)]
     pub fn start() -> Self {
-        Schedule { round: 0 }
+        Items { round: 0 }
     }
 
-    /// The next item, if there is one.
+    /// The next item; at least `work_items` if there is none left.
+    ///
+    /// # Safety
+    /// `p.progress` is null or valid; one thread of the CTA calls it.
     #[inline(always)]
-    pub fn next(&mut self, p: &Sm90AttentionParams) -> Option<Work> {
+    pub unsafe fn next(&mut self, p: &Sm90AttentionParams) -> u32 {
         let (cta, ctas) = (thread::block_idx_x(), thread::grid_dim_x());
-        let place = if self.round & 1 == 0 { cta } else { ctas - 1 - cta };
-        let item = self.round * ctas + place;
+        let round = self.round;
         self.round += 1;
-        if item >= p.work_items { None } else { Some(Work::of_item(p, item)) }
+        if round == 0 || p.progress == 0 {
+            return cta + round * ctas;
+        }
+        // SAFETY: forwarded contract.
+        ctas + unsafe { atomic::add_relaxed(p.progress + Progress::ATTENTION_NEXT as u64 * 4, 1) }
+    }
+
+    /// Ends the CTA's share. The last CTA to end leaves the words as the first found them.
+    ///
+    /// # Safety
+    /// As for [`Items::next`], once, after it has found no item left.
+    #[inline(always)]
+    pub unsafe fn end(&self, p: &Sm90AttentionParams) {
+        if p.progress == 0 {
+            return;
+        }
+        let (next, done) =
+            (p.progress + Progress::ATTENTION_NEXT as u64 * 4, p.progress + Progress::ATTENTION_DONE as u64 * 4);
+        // SAFETY: forwarded contract; when the last CTA is here nobody takes items any more.
+        unsafe {
+            if atomic::add_acq_rel(done, 1) == thread::grid_dim_x() - 1 {
+                atomic::store_release(next, 0);
+                atomic::store_release(done, 0);
+            }
+        }
     }
 }
 
@@ -43,7 +70,7 @@ impl Work {
     /// Items run through a group of heads together, the last rows first: under a causal mask those see
     /// the most keys.
     #[inline(always)]
-    fn of_item(p: &Sm90AttentionParams, item: u32) -> Self {
+    pub fn of_item(p: &Sm90AttentionParams, item: u32) -> Self {
         // SAFETY: the divisors of a launched problem are not zero.
         unsafe {
             let group = math::div_u32(item, p.heads_per_group * p.tiles_per_head);

@@ -4,7 +4,7 @@
 #![feature(abi_ptx, asm_experimental_arch)]
 
 use cuda_std::kernel;
-use cuda_std::{convert, cp_async, global, hint, ldmatrix, math, mma, shared, thread, warp};
+use cuda_std::{atomic, convert, cp_async, global, hint, ldmatrix, math, mma, shared, thread, warp};
 
 cuda_std::declare_dynamic_shared_memory!();
 
@@ -45,6 +45,11 @@ macro_rules! golden {
 }
 
 golden! {
+    atomic_add_relaxed(address: u64, value: u32) -> u32 = atomic::add_relaxed(address, value);
+    atomic_add_acq_rel(address: u64, value: u32) -> u32 = atomic::add_acq_rel(address, value);
+    atomic_load_acquire(address: u64) -> u32 = atomic::load_acquire(address);
+    atomic_store_release(address: u64, value: u32) = atomic::store_release(address, value);
+
     convert_f16_to_f32(bits: u32) -> f32 = convert::f16_to_f32(bits);
     convert_bf16_to_f32(bits: u32) -> f32 = convert::bf16_to_f32(bits);
     convert_f32_to_f16x2(lo: f32, hi: f32) -> u32 = convert::f32_to_f16x2(lo, hi);
@@ -60,6 +65,8 @@ golden! {
     global_load_u32(address: u64) -> u32 = global::load_u32(address);
     global_load_f32(address: u64) -> f32 = global::load_f32(address);
     global_load_u32x4(address: u64) -> [u32; 4] = global::load_u32x4(address);
+    global_read_f32(address: u64) -> f32 = global::read_f32(address);
+    global_read_f32x4(address: u64) -> [f32; 4] = global::read_f32x4(address);
     global_store_u16(address: u64, value: u32) = global::store_u16(address, value);
     global_store_u32(address: u64, value: u32) = global::store_u32(address, value);
     global_store_f32(address: u64, value: f32) = global::store_f32(address, value);

@@ -1,0 +1,242 @@
+//! Order in which the quantizer's CTAs take their tiles.
+//!
+//! K's mean and V's scales depend on all tokens of a head, so K and V are read twice. A CTA draws a *ticket*
+//! from a counter and does the work of that number; a ticket depends only on smaller ones, so whoever holds it
+//! may wait: the work it waits for is running or done. Statistics run `lookahead` heads before the codes that
+//! need them. That is long enough for them to be there in time, and short enough that the second read of K and
+//! V finds them in the L2 cache.
+//!
+//! Tickets of `H = heads`, `L = lookahead`: statistics of heads `0 .. L`; then for each `h` in `L .. H`
+//! statistics of head `h`, then codes of head `h − L`; then codes of heads `H − L .. H`.
+
+use crate::Dims;
+use crate::tiling::QUANTIZE_TILE;
+
+/// What a CTA does with a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Sums of K's tokens.
+    KStatistics,
+    /// Extremes, and sums if V is smoothed, of V's channels.
+    VStatistics,
+    /// Codes of Q.
+    Q,
+    /// Codes of K.
+    K,
+    /// Codes of V.
+    V,
+}
+
+/// The work of one ticket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Work {
+    /// What to do.
+    pub role: Role,
+    /// Flattened (batch, kv head).
+    pub head_kv: u32,
+    /// Tile of 128 tokens of that head; for Q `head in the group · query blocks + query block`.
+    pub tile: u32,
+}
+
+/// The tickets of one problem.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Schedule {
+    /// B · Hkv.
+    pub heads: u32,
+    /// Heads between statistics and codes, `0 ..= heads`.
+    pub lookahead: u32,
+    /// Tiles of K, and of V, of a head.
+    pub tiles_kv: u32,
+    /// Tiles of Q of all query heads that share a kv head.
+    pub tiles_q: u32,
+    /// Tickets of statistics of a head: `tiles_kv`, twice if K is smoothed.
+    pub statistics: u32,
+}
+
+impl Schedule {
+    /// The schedule of `dims`, whose tickets must fit a `u32` ([`tickets`]), for a device that runs about
+    /// `resident` CTAs at a time.
+    pub const fn new(dims: &Dims, smooth_k: bool, resident: usize) -> Schedule {
+        let tiles_kv = dims.seqlen_kv_padded() / QUANTIZE_TILE;
+        let statistics = if smooth_k { 2 * tiles_kv } else { tiles_kv };
+        let tiles_q = dims.num_query_blocks() * dims.gqa_group();
+        let heads = dims.batch * dims.num_heads_kv;
+        // At least `resident` tickets between the last statistics of a head and its first codes.
+        let lookahead = 1 + resident / (statistics + tiles_q + 2 * tiles_kv);
+        Schedule {
+            heads: heads as u32,
+            lookahead: (if lookahead < heads { lookahead } else { heads }) as u32,
+            tiles_kv: tiles_kv as u32,
+            tiles_q: tiles_q as u32,
+            statistics: statistics as u32,
+        }
+    }
+
+    /// Tickets of the codes of a head.
+    const fn codes(&self) -> u32 {
+        self.tiles_q + 2 * self.tiles_kv
+    }
+
+    /// The work of `ticket`; `None` if there is none left.
+    #[inline(always)]
+    pub fn work(&self, ticket: u32) -> Option<Work> {
+        let ahead = self.lookahead * self.statistics;
+        if ticket < ahead {
+            let head = quotient(ticket, self.statistics);
+            return Some(self.statistics_work(head, ticket - head * self.statistics));
+        }
+        let ticket = ticket - ahead;
+        let both = self.statistics + self.codes();
+        let paired = self.heads - self.lookahead;
+        if ticket < paired * both {
+            let head = quotient(ticket, both);
+            let rest = ticket - head * both;
+            return Some(if rest < self.statistics {
+                self.statistics_work(head + self.lookahead, rest)
+            } else {
+                self.codes_work(head, rest - self.statistics)
+            });
+        }
+        let ticket = ticket - paired * both;
+        if ticket >= self.lookahead * self.codes() {
+            return None;
+        }
+        let head = quotient(ticket, self.codes());
+        Some(self.codes_work(head + paired, ticket - head * self.codes()))
+    }
+
+    #[inline(always)]
+    fn statistics_work(&self, head_kv: u32, rest: u32) -> Work {
+        // V first: without smoothed K there is nothing else.
+        if rest < self.tiles_kv {
+            Work { role: Role::VStatistics, head_kv, tile: rest }
+        } else {
+            Work { role: Role::KStatistics, head_kv, tile: rest - self.tiles_kv }
+        }
+    }
+
+    #[inline(always)]
+    fn codes_work(&self, head_kv: u32, rest: u32) -> Work {
+        // Q first: it hardly waits for statistics.
+        if rest < self.tiles_q {
+            return Work { role: Role::Q, head_kv, tile: rest };
+        }
+        let rest = rest - self.tiles_q;
+        if rest < self.tiles_kv {
+            Work { role: Role::V, head_kv, tile: rest }
+        } else {
+            Work { role: Role::K, head_kv, tile: rest - self.tiles_kv }
+        }
+    }
+}
+
+/// Tickets of `dims`, saturating: a launch needs at most [`crate::limits::MAX_GRID`].
+pub const fn tickets(dims: &Dims, smooth_k: bool) -> u128 {
+    let tiles_kv = (dims.seqlen_kv_padded() / QUANTIZE_TILE) as u128 * if smooth_k { 4 } else { 3 };
+    let tiles_q = dims.num_query_blocks() as u128 * dims.num_heads_q as u128;
+    let kv = tiles_kv.saturating_mul(dims.num_heads_kv as u128);
+    kv.saturating_add(tiles_q).saturating_mul(dims.batch as u128)
+}
+
+/// `a / b`; a checked division by a variable would leave a call to a panic function in device code.
+#[inline(always)]
+fn quotient(a: u32, b: u32) -> u32 {
+    match a.checked_div(b) {
+        Some(quotient) => quotient,
+        None => 0,
+    }
+}
+
+/// What the CTAs tell each other: u32 words, all zero before the launch.
+///
+/// A head's counter counts the tiles whose statistics are written. Whoever writes the last one reduces them
+/// and sets the counter to [`Progress::READY`].
+pub struct Progress;
+
+impl Progress {
+    /// Counter of a head whose statistics are reduced.
+    pub const READY: u32 = u32::MAX;
+    /// Word of the next ticket.
+    pub const TICKET: usize = 0;
+    /// Word of the next work item of the attention kernel for Hopper. It leaves its words as it found them, zero.
+    pub const ATTENTION_NEXT: usize = 8;
+    /// Word that counts its CTAs that have found no item left.
+    pub const ATTENTION_DONE: usize = 16;
+    /// First of the counters, in another cache line than the ticket: K's and V's of head 0, of head 1, ...
+    const COUNTERS: usize = 32;
+
+    /// Bytes for `heads` (batch, kv head) pairs.
+    pub const fn bytes(heads: usize) -> usize {
+        (Self::COUNTERS + 2 * heads) * 4
+    }
+
+    /// Word of the counter of K of a head.
+    pub const fn k(head_kv: u32) -> u64 {
+        Self::COUNTERS as u64 + 2 * head_kv as u64
+    }
+
+    /// Word of the counter of V of a head.
+    pub const fn v(head_kv: u32) -> u64 {
+        Self::COUNTERS as u64 + 2 * head_kv as u64 + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every tile once, and nothing before what it depends on.
+    #[test]
+    fn tickets_cover_every_tile_and_depend_on_smaller_ones() {
+        for (batch, heads_kv, group, m, n) in
+            [(1, 1, 1, 1, 1), (2, 3, 2, 300, 500), (1, 8, 1, 128, 128), (1, 1, 4, 5000, 100), (4, 2, 1, 0, 700)]
+        {
+            let dims = Dims {
+                batch,
+                num_heads_q: heads_kv * group,
+                num_heads_kv: heads_kv,
+                seqlen_q: m,
+                seqlen_kv: n,
+                head_dim: 64,
+            };
+            for smooth_k in [false, true] {
+                for resident in [1, 7, 40, 1000] {
+                    check(&dims, smooth_k, &Schedule::new(&dims, smooth_k, resident));
+                }
+            }
+        }
+    }
+
+    fn check(dims: &Dims, smooth_k: bool, schedule: &Schedule) {
+        let total = tickets(dims, smooth_k) as u32;
+        assert!(schedule.work(total).is_none() && schedule.work(u32::MAX / 2).is_none());
+        let count = |role: Role, head_kv: u32, before: u32| {
+            (0..before).filter_map(|t| schedule.work(t)).filter(|w| w.role == role && w.head_kv == head_kv).count()
+        };
+        for head in 0..schedule.heads {
+            let expected = [
+                (Role::VStatistics, schedule.tiles_kv),
+                (Role::KStatistics, if smooth_k { schedule.tiles_kv } else { 0 }),
+                (Role::Q, schedule.tiles_q),
+                (Role::K, schedule.tiles_kv),
+                (Role::V, schedule.tiles_kv),
+            ];
+            for (role, tiles) in expected {
+                assert_eq!(count(role, head, total), tiles as usize, "{role:?}");
+                for tile in 0..tiles {
+                    let work = Work { role, head_kv: head, tile };
+                    assert_eq!((0..total).filter(|&t| schedule.work(t) == Some(work)).count(), 1, "{work:?}");
+                }
+            }
+        }
+        for ticket in 0..total {
+            let work = schedule.work(ticket).expect("a ticket below the total");
+            if matches!(work.role, Role::Q | Role::K | Role::V) {
+                assert_eq!(count(Role::VStatistics, work.head_kv, ticket), schedule.tiles_kv as usize);
+                let k = if smooth_k { schedule.tiles_kv } else { 0 };
+                assert_eq!(count(Role::KStatistics, work.head_kv, ticket), k as usize);
+            }
+        }
+    }
+}

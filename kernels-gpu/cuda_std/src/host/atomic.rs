@@ -1,0 +1,48 @@
+//! Words of global memory through which the CTAs of a grid talk to each other [atom, ld, st].
+
+use std::panic::Location;
+
+use crate::executor::context::{call, call_waiting};
+use crate::executor::grid::Order;
+
+/// `atom.relaxed.gpu.global.add.u32` [atom]: adds, returns what was there, orders nothing.
+///
+/// # Safety
+/// None is needed here: the executor checks what the PTX back end asks for.
+#[inline]
+#[track_caller]
+pub unsafe fn add_relaxed(address: u64, value: u32) -> u32 {
+    call(Location::caller(), |machine, _| machine.atomic(address, Order::Relaxed, |old| old.wrapping_add(value)))
+}
+
+/// `atom.acq_rel.gpu.global.add.u32` [atom]: adds and returns what was there, an acquire and a release.
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline]
+#[track_caller]
+pub unsafe fn add_acq_rel(address: u64, value: u32) -> u32 {
+    call(Location::caller(), |machine, _| machine.atomic(address, Order::AcquireRelease, |old| old.wrapping_add(value)))
+}
+
+/// `ld.acquire.gpu.global.u32` [ld]. Other threads go on first.
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline]
+#[track_caller]
+pub unsafe fn load_acquire(address: u64) -> u32 {
+    let at = Location::caller();
+    call_waiting(at, |machine, at| machine.spin(address, at), |_| ());
+    call(at, |machine, _| machine.atomic(address, Order::Acquire, |old| old))
+}
+
+/// `st.release.gpu.global.u32` [st]: whoever acquires the value sees what was written before.
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline]
+#[track_caller]
+pub unsafe fn store_release(address: u64, value: u32) {
+    call(Location::caller(), |machine, _| machine.atomic(address, Order::Release, |_| value).map(drop))
+}
