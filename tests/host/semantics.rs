@@ -4,7 +4,7 @@
 use half::f16;
 use proptest::prelude::*;
 use sage_attn::error::{ModifierError, Operand, PlanError};
-use sage_attn::plan::{Capability, plan};
+use sage_attn::plan::{Capability, Kernel, Slot, plan, plan_packed};
 use sage_attn::problem::PairSpec;
 use sage_attn::reference::{self, Data, HostMask, HostTensor};
 use sage_attn::{
@@ -12,6 +12,7 @@ use sage_attn::{
     TensorView, Window,
 };
 use sage_spec::Dims;
+use sage_spec::symbol::{Arch, STEMS};
 use sage_tests::compare::{Bounds, compare_rows};
 use sage_tests::generate::Random;
 
@@ -130,31 +131,58 @@ fn wrong_sequences_are_refused() {
     }
 }
 
-/// On a GPU what no kernel computes is refused; what changes nothing is not.
+/// On Hopper modifiers go to the general kernels; what changes nothing stays where it was; and a kernel asked
+/// for by name that lacks them says so.
 #[test]
-fn the_planner_names_what_it_lacks() {
+fn modifiers_are_planned_onto_the_general_kernels() {
     let hopper = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
     let q = TensorView::new(&[0.0f32; 8 * 64], &[1, 1, 8, 64], Layout::Hnd).unwrap();
     let spec = *q.spec();
-    let planned = |attention: &Attention, side: &SideInputs<'_>| {
-        plan(&attention.problem_with(spec, spec, spec, spec, side).unwrap(), &hopper)
-    };
     let none = SideInputs::new();
+    let problem =
+        |attention: &Attention, side: &SideInputs<'_>| attention.problem_with(spec, spec, spec, spec, side).unwrap();
+    let planned = |attention: &Attention, side: &SideInputs<'_>| plan(&problem(attention, side), &hopper);
+
+    let plain = planned(&Attention::new().causal(true), &none).unwrap();
     let neutral = Attention::new().causal(true).alignment(Alignment::TopLeft);
-    planned(&neutral.window(Window { left: Some(7), right: Some(0) }), &none).unwrap();
-    let error = planned(&Attention::new().softcap(5.0), &none.sinks(&[0.0])).unwrap_err();
-    assert!(
-        matches!(&error, Error::Plan(PlanError::Modifiers { wanted, .. }) if *wanted == ["softcap", "sinks"]),
-        "{error}"
-    );
-    assert!(error.to_string().contains("GPU kernels support"));
+    let neutral = neutral.window(Window { left: Some(7), right: Some(0) });
+    assert_eq!(planned(&neutral, &none).unwrap().stem(), plain.stem());
+
     let window = Attention::new().window(Window { left: Some(6), right: None });
-    assert!(matches!(planned(&window, &none), Err(Error::Plan(PlanError::Modifiers { .. }))));
-    let sequences = Sequences::new(&[0, 8], &[0, 8]).unwrap();
-    assert!(matches!(
-        planned(&Attention::new(), &none.sequences(&sequences)),
-        Err(Error::Plan(PlanError::Modifiers { .. }))
-    ));
+    let capped = Attention::new().softcap(5.0);
+    for (attention, side) in [(&window, none), (&capped, none.sinks(&[0.0]))] {
+        let plan = planned(attention, &side).unwrap();
+        assert_eq!(plan.stem().name, "sm89_int8_fp8_fwd");
+        let entry = plan.entries().last().unwrap();
+        assert_eq!((entry.kernel, entry.symbol.as_str()), (Kernel::General, "sm89_int8_fp8_fwd_general_d64"));
+        assert_eq!(plan.steps().last().unwrap().grid, [2, 1]);
+        assert!(plan.explain().contains("lost: it does not compute"), "{}", plan.explain());
+    }
+    // A soft-cap and sinks need what smoothing K takes from scores, without an LSE being asked for.
+    assert!(planned(&capped, &none).unwrap().workspace().get(Slot::QkMean).is_some());
+    assert!(planned(&window, &none).unwrap().workspace().get(Slot::QkMean).is_none());
+
+    for stem in STEMS.iter().filter(|stem| stem.arch == Arch::Sm90a) {
+        let error = planned(&Attention::new().kernel(stem.name).softcap(5.0), &none).unwrap_err();
+        let names =
+            |error: &Error| matches!(error, Error::Plan(PlanError::Modifiers { wanted, .. }) if *wanted == ["softcap"]);
+        assert!(names(&error), "{error}");
+        assert!(error.to_string().contains(stem.name) && error.to_string().contains("support"), "{error}");
+    }
+
+    let sequences = Sequences::new(&[0, 3, 3, 8], &[0, 5, 8, 8]).unwrap();
+    let side = none.sequences(&sequences);
+    assert_eq!(planned(&Attention::new(), &side), Err(PlanError::PackedSequences.into()));
+    let packed = plan_packed(&problem(&Attention::new(), &side), &hopper).unwrap();
+    let parts: Vec<(usize, usize, usize)> = packed
+        .parts()
+        .iter()
+        .map(|(index, plan)| (*index, plan.problem().dims().seqlen_q, plan.problem().dims().seqlen_kv))
+        .collect();
+    assert_eq!(parts, [(0, 3, 5), (2, 5, 0)]);
+    assert!(packed.parts().iter().all(|(_, plan)| plan.workspace().total_bytes() <= packed.workspace_bytes()));
+    let error = plan_packed(&problem(&Attention::new(), &none), &hopper).unwrap_err();
+    assert_eq!(error, ModifierError::NotPacked.into());
 }
 
 fn cut(x: &[f32], heads: usize, tokens: usize, range: std::ops::Range<usize>, width: usize) -> Vec<f32> {
