@@ -12,8 +12,8 @@ use sage_attn::plan::{Plan, plan};
 use sage_attn::problem::TensorSpec;
 use serde_json::json;
 
-use sage_tests::case::{Case, Limits};
 use crate::harness::{gpu, record, run};
+use sage_tests::case::{Case, Limits};
 
 /// Random cases that launch something on this device.
 fn cases(gpu: &Gpu, count: usize) -> Vec<Case> {
@@ -22,7 +22,7 @@ fn cases(gpu: &Gpu, count: usize) -> Vec<Case> {
         let loads = case.stem.arch.loads_on(capability.major, capability.minor);
         loads && case.problem.dims().seqlen_kv > 0 && !case.problem.is_empty()
     };
-    (1..).map(Case::random).filter(fits).take(count).collect()
+    (1..).map(|seed| Case::random(seed, Limits::GPU)).filter(fits).take(count).collect()
 }
 
 /// A plan with memory of its own on one stream.

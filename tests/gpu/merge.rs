@@ -8,7 +8,9 @@ use sage_attn::{DType, Element, Layout, TensorView, merge};
 use sage_tests::generate::Random;
 use serde_json::json;
 
-use crate::harness::{Buffer, f32s, gpu, record};
+use sage_tests::judge::f32s;
+
+use crate::harness::{Buffer, gpu, record};
 
 const TYPES: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
 

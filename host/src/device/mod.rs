@@ -13,7 +13,9 @@ mod host;
 mod launch;
 mod merge;
 mod module;
+mod packed;
 mod params;
+mod side;
 mod slices;
 mod tensor_map;
 
@@ -26,4 +28,5 @@ pub use host::HostResult;
 pub use launch::StepTime;
 pub use merge::MergeArgs;
 pub use params::{EncodeMap, KernelParams, TiledBytes};
+pub use side::{HostSide, SideArgs};
 pub use slices::SliceArgs;
