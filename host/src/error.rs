@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::adaptive::AdaptiveError;
 use crate::problem::DType;
 
 /// Anything that can go wrong. Nothing in this crate panics on bad input.
@@ -26,6 +27,9 @@ pub enum Error {
     /// The driver, the device or an embedded module failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A calibration or a precision plan cannot be used.
+    #[error(transparent)]
+    Adaptive(#[from] AdaptiveError),
 }
 
 /// The tensor or buffer an error is about.
@@ -259,6 +263,18 @@ pub enum Invalid {
         /// Elements of the buffer.
         len: usize,
     },
+    /// A part of a tensor was asked for that is not there.
+    #[error("{axis} entries {begin} to {end} were asked for, but there are {extent}")]
+    NarrowRange {
+        /// Axis that is narrowed.
+        axis: Axis,
+        /// First entry.
+        begin: usize,
+        /// Entry after the last.
+        end: usize,
+        /// Entries there are.
+        extent: usize,
+    },
     /// The log-sum-exp buffer has the wrong length.
     #[error("lse has {len} elements; it must have batch * heads * tokens of q = {expected}")]
     LseLength {
@@ -266,6 +282,14 @@ pub enum Invalid {
         len: usize,
         /// Elements needed.
         expected: usize,
+    },
+    /// Parts to be merged, or the output they are merged into, differ in shape.
+    #[error("parts of shapes {first:?} and {other:?} cannot be merged; they must be equal")]
+    PartsMismatch {
+        /// Shape `[B, Hq, M, D]` of the first part.
+        first: [usize; 4],
+        /// Shape of the other part, or of the output.
+        other: [usize; 4],
     },
     /// The plan and the launch disagree about returning the log-sum-exp.
     #[error("the plan was made with return_lse = {planned}, but the launch {}", if *.planned { "has no lse buffer" } else { "has an lse buffer" })]
@@ -365,6 +389,9 @@ pub enum Invalid {
         /// Its value.
         asked: &'static str,
     },
+    /// A DLPack tensor cannot be taken.
+    #[error(transparent)]
+    DlPack(#[from] crate::dlpack::DlPackError),
     /// A CUDA device index that is not one.
     #[error("device \"{name}\" is not known; use auto, cpu or cuda:N")]
     DeviceName {

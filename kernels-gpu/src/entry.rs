@@ -62,7 +62,7 @@ pub mod hopper {
                 // SAFETY: forwarded contract.
                 unsafe {
                     crate::attention::sm90::kernel::kernel::<
-                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs() }, $delta_s>,
+                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs($head_dim) }, $delta_s>,
                     >(&p, maps)
                 }
             }
@@ -141,4 +141,15 @@ delta_s! {
     Bf16, 128, 256 => delta_s_bf16_d128;
     F32, 64, 128 => delta_s_f32_d64;
     F32, 128, 256 => delta_s_f32_d128;
+}
+
+/// Attention over two parts of the keys combined; only in the module that every device loads.
+///
+/// # Safety
+/// `sage_spec::merge::MergeParams`, `sage_spec::merge::CTA` and `sage_spec::merge::grid`.
+#[cfg(feature = "sm_80")]
+#[kernel(max_threads = 256, min_blocks = 4)]
+pub unsafe fn merge_parts(p: sage_spec::merge::MergeParams) {
+    // SAFETY: forwarded contract.
+    unsafe { crate::merge::merge(&p) }
 }

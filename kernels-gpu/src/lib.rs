@@ -22,6 +22,8 @@ pub mod tile;
 mod attention;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 pub mod entry;
+#[cfg(all(any(target_arch = "nvptx64", feature = "executor"), feature = "sm_80"))]
+mod merge;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod quant;
 

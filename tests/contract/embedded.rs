@@ -74,6 +74,14 @@ fn every_planned_kernel_is_there_with_its_parameters_and_threads() {
 }
 
 #[test]
+fn the_merge_kernel_is_in_the_module_that_every_device_loads() {
+    let module = MODULES.iter().find(|module| module.target == "sm_80").unwrap();
+    let expected =
+        Declared { params: vec![size_of::<sage_spec::merge::MergeParams>()], max_threads: sage_spec::merge::THREADS };
+    assert_eq!(declared(module.ptx, sage_spec::merge::SYMBOL), Some(expected));
+}
+
+#[test]
 fn declarations_are_read_from_ptx() {
     let ptx = ".visible .entry other(\n\t.param .u32 x\n)\n.maxntid 1, 1, 1\n{}\n\
                .visible .entry k_d64(\n\t.param .align 8 .b8 k_d64_param_0[112]\n)\n.maxntid 256, 1, 1\n{\n";

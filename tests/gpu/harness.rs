@@ -51,13 +51,13 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    fn poisoned(gpu: &Gpu, stream: &Arc<CudaStream>, len: usize) -> Buffer {
+    pub fn poisoned(gpu: &Gpu, stream: &Arc<CudaStream>, len: usize) -> Buffer {
         let mut memory = gpu.alloc(stream, len + 2 * RED_ZONE).expect("memory");
         stream.memcpy_htod(&vec![POISON; len + 2 * RED_ZONE], &mut memory).expect("upload");
         Buffer { memory, len }
     }
 
-    fn of(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8]) -> Buffer {
+    pub fn of(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8]) -> Buffer {
         let mut padded = vec![POISON; bytes.len() + 2 * RED_ZONE];
         padded[RED_ZONE..RED_ZONE + bytes.len()].copy_from_slice(bytes);
         let mut memory = gpu.alloc(stream, padded.len()).expect("memory");
@@ -65,12 +65,12 @@ impl Buffer {
         Buffer { memory, len: bytes.len() }
     }
 
-    fn address(&self, stream: &Arc<CudaStream>) -> u64 {
+    pub fn address(&self, stream: &Arc<CudaStream>) -> u64 {
         self.memory.device_ptr(stream).0 + RED_ZONE as u64
     }
 
     /// The contents; fails if a red zone was written.
-    fn read(&self, stream: &Arc<CudaStream>, name: &str) -> Vec<u8> {
+    pub fn read(&self, stream: &Arc<CudaStream>, name: &str) -> Vec<u8> {
         let bytes = stream.clone_dtoh(&self.memory).expect("download");
         let (before, rest) = bytes.split_at(RED_ZONE);
         let (inside, after) = rest.split_at(self.len);

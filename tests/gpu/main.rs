@@ -2,8 +2,12 @@
 //! skipped, and passes.
 //!
 //! `SAGE_GPU_CASES` sets the number of random problems (default 200), `SAGE_GPU_SEED` the first seed. With
-//! `SAGE_RESULTS` naming a folder, each test leaves its figures there as JSON.
+//! `SAGE_RESULTS` naming a folder, each test leaves its figures there as JSON. `SAGE_GPU_SECONDS` is how long the
+//! threads of `embedding` submit work (default 5).
 
+mod embedding;
+mod faults;
 mod harness;
 mod kernels;
+mod merge;
 mod real_data;

@@ -207,6 +207,14 @@ impl Case {
         Case { seed, stem, problem, options, q, k, v }
     }
 
+    /// Puts other elements into the same tensors.
+    pub fn refill(&mut self, seed: u64) {
+        let mut random = Random(seed);
+        for tensor in [&mut self.q, &mut self.k, &mut self.v] {
+            *tensor = Tensor::fill(tensor.spec, |_, _, _| random.normal());
+        }
+    }
+
     /// One line that says what the problem is.
     pub fn describe(&self) -> String {
         let d = self.problem.dims();

@@ -11,6 +11,7 @@ pub mod dims;
 pub mod launch;
 pub mod layout;
 pub mod limits;
+pub mod merge;
 pub mod params;
 pub mod quant;
 pub mod reduce;

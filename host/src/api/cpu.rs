@@ -6,6 +6,7 @@ use sage_spec::PvFormat;
 
 use super::report::Report;
 use super::tensor::{TensorView, TensorViewMut};
+use crate::cpu::{self, OutputMut, Path};
 use crate::problem::Problem;
 use crate::reference::{self, Options};
 
@@ -17,12 +18,28 @@ pub fn run(
     v: &TensorView<'_>,
     out: &mut TensorViewMut<'_>,
 ) -> (Vec<f32>, Report) {
-    let (dims, q, k, v) = (problem.dims(), q.host(), k.host(), v.host());
+    if let Some(out) = out.contiguous() {
+        return attend(problem, q, k, v, out);
+    }
+    let mut copy = vec![0.0; q.spec().shape.iter().product()];
+    let result = attend(problem, q, k, v, OutputMut::F32(&mut copy));
+    out.store_f32(&copy);
+    result
+}
+
+fn attend(
+    problem: &Problem,
+    q: &TensorView<'_>,
+    k: &TensorView<'_>,
+    v: &TensorView<'_>,
+    out: OutputMut<'_>,
+) -> (Vec<f32>, Report) {
+    let (path, dims, q, k, v) = (Path::best(), problem.dims(), q.host(), k.host(), v.host());
     let start = Instant::now();
-    let (attended, result, mut report) = match problem.codes() {
+    let (attended, lse, mut report) = match problem.codes() {
         None => {
-            let result = reference::attention_f32(dims, &q, &k, &v, problem.causal(), problem.sm_scale());
-            (start, result, Report::new(problem, "cpu_exact_fwd".into(), "cpu".into(), None))
+            let lse = cpu::attention_exact(path, dims, [&q, &k, &v], problem.causal(), problem.sm_scale(), out);
+            (start, lse, Report::new(problem, "cpu_exact_fwd".into(), "cpu".into(), None))
         }
         Some(precision) => {
             let smoothing = problem.smoothing();
@@ -38,13 +55,12 @@ pub fn run(
             };
             let quantized = reference::quantize(dims, &q, &k, &v, &options);
             let attended = Instant::now();
-            let result = reference::attention_quantized(dims, &quantized, &k, &options);
+            let lse = cpu::attention_quantized(path, dims, &quantized, &k, &options, out);
             let kernel = format!("cpu_{}_{}_fwd", precision.name(), options.pv.name());
-            (attended, result, Report::new(problem, kernel, "cpu".into(), Some(options.pv)))
+            (attended, lse, Report::new(problem, kernel, "cpu".into(), Some(options.pv)))
         }
     };
     report.kernel_ms = attended.elapsed().as_secs_f64() * 1e3;
     report.e2e_ms = start.elapsed().as_secs_f64() * 1e3;
-    out.store_f32(&result.out);
-    (result.lse, report)
+    (lse, report)
 }

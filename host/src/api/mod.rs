@@ -3,9 +3,11 @@
 mod attention;
 mod cpu;
 mod gpu;
+mod merge;
 mod report;
 mod tensor;
 
 pub use attention::{Attention, Device, Output, Summary};
+pub use merge::{Merged, merge, merge_into};
 pub use report::Report;
 pub use tensor::{Tensor, TensorView, TensorViewMut};

@@ -11,7 +11,7 @@ use super::compare::{Views, metrics};
 use super::file::{Archive, Written, write};
 use super::options::{GranularityName, Input, PrecisionName, parse_smoothing};
 use super::record::Record;
-use super::{Failure, note, print};
+use super::{Failure, note, terminal};
 
 /// Options of `run`.
 #[derive(Args)]
@@ -102,7 +102,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         write(path, &written)?;
     }
     if !options.json {
-        print(&table)?;
+        terminal::table(&table)?;
     }
     if let Some(reason) = cpu_reason {
         note(format_args!("computed on the CPU: {reason}"));

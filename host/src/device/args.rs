@@ -66,7 +66,7 @@ pub struct LaunchArgs {
 }
 
 /// A non-empty range of addresses, `begin..end`.
-struct Range {
+pub(super) struct Range {
     operand: Operand,
     begin: u64,
     end: u64,
@@ -74,7 +74,7 @@ struct Range {
 
 impl Range {
     /// Checks `bytes` bytes at `ptr`; `None` if `bytes` is 0.
-    fn new(operand: Operand, ptr: u64, bytes: usize, align: usize) -> Result<Option<Range>, Invalid> {
+    pub(super) fn new(operand: Operand, ptr: u64, bytes: usize, align: usize) -> Result<Option<Range>, Invalid> {
         if bytes == 0 {
             return Ok(None);
         }
@@ -137,7 +137,8 @@ fn check_planned(tensor: Operand, spec: &TensorSpec, planned: &TensorSpec) -> Re
     Ok(())
 }
 
-fn check_disjoint(written: &[Range], read: &[Range]) -> Result<(), Invalid> {
+/// Fails if something written overlaps anything else.
+pub(super) fn check_disjoint(written: &[Range], read: &[Range]) -> Result<(), Invalid> {
     for (index, a) in written.iter().enumerate() {
         for b in written[index + 1..].iter().chain(read) {
             if a.begin < b.end && b.begin < a.end {

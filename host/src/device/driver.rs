@@ -16,14 +16,21 @@ use crate::error::DeviceError;
 pub(super) fn init() -> Result<(), DeviceError> {
     static PRESENT: OnceLock<bool> = OnceLock::new();
     // cudarc panics where it finds no library, so the probe comes before its first call.
-    // SAFETY: loading libcuda runs its initialisers, which are those of any program that uses CUDA.
-    if !*PRESENT.get_or_init(|| unsafe { sys::is_culib_present() }) {
+    if !*PRESENT.get_or_init(is_present) {
         return Err(DeviceError::NoDriver);
     }
     result::init().map_err(|error| match error.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => DeviceError::NoDevice { ordinal: 0, count: 0 },
         _ => DeviceError::DriverInit { code: error.0 as u32, name: name(&error), message: message(&error) },
     })
+}
+
+/// Whether the driver library is installed. cudarc has such a probe too, but not when a dependency of the
+/// program has it link the library, as candle's `cuda` feature does.
+fn is_present() -> bool {
+    const NAMES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    // SAFETY: loading libcuda runs its initialisers, which are those of any program that uses CUDA.
+    NAMES.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
 /// CUDA version the driver supports, e.g. `13.0`.

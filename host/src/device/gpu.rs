@@ -70,7 +70,8 @@ impl Gpu {
         }))
     }
 
-    /// The [`Gpu`] of device `ordinal` that all callers in this process share, opened on first use.
+    /// The [`Gpu`] of device `ordinal` that all callers in this process share, opened on first use in the
+    /// device's primary context.
     ///
     /// # Errors
     ///
@@ -84,6 +85,24 @@ impl Gpu {
         }
         let gpu = Gpu::open(ordinal)?;
         gpus.insert(ordinal, gpu.clone());
+        Ok(gpu)
+    }
+
+    /// The [`Gpu`] that all callers with the same context share, made on first use and kept until the process
+    /// ends. For libraries that are handed a context again and again, and with it no place to keep a [`Gpu`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::with_context`].
+    pub fn shared_with_context(context: &Arc<CudaContext>) -> Result<Arc<Gpu>, DeviceError> {
+        static SHARED: Mutex<Vec<Arc<Gpu>>> = Mutex::new(Vec::new());
+        let mut gpus = lock(&SHARED);
+        // A Gpu keeps its context alive, so that a context that compares equal is the same one.
+        if let Some(gpu) = gpus.iter().find(|gpu| gpu.context() == context) {
+            return Ok(gpu.clone());
+        }
+        let gpu = Gpu::with_context(context.clone())?;
+        gpus.push(gpu.clone());
         Ok(gpu)
     }
 

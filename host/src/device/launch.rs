@@ -189,7 +189,7 @@ impl Gpu {
     }
 
     /// Fails if `stream` belongs to another context. Default streams belong to whichever is current.
-    fn check_stream(&self, stream: CUstream) -> Result<(), Error> {
+    pub(super) fn check_stream(&self, stream: CUstream) -> Result<(), Error> {
         /// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD` are the numbers 1 and 2 in place of a pointer.
         const PER_THREAD: usize = 2;
         if stream.addr() <= PER_THREAD {

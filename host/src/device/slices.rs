@@ -1,6 +1,8 @@
 //! The safe launch, over cudarc's buffers.
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::Gpu;
 use super::args::{DeviceMemory, DeviceTensor, LaunchArgs};
@@ -8,22 +10,24 @@ use crate::error::{Error, Invalid, Operand};
 use crate::plan::Plan;
 use crate::problem::{Element, TensorSpec};
 
-/// Everything a launch reads and writes, as cudarc buffers. Tensors have the shapes and strides that
-/// the plan's problem gives them, from the first element of their buffer.
+/// Everything a launch reads and writes, as views of cudarc buffers (`CudaSlice::as_view`, `slice` and
+/// their `mut` twins). Tensors have the shapes and strides that the plan's problem gives them, from the
+/// first element of their view.
 #[derive(Debug)]
 pub struct SliceArgs<'a, T, O> {
     /// Queries, `[B, Hq, M, D]`.
-    pub q: &'a CudaSlice<T>,
+    pub q: CudaView<'a, T>,
     /// Keys, `[B, Hkv, N, D]`.
-    pub k: &'a CudaSlice<T>,
+    pub k: CudaView<'a, T>,
     /// Values, `[B, Hkv, N, D]`.
-    pub v: &'a CudaSlice<T>,
+    pub v: CudaView<'a, T>,
     /// Output, `[B, Hq, M, D]`.
-    pub out: &'a mut CudaSlice<O>,
+    pub out: CudaViewMut<'a, O>,
     /// f32 `[B, Hq, M]`, present exactly if the plan returns the log-sum-exp.
-    pub lse: Option<&'a mut CudaSlice<f32>>,
-    /// Scratch memory of at least [`crate::plan::Workspace::total_bytes`]; see [`Gpu::alloc`].
-    pub workspace: &'a mut CudaSlice<u8>,
+    pub lse: Option<CudaViewMut<'a, f32>>,
+    /// Scratch memory of at least [`crate::plan::Workspace::total_bytes`], at a multiple of 256 bytes; see
+    /// [`Gpu::alloc`].
+    pub workspace: CudaViewMut<'a, u8>,
 }
 
 impl Gpu {
@@ -40,15 +44,15 @@ impl Gpu {
         args: SliceArgs<'_, T, O>,
         stream: &CudaStream,
     ) -> Result<(), Error> {
-        let SliceArgs { q, k, v, out, mut lse, workspace } = args;
+        let SliceArgs { q, k, v, mut out, mut lse, mut workspace } = args;
         let problem = plan.problem();
-        self.check_slice(Operand::Q, q, problem.q())?;
-        self.check_slice(Operand::K, k, problem.k())?;
-        self.check_slice(Operand::V, v, problem.v())?;
-        self.check_slice(Operand::Out, out, problem.out())?;
-        self.check_context(Operand::Workspace, workspace)?;
+        self.check_slice(Operand::Q, &q, problem.q())?;
+        self.check_slice(Operand::K, &k, problem.k())?;
+        self.check_slice(Operand::V, &v, problem.v())?;
+        self.check_slice(Operand::Out, &out, problem.out())?;
+        self.check_context(Operand::Workspace, workspace.stream().context())?;
         if let Some(lse) = &lse {
-            self.check_context(Operand::Lse, lse)?;
+            self.check_context(Operand::Lse, lse.stream().context())?;
             let expected = problem.lse_elems();
             if lse.len() != expected {
                 return Err(Invalid::LseLength { len: lse.len(), expected }.into());
@@ -81,7 +85,12 @@ impl Gpu {
     }
 
     /// Checks the type, length and context of a tensor's buffer.
-    fn check_slice<T: Element>(&self, operand: Operand, slice: &CudaSlice<T>, spec: &TensorSpec) -> Result<(), Error> {
+    fn check_slice<T: Element>(
+        &self,
+        operand: Operand,
+        slice: &impl DeviceSlice<T>,
+        spec: &TensorSpec,
+    ) -> Result<(), Error> {
         if T::DTYPE != spec.dtype {
             let (got, planned) = (T::DTYPE.to_string(), spec.dtype.to_string());
             return Err(Invalid::LaunchMismatch { tensor: operand, got, planned }.into());
@@ -90,11 +99,11 @@ impl Gpu {
         if slice.len() < needed {
             return Err(Invalid::SpanBeyondBuffer { needed, len: slice.len() }.into());
         }
-        self.check_context(operand, slice)
+        self.check_context(operand, slice.stream().context())
     }
 
-    fn check_context<T>(&self, operand: Operand, slice: &CudaSlice<T>) -> Result<(), Error> {
-        if slice.context() != self.context() {
+    fn check_context(&self, operand: Operand, context: &Arc<CudaContext>) -> Result<(), Error> {
+        if context != self.context() {
             return Err(Invalid::ForeignContext { what: operand.to_string() }.into());
         }
         Ok(())

@@ -1,0 +1,109 @@
+//! What would be published, and what it would bring along.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Largest package that crates.io accepts (The Cargo Book, "Publishing on crates.io").
+const MAX_PACKAGE_BYTES: u64 = 10 << 20;
+
+/// Crates that compile C or C++, or that need such a library on the machine.
+const C_BUILDS: [&str; 8] = ["cc", "cmake", "cxx", "cxx-build", "bindgen", "pkg-config", "vcpkg", "bindgen_cuda"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// What Cargo prints; it stays off the network, as the sources of everything are here already.
+fn cargo(arguments: &[&str], target: Option<&Path>) -> String {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(arguments).arg("--offline").current_dir(root());
+    if let Some(target) = target {
+        command.env("CARGO_TARGET_DIR", target); // the usual one is locked by whoever runs this test
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Names of the packages in a tree, without the root's.
+fn tree(arguments: &[&str]) -> BTreeSet<String> {
+    let mut all = vec!["tree", "-p", "sage-attn", "--prefix", "none", "--format", "{p}"];
+    all.extend(arguments);
+    let names = cargo(&all, None);
+    names.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn embedders_depend_on_little() {
+    let direct = tree(&["-e", "normal", "--depth", "1", "--no-default-features"]);
+    assert!(direct.contains("half") && direct.contains("cudarc"), "{direct:?}");
+    assert!(direct.len() <= 12, "{} direct dependencies: {direct:?}", direct.len());
+}
+
+#[test]
+fn nothing_compiles_c() {
+    for features in [&["--no-default-features"][..], &[]] {
+        let mut arguments = vec!["-e", "normal,build"];
+        arguments.extend(features);
+        let all = tree(&arguments);
+        assert!(all.len() > 15, "{all:?}");
+        let found: Vec<&&str> = C_BUILDS.iter().filter(|name| all.contains(**name)).collect();
+        assert!(found.is_empty(), "{found:?} in the tree of sage-attn");
+    }
+}
+
+#[test]
+fn every_published_crate_packs() {
+    let target = std::env::temp_dir().join(format!("sage-attn-package-{}", std::process::id()));
+    let arguments = [
+        "package",
+        "--workspace",
+        "--exclude",
+        "sage-tests",
+        "--exclude",
+        "sage-benches",
+        "--no-verify",
+        "--allow-dirty",
+        "--quiet",
+    ];
+    cargo(&arguments, Some(&target));
+    let mut packages: Vec<PathBuf> = std::fs::read_dir(target.join("package"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "crate"))
+        .collect();
+    packages.sort();
+    let version = env!("CARGO_PKG_VERSION");
+    let names: Vec<String> = packages
+        .iter()
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().trim_end_matches(&format!("-{version}")).to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "sage-attn",
+            "sage-attn-capi",
+            "sage-cuda-builder",
+            "sage-cuda-std",
+            "sage-cuda-std-macros",
+            "sage-kernels-gpu",
+            "sage-spec"
+        ]
+    );
+    for package in &packages {
+        let bytes = package.metadata().unwrap().len();
+        println!("{}: {} KiB", package.file_name().unwrap().to_string_lossy(), bytes >> 10);
+        assert!(bytes < MAX_PACKAGE_BYTES, "{}: {bytes} bytes", package.display());
+    }
+    std::fs::remove_dir_all(&target).unwrap();
+
+    // Without these the build script of a published crate has nothing to embed.
+    let list = cargo(&["package", "--list", "-p", "sage-attn", "--allow-dirty"], Some(&target));
+    for file in ["build.rs", "ptx/manifest.json", "ptx/sm_80.ptx", "ptx/sm_89.ptx", "ptx/sm_90a.ptx", "README.md"] {
+        assert!(list.lines().any(|line| line == file), "{file} is not packed:\n{list}");
+    }
+    assert!(!list.contains("capi/") && !list.contains("cuda_builder/"), "other crates are packed:\n{list}");
+    let list = cargo(&["package", "--list", "-p", "sage-attn-capi", "--allow-dirty"], Some(&target));
+    assert!(list.contains("include/sage_attn.h"), "{list}");
+}
