@@ -136,6 +136,7 @@ pub fn all() -> Vec<Case> {
         kernels::div_u32(2) -> 1, Sm80, Rule::Bits, bits;
         kernels::places(1) -> 4, Sm80, Rule::Bits, bits;
         kernels::shuffle_xor(1) -> 5, Sm80, Rule::Bits, bits;
+        kernels::votes(1) -> 3, Sm80, Rule::Bits, bits;
         kernels::shuffle_idx(2) -> 1, Sm80, Rule::Bits, bits;
         kernels::mma_s4(10) -> 4, Sm80, Rule::Bits, bits;
         kernels::mma_s8(10) -> 4, Sm80, Rule::Bits, bits;
@@ -167,6 +168,7 @@ pub fn all() -> Vec<Case> {
         kernels::matrices -> 4, Sm80, 16384, 1024;
         kernels::matrices_transposed -> 4, Sm80, 16384, 1024;
         kernels::copies -> 4, Sm80, 16384, 1024;
+        kernels::named_barrier -> 1, Sm80, 16, 4096;
         hopper::bulk_copy -> 4, Sm90a, 16384, 1024;
     }
     for (name, kernel, bytes) in [

@@ -28,6 +28,7 @@ pub fn modules() -> Result<Modules, String> {
         let path = folder.join(format!("{}.ptx", arch.target()));
         // In the default folder nobody vouches for a file to be of today's kernels.
         if !path.exists() || std::env::var_os("SAGE_CONFORMANCE_PTX").is_none() {
+            std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
             let toolchain = toolchain::discover().map_err(|error| error.to_string())?;
             let target = arch.target().parse().map_err(|_| format!("the builder does not know {}", arch.target()))?;
             CudaBuilder::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance/kernels"))
@@ -105,7 +106,7 @@ impl Device {
         self.context.bind_to_thread().expect("the context");
         let stream = &self.stream;
         let input = stream.clone_htod(&case.input).expect("upload");
-        let image = stream.clone_htod(if case.image.is_empty() { &[0] } else { &case.image[..] }).expect("upload");
+        let image = stream.clone_htod(if case.image.is_empty() { &[0][..] } else { &case.image[..] }).expect("upload");
         let mut output = stream.alloc_zeros::<u32>(case.threads as usize * case.outputs).expect("memory");
         let buffers = Buffers {
             input: input.device_ptr(stream).0,

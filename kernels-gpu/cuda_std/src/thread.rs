@@ -37,6 +37,55 @@ pub fn grid_dim_x() -> u32 {
     unsafe { nvptx::_grid_dim_x() as u32 }
 }
 
+/// `%tid.y` [Special Registers].
+#[inline(always)]
+pub fn thread_idx_y() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_thread_idx_y() as u32 }
+}
+
+/// `%tid.z` [Special Registers].
+#[inline(always)]
+pub fn thread_idx_z() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_thread_idx_z() as u32 }
+}
+
+/// `%ctaid.z` [Special Registers].
+#[inline(always)]
+pub fn block_idx_z() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_block_idx_z() as u32 }
+}
+
+/// `%ntid.y` [Special Registers].
+#[inline(always)]
+pub fn block_dim_y() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_block_dim_y() as u32 }
+}
+
+/// `%ntid.z` [Special Registers].
+#[inline(always)]
+pub fn block_dim_z() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_block_dim_z() as u32 }
+}
+
+/// `%nctaid.y` [Special Registers].
+#[inline(always)]
+pub fn grid_dim_y() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_grid_dim_y() as u32 }
+}
+
+/// `%nctaid.z` [Special Registers].
+#[inline(always)]
+pub fn grid_dim_z() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_grid_dim_z() as u32 }
+}
+
 /// Global thread index along x.
 #[inline(always)]
 pub fn index_1d() -> u32 {
@@ -51,6 +100,35 @@ pub fn index_1d() -> u32 {
 pub unsafe fn sync_threads() {
     // SAFETY: the caller keeps control flow uniform; the intrinsic is convergent.
     unsafe { nvptx::_syncthreads() }
+}
+
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.barrier.cta.sync.aligned.count"]
+    fn barrier_sync(barrier: i32, threads: i32);
+    #[link_name = "llvm.nvvm.barrier.cta.arrive.aligned.count"]
+    fn barrier_arrive(barrier: i32, threads: i32);
+}
+
+/// `bar.sync barrier, threads` [bar]: waits until `threads` threads, a multiple of 32, have arrived at barrier
+/// 0 to 15, and orders their memory accesses.
+///
+/// # Safety
+/// Whole warps reach this same call; all that use the barrier name the same number of threads.
+#[inline(always)]
+pub unsafe fn sync_named(barrier: u32, threads: u32) {
+    // SAFETY: the caller keeps control flow uniform; the intrinsic is convergent.
+    unsafe { barrier_sync(barrier as i32, threads as i32) }
+}
+
+/// `bar.arrive barrier, threads` [bar]: arrives without waiting; earlier accesses come before what follows the
+/// others' [`sync_named`].
+///
+/// # Safety
+/// As for [`sync_named`].
+#[inline(always)]
+pub unsafe fn arrive_named(barrier: u32, threads: u32) {
+    // SAFETY: the caller keeps control flow uniform; the intrinsic is convergent.
+    unsafe { barrier_arrive(barrier as i32, threads as i32) }
 }
 
 /// `%tid.x`, read again: unlike [`thread_idx_x`] the compiler may not reuse an earlier result, so that

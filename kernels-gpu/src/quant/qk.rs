@@ -166,7 +166,7 @@ unsafe fn store_tokens<const PACKED: bool, const HEAD_DIM: u32, const SEGMENTS: 
 /// Address of the codes of flattened tile `tile`.
 #[inline(always)]
 fn tile_codes<const HEAD_DIM: u32>(p: &QuantizeParams, codes: u64, tile: u64) -> u64 {
-    codes + (tile * (TOKENS * HEAD_DIM) as u64 >> if MAY_PACK { p.packed } else { 0 })
+    codes + ((tile * (TOKENS * HEAD_DIM) as u64) >> if MAY_PACK { p.packed } else { 0 })
 }
 
 /// Stores the codes in the storage that `p` asks for.

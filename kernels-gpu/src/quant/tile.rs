@@ -186,7 +186,7 @@ impl Job {
 /// places, so that threads of neighbouring tokens do not meet in a bank.
 #[inline(always)]
 fn place<E: Element, const SWIZZLED: bool>(token: u32, feature: u32) -> u32 {
-    (if SWIZZLED { feature ^ token % 8 * 8 } else { feature }) * E::BYTES
+    (if SWIZZLED { feature ^ (token % 8 * 8) } else { feature }) * E::BYTES
 }
 
 /// The thread's eight features of token `token` of the tile.

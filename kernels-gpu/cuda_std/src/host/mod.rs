@@ -6,8 +6,6 @@ pub mod atomic;
 pub mod convert;
 pub mod cp_async;
 pub mod global;
-#[cfg(feature = "sm_90a")]
-pub mod grid;
 pub mod hint;
 pub mod ldmatrix;
 pub mod math;

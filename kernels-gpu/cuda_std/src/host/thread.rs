@@ -26,6 +26,20 @@ register! {
     block_dim_x = |machine| machine.launch().block[0];
     /// `%nctaid.x` [Special Registers].
     grid_dim_x = |machine| machine.launch().grid[0];
+    /// `%tid.y` [Special Registers].
+    thread_idx_y = |machine| machine.thread_idx()[1];
+    /// `%tid.z` [Special Registers].
+    thread_idx_z = |machine| machine.thread_idx()[2];
+    /// `%ctaid.z` [Special Registers].
+    block_idx_z = |machine| machine.block_idx()[2];
+    /// `%ntid.y` [Special Registers].
+    block_dim_y = |machine| machine.launch().block[1];
+    /// `%ntid.z` [Special Registers].
+    block_dim_z = |machine| machine.launch().block[2];
+    /// `%nctaid.y` [Special Registers].
+    grid_dim_y = |machine| machine.launch().grid[1];
+    /// `%nctaid.z` [Special Registers].
+    grid_dim_z = |machine| machine.launch().grid[2];
     /// `%tid.x`, read again.
     reread_thread_idx_x = |machine| machine.thread_idx()[0];
     /// `%ctaid.x`, read again.
@@ -49,4 +63,24 @@ pub fn index_1d() -> u32 {
 #[track_caller]
 pub unsafe fn sync_threads() {
     call_waiting(Location::caller(), |machine, at| machine.barrier(0, None, true, at), |_| ())
+}
+
+/// `bar.sync barrier, threads` [bar].
+///
+/// # Safety
+/// As for [`sync_threads`].
+#[inline]
+#[track_caller]
+pub unsafe fn sync_named(barrier: u32, threads: u32) {
+    call_waiting(Location::caller(), |machine, at| machine.barrier(barrier, Some(threads), true, at), |_| ())
+}
+
+/// `bar.arrive barrier, threads` [bar].
+///
+/// # Safety
+/// As for [`sync_threads`].
+#[inline]
+#[track_caller]
+pub unsafe fn arrive_named(barrier: u32, threads: u32) {
+    call_waiting(Location::caller(), |machine, at| machine.barrier(barrier, Some(threads), false, at), |_| ())
 }

@@ -47,6 +47,42 @@ pub unsafe fn shuffle_idx(value: u32, lane: u32) -> u32 {
     meet(Location::caller(), Collective::Shuffle, &[value, lane & 0x1f])[0]
 }
 
+#[inline]
+fn ballot(at: &'static Location<'static>, predicate: bool) -> u32 {
+    meet(at, Collective::Ballot, &[u32::from(predicate)])[0]
+}
+
+/// `vote.sync.all.pred` [vote.sync]: whether `predicate` holds in every lane.
+///
+/// # Safety
+/// As for [`shuffle_xor`].
+#[inline]
+#[track_caller]
+pub unsafe fn vote_all(predicate: bool) -> bool {
+    // Of those that exist: none says no.
+    ballot(Location::caller(), !predicate) == 0
+}
+
+/// `vote.sync.any.pred` [vote.sync]: whether `predicate` holds in a lane.
+///
+/// # Safety
+/// As for [`shuffle_xor`].
+#[inline]
+#[track_caller]
+pub unsafe fn vote_any(predicate: bool) -> bool {
+    ballot(Location::caller(), predicate) != 0
+}
+
+/// `vote.sync.ballot.b32` [vote.sync]: bit `l` is the predicate of lane `l`.
+///
+/// # Safety
+/// As for [`shuffle_xor`].
+#[inline]
+#[track_caller]
+pub unsafe fn vote_ballot(predicate: bool) -> u32 {
+    ballot(Location::caller(), predicate)
+}
+
 /// `bar.warp.sync` [bar.warp.sync]: converges the warp and orders its memory accesses.
 ///
 /// # Safety

@@ -153,13 +153,23 @@ kernels! {
     log2(x: 1) -> 1 = [math::log2(f(x[0])).to_bits()];
     reciprocal(x: 1) -> 1 = [math::reciprocal(f(x[0])).to_bits()];
     div_u32(x: 2) -> 1 = [math::div_u32(x[0], x[1] | 1)];
-    places(x: 1) -> 4 = [x[0] + thread::thread_idx_x(), thread::block_idx_x(), thread::index_1d(), warp::lane_id()];
+    places(x: 1) -> 4 = [
+        x[0].wrapping_add(thread::thread_idx_x()),
+        thread::block_idx_x() + 256 * (thread::block_idx_y() + thread::thread_idx_y() + thread::block_idx_z()),
+        thread::index_1d() + 65536 * (thread::thread_idx_z() + thread::block_dim_y() * thread::block_dim_z()),
+        warp::lane_id() + 256 * (thread::grid_dim_y() + thread::grid_dim_z()) + 4096 * thread::grid_dim_x()
+    ];
     shuffle_xor(x: 1) -> 5 = [
         warp::shuffle_xor(x[0], 1),
         warp::shuffle_xor(x[0], 2),
         warp::shuffle_xor(x[0], 4),
         warp::shuffle_xor(x[0], 8),
         warp::shuffle_xor_f32(f(x[0]), 16).to_bits()
+    ];
+    votes(x: 1) -> 3 = [
+        warp::vote_all(x[0] % 16 != 3) as u32,
+        warp::vote_any(x[0] % 32 == 3) as u32,
+        warp::vote_ballot(x[0] % 2 == 1)
     ];
     shuffle_idx(x: 2) -> 1 = [warp::shuffle_idx(x[0], x[1] % 32)];
     mma_s4(x: 10) -> 4 = mma::m16n8k64_s4([x[0], x[1], x[2], x[3]], [x[4], x[5]], [x[6], x[7], x[8], x[9]]);
@@ -193,6 +203,28 @@ pub unsafe fn copies(p: Buffers) {
         cp_async::wait_group::<0>();
         thread::sync_threads();
         write(&p, shared::load_u32x4(smem + (me ^ 33) * 16));
+    }
+}
+
+/// `bar.arrive` and `bar.sync` with a number: the first half of the CTA writes, the second reads.
+///
+/// # Safety
+/// [`Buffers`] of as many threads as the grid has, which is one CTA of 128.
+#[kernel(max_threads = 128)]
+pub unsafe fn named_barrier(p: Buffers) {
+    let (smem, me) = (shared::dynamic_shared_mem(), thread::thread_idx_x());
+    // SAFETY: forwarded contract; the barrier lies between writes and reads.
+    unsafe {
+        let [x] = read::<1>(&p);
+        let mut y = x;
+        if me < 64 {
+            shared::store_u32(smem + me * 4, x);
+            thread::arrive_named(5, 128);
+        } else {
+            thread::sync_named(5, 128);
+            y = shared::load_u32(smem + (127 - me) * 4);
+        }
+        write(&p, [y]);
     }
 }
 

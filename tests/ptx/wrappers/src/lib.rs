@@ -117,8 +117,17 @@ golden! {
     thread_block_idx_y() -> u32 = thread::block_idx_y();
     thread_block_dim_x() -> u32 = thread::block_dim_x();
     thread_grid_dim_x() -> u32 = thread::grid_dim_x();
+    thread_thread_idx_y() -> u32 = thread::thread_idx_y();
+    thread_thread_idx_z() -> u32 = thread::thread_idx_z();
+    thread_block_idx_z() -> u32 = thread::block_idx_z();
+    thread_block_dim_y() -> u32 = thread::block_dim_y();
+    thread_block_dim_z() -> u32 = thread::block_dim_z();
+    thread_grid_dim_y() -> u32 = thread::grid_dim_y();
+    thread_grid_dim_z() -> u32 = thread::grid_dim_z();
     thread_index_1d() -> u32 = thread::index_1d();
     thread_sync_threads() = thread::sync_threads();
+    thread_sync_named() = thread::sync_named(3, 64);
+    thread_arrive_named() = thread::arrive_named(3, 64);
     thread_reread_thread_idx_x() -> u32 = thread::reread_thread_idx_x();
     thread_reread_block_idx_x() -> u32 = thread::reread_block_idx_x();
     thread_reread_block_idx_y() -> u32 = thread::reread_block_idx_y();
@@ -127,6 +136,9 @@ golden! {
     warp_shuffle_xor(value: u32, mask: u32) -> u32 = warp::shuffle_xor(value, mask);
     warp_shuffle_xor_f32(value: f32, mask: u32) -> f32 = warp::shuffle_xor_f32(value, mask);
     warp_shuffle_idx(value: u32, lane: u32) -> u32 = warp::shuffle_idx(value, lane);
+    warp_vote_all(x: u32) -> u32 = warp::vote_all(x > 1) as u32;
+    warp_vote_any(x: u32) -> u32 = warp::vote_any(x > 1) as u32;
+    warp_vote_ballot(x: u32) -> u32 = warp::vote_ballot(x > 1);
     warp_sync_warp() = warp::sync_warp();
 }
 
@@ -140,9 +152,6 @@ golden! {
 
 #[cfg(feature = "sm_90a")]
 golden! {
-    grid_wait_for_prerequisites() = cuda_std::grid::wait_for_prerequisites();
-    grid_launch_dependents() = cuda_std::grid::launch_dependents();
-
     mbarrier_init(barrier: u32, arrivals: u32) = mbarrier::init(barrier, arrivals);
     mbarrier_fence_init() = mbarrier::fence_init();
     mbarrier_arrive(barrier: u32) = mbarrier::arrive(barrier);
