@@ -8,7 +8,7 @@ use super::report::Report;
 use super::tensor::{TensorView, TensorViewMut};
 use crate::cpu::{self, OutputMut, Path};
 use crate::problem::Problem;
-use crate::reference::{self, Options};
+use crate::reference::Options;
 
 /// Computes `problem` into `out`; returns the log-sum-exp of every row and the report.
 pub fn run(
@@ -53,7 +53,7 @@ fn attend(
                 smooth_k: smoothing.k,
                 smooth_v: smoothing.v,
             };
-            let quantized = reference::quantize(dims, &q, &k, &v, &options);
+            let quantized = cpu::quantize(path, dims, [&q, &k, &v], &options);
             let attended = Instant::now();
             let lse = cpu::attention_quantized(path, dims, &quantized, &k, &options, out);
             let kernel = format!("cpu_{}_{}_fwd", precision.name(), options.pv.name());
