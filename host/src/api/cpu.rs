@@ -120,7 +120,7 @@ fn attend_plain(
         return lse;
     };
     let options = options(problem, precision);
-    let quantized = reference::quantize(dims, &q, &k, &v, &options);
+    let quantized = cpu::quantize(path, dims, [&q, &k, &v], &options);
     let attended = Instant::now();
     let lse = cpu::attention_quantized(path, dims, &quantized, &k, &options, out);
     report.kernel_ms += milliseconds(attended);

@@ -16,6 +16,7 @@ mod operands;
 mod output;
 mod portable;
 mod product;
+mod quantize;
 mod quantized;
 mod select;
 mod softmax;
@@ -28,6 +29,7 @@ mod avx512;
 mod neon;
 
 pub use output::OutputMut;
+pub use quantize::quantize;
 pub use select::Path;
 
 use sage_spec::Dims;
