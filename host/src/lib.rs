@@ -81,4 +81,6 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../docs/embedding.md")]
     struct Embedding;
+    #[doc = include_str!("../../docs/accuracy.md")]
+    struct Accuracy;
 }
