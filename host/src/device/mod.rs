@@ -6,6 +6,8 @@
 //! [`Gpu::run_host`] does everything for tensors in host memory.
 
 mod args;
+#[cfg(feature = "cust")]
+mod cust;
 mod driver;
 mod embedded;
 mod gpu;
@@ -16,6 +18,8 @@ mod module;
 mod params;
 mod slices;
 
+#[cfg(feature = "cust")]
+pub use self::cust::CustArgs;
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 pub use driver::{device_count, driver_version};
