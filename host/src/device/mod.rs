@@ -6,6 +6,8 @@
 //! [`Gpu::run_host`] does everything for tensors in host memory.
 
 mod args;
+#[cfg(feature = "cust")]
+mod cust;
 mod driver;
 mod embedded;
 mod gpu;
@@ -19,6 +21,8 @@ mod side;
 mod slices;
 mod tensor_map;
 
+#[cfg(feature = "cust")]
+pub use self::cust::CustArgs;
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 pub use driver::{device_count, driver_version};
