@@ -223,7 +223,7 @@ impl Source<'_> {
         }
         let floor = smoothing.map_or(0.0, |(_, floor)| floor);
         for scale in scales.iter_mut() {
-            *scale = max_or_nan(qk_scale(*scale, precision), floor);
+            *scale = max_or_nan(qk_scale(*scale, precision.max_code()), floor);
         }
         let lines = codes.chunks_exact_mut(precision.bytes(self.depth));
         for (index, (row, codes)) in rows[..count].iter().zip(lines).enumerate() {
