@@ -4,7 +4,7 @@
 //! scores. What differs is rounding that the kernels need and a CPU does not: P is rounded to bf16 or not
 //! at all instead of to E4M3 or FP16, ΔS not at all. `docs/cpu.md` describes the design and what it reaches.
 //!
-//! There is one algorithm, written against [`isa::Isa`], and one folder for every instruction set; a value
+//! There is one algorithm, written against a trait of vector operations, and one folder for every instruction set; a value
 //! of its type proves that the CPU has it ([`Path`] picks one at run time). Only those folders contain
 //! `unsafe`.
 

@@ -19,7 +19,7 @@ use crate::reference::{self, HostTensor, Options, Quantized};
 /// One f32 per feature, zero beyond the head dimension.
 type Row = [f32; 128];
 
-/// [`reference::quantize`], faster. `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`.
+/// [`reference::quantize()`], faster. `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`.
 ///
 /// V in FP16 is left to the reference: only GPUs without FP8 ask for it.
 pub fn quantize(path: Path, dims: &Dims, [q, k, v]: [&HostTensor; 3], options: &Options) -> Quantized {
