@@ -12,6 +12,7 @@ use thiserror::Error;
 
 pub use modifiers::ModifierError;
 
+use crate::adaptive::AdaptiveError;
 use crate::problem::DType;
 
 /// Anything that can go wrong. Nothing in this crate panics on bad input.
@@ -33,6 +34,9 @@ pub enum Error {
     /// The driver, the device or an embedded module failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A calibration or a precision plan cannot be used.
+    #[error(transparent)]
+    Adaptive(#[from] AdaptiveError),
 }
 
 /// The tensor or buffer an error is about.
@@ -277,6 +281,18 @@ pub enum Invalid {
         needed: usize,
         /// Elements of the buffer.
         len: usize,
+    },
+    /// A part of a tensor was asked for that is not there.
+    #[error("{axis} entries {begin} to {end} were asked for, but there are {extent}")]
+    NarrowRange {
+        /// Axis that is narrowed.
+        axis: Axis,
+        /// First entry.
+        begin: usize,
+        /// Entry after the last.
+        end: usize,
+        /// Entries there are.
+        extent: usize,
     },
     /// The log-sum-exp buffer has the wrong length.
     #[error("lse has {len} elements; it must have batch * heads * tokens of q = {expected}")]

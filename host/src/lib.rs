@@ -33,8 +33,11 @@
 //! * [`problem`]: a validated request. [`plan`]: which kernels run and where their buffers lie, decided
 //!   without a GPU and explained by [`plan::Plan::explain`]. [`device`]: launches on device memory and
 //!   streams of the caller, without allocation or synchronisation.
-//! * [`mod@reference`]: the CPU path and the truth that kernels are tested against; [`metrics`] says how
-//!   far apart two results are.
+//! * [`cpu`]: attention on the CPU, on the best instruction set there is.
+//! * [`mod@reference`]: the truth that kernels and the CPU path are tested against; [`metrics`] says how
+//!   far apart two results are; [`plot`] draws charts.
+//! * [`adaptive`]: 4 or 8 bits per layer and timestep, decided by a calibration.
+//! * `models` (feature `models`): whole models on top of the above.
 //! * [`error`]: what can go wrong, one enum per phase.
 //!
 //! # Promises
@@ -51,11 +54,18 @@
 //! * The same plan on the same device gives the same bits, whatever else runs.
 //! * Bad input is an [`Error`] that names the value and what would be right; nothing panics.
 
+pub mod adaptive;
 pub mod api;
+pub mod cpu;
 pub mod device;
 pub mod error;
+#[doc(hidden)] // for the command line
+pub mod file;
 pub mod metrics;
+#[cfg(feature = "models")]
+pub mod models;
 pub mod plan;
+pub mod plot;
 pub mod problem;
 pub mod reference;
 

@@ -1,6 +1,8 @@
 //! The command line, run as users run it.
 
+mod diffuse;
 mod input;
+mod lm;
 mod support;
 
 use serde_json::Value;
@@ -136,7 +138,41 @@ fn doctor_always_answers() {
     assert!(run.stdout.contains("uses"), "{}", run.stdout);
     let json = sage_attn(["doctor", "--json"]);
     json.success();
-    assert!(lines(&json.stdout)[0]["uses"].is_string());
+    let findings = &lines(&json.stdout)[0];
+    assert!(findings["uses"].is_string());
+    let path = findings["cpu"]["path"].as_str().unwrap();
+    assert_eq!(findings["cpu"]["paths"][0], path);
+    assert!(run.stdout.contains(&format!("attention through {path}")), "{}", run.stdout);
+}
+
+#[test]
+fn bench_measures_and_draws() {
+    let folder = Folder::new("bench");
+    let svg = folder.path("b.svg");
+    let small = ["bench", "--seqlen=64,128", "--heads=2", "--seconds=0", "--svg", &svg];
+    let run = sage_attn(small.into_iter().chain(CPU));
+    run.success();
+    assert!(run.stdout.contains("cpu_exact_fwd") && run.stdout.contains("tokens/s"), "{}", run.stdout);
+    let chart = std::fs::read_to_string(&svg).unwrap();
+    assert_eq!(chart.matches("<polyline").count(), 4, "two precisions, with and without mask");
+
+    let run = sage_attn(small.into_iter().chain(["--json", "--queries=1", "--precision=int4"]).chain(CPU));
+    run.success();
+    let records = lines(&run.stdout);
+    assert_eq!(records.len(), 4);
+    for record in &records {
+        assert_eq!((&record["kernel"], &record["seqlen_q"]), (&"cpu_int4_fp8_fwd".into(), &1.into()));
+        for key in ["ms", "e2e_ms", "median_e2e_ms", "gflops", "tokens_per_s"] {
+            assert!(record[key].as_f64().unwrap() > 0.0, "{key} in {record}");
+        }
+    }
+}
+
+#[test]
+fn bench_explains_bad_input() {
+    for arguments in [["--seconds=-1", "--heads=2"], ["--heads=3", "--kv-heads=2"], ["--head-dim=0", "--heads=1"]] {
+        sage_attn(["bench", "--seqlen=64"].into_iter().chain(arguments).chain(CPU)).fails(2);
+    }
 }
 
 #[test]

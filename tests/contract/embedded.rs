@@ -9,13 +9,15 @@ use sage_attn::problem::{Modifiers, Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Smoothing};
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams};
+use sage_spec::sm90::Sm90AttentionParams;
 use sage_spec::symbol::{Arch, STEMS};
 
-/// Bytes of the struct that the launcher passes to `kernel`.
-fn param_bytes(kernel: Kernel) -> usize {
+/// Bytes of the struct that the launcher passes to `kernel` of module `arch`.
+fn param_bytes(arch: Arch, kernel: Kernel) -> usize {
     match kernel {
         Kernel::Quantize => size_of::<QuantizeParams>(),
         Kernel::DeltaS => size_of::<DeltaSParams>(),
+        Kernel::Attention if arch == Arch::Sm90a => size_of::<Sm90AttentionParams>(),
         Kernel::Attention => size_of::<AttentionParams>(),
         Kernel::General => size_of::<GeneralAttentionParams>(),
     }
@@ -44,7 +46,7 @@ fn declared(ptx: &str, symbol: &str) -> Option<Declared> {
 }
 
 /// Every entry that a plan can have.
-fn entries() -> Vec<(&'static str, Entry)> {
+fn entries() -> Vec<(Arch, Entry)> {
     let device = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
     let mut entries = Vec::new();
     for stem in STEMS {
@@ -58,7 +60,7 @@ fn entries() -> Vec<(&'static str, Entry)> {
                 };
                 let mut add = |request| {
                     let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
-                    entries.extend(plan.entries().iter().map(|entry| (plan.arch().target(), entry.clone())));
+                    entries.extend(plan.entries().iter().map(|entry| (plan.arch(), entry.clone())));
                 };
                 if stem.arch != Arch::Sm90a {
                     let modifiers = Modifiers { softcap: Some(1.0), ..Modifiers::default() };
@@ -73,9 +75,9 @@ fn entries() -> Vec<(&'static str, Entry)> {
 
 #[test]
 fn every_planned_kernel_is_there_with_its_parameters_and_threads() {
-    for (target, entry) in entries() {
-        let module = MODULES.iter().find(|module| module.target == target).unwrap();
-        let expected = Declared { params: vec![param_bytes(entry.kernel)], max_threads: entry.cta.threads };
+    for (arch, entry) in entries() {
+        let module = MODULES.iter().find(|module| module.target == arch.target()).unwrap();
+        let expected = Declared { params: vec![param_bytes(arch, entry.kernel)], max_threads: entry.cta.threads };
         assert_eq!(declared(module.ptx, &entry.symbol), Some(expected), "{}", entry.symbol);
     }
 }

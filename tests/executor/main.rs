@@ -7,3 +7,5 @@ mod kernels;
 mod modifiers;
 mod packed;
 mod reference;
+mod relations;
+mod tails;

@@ -31,7 +31,7 @@ fn each_device_gets_its_kernel() {
     let stem = |request: &Request, capability| planned(request.clone(), capability).stem().name;
     assert_eq!(stem(&base, &AMPERE), "sm80_int8_f16_fwd");
     assert_eq!(stem(&base, &ADA), "sm89_int8_fp8_fwd");
-    assert_eq!(stem(&base, &HOPPER), "sm89_int8_fp8_fwd");
+    assert_eq!(stem(&base, &HOPPER), "sm90_int8_fp8_fwd");
     let int4 = Request { precision: Precision::Int4, ..base.clone() };
     assert_eq!(stem(&int4, &AMPERE), "sm80_int4_f16_fwd");
     assert_eq!(stem(&int4, &ADA), "sm89_int4_fp8_fwd");
@@ -123,16 +123,19 @@ fn explanations_say_why() {
     let int4 = Request { precision: Precision::Int4, ..request(1, [8, 8], [512, 512], 128) };
     let text = planned(int4, &HOPPER).explain();
     for words in [
-        "sm89_int4_fp8_fwd  chosen",
-        "sm89_int8_fp8_fwd  lost: Q and K are to be int4",
+        "sm90_int4_fp8_fwd  chosen",
+        "sm90_int8_fp8_fwd  lost: Q and K are to be int4",
+        "sm89_int4_fp8_fwd  lost: the kernel for compute capability 9.0 is faster",
         "sm80_int4_f16_fwd  lost: FP8 P V is preferred",
         "INT4 gains no speed",
-        "FP8 mma.sync is emulated",
         "delta_s_bf16_d128",
         "bytes in all",
     ] {
         assert!(text.contains(words), "{words:?} is not in\n{text}");
     }
+    let ada = Request { kernel: Some("sm89_int8_fp8_fwd".into()), ..request(1, [8, 8], [512, 512], 128) };
+    assert!(planned(ada, &HOPPER).explain().contains("FP8 mma.sync is emulated"));
+    assert!(!planned(request(1, [8, 8], [512, 512], 128), &HOPPER).explain().contains("note"));
     assert!(!planned(request(1, [8, 8], [512, 512], 128), &ADA).explain().contains("note"));
 }
 

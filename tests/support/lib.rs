@@ -5,4 +5,5 @@ pub mod case;
 pub mod compare;
 pub mod generate;
 pub mod judge;
+pub mod setup;
 pub mod side;

@@ -142,10 +142,7 @@ pub const fn tickets(dims: &Dims, smooth_k: bool) -> u128 {
 /// `a / b`; a checked division by a variable would leave a call to a panic function in device code.
 #[inline(always)]
 fn quotient(a: u32, b: u32) -> u32 {
-    match a.checked_div(b) {
-        Some(quotient) => quotient,
-        None => 0,
-    }
+    a.checked_div(b).unwrap_or_default()
 }
 
 /// What the CTAs tell each other: u32 words, all zero before the launch.

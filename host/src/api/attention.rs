@@ -180,6 +180,22 @@ impl Attention {
         self
     }
 
+    /// Whether the causal mask is on.
+    pub fn is_causal(&self) -> bool {
+        self.causal
+    }
+
+    /// Checks these options and tensors, as [`Attention::forward`] does before it computes.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] or [`Unsupported`].
+    pub fn check(&self, q: &TensorView<'_>, k: &TensorView<'_>, v: &TensorView<'_>) -> Result<(), Error> {
+        let dtype = self.out_dtype.unwrap_or(q.spec().dtype);
+        let out = TensorSpec::new(crate::error::Operand::Out, dtype, &q.spec().shape, Layout::Hnd)?;
+        self.problem(*q.spec(), *k.spec(), *v.spec(), out).map(drop)
+    }
+
     /// The validated problem of these options and tensors; what [`crate::plan::plan`] takes.
     ///
     /// # Errors

@@ -1,8 +1,11 @@
 //! Tensors in host memory.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
-use crate::error::{DeviceError, Error, Invalid, Operand};
+use crate::cpu::OutputMut;
+use crate::error::{Axis, DeviceError, Error, Invalid, Operand};
 use crate::problem::{DType, Element, Layout, TensorSpec};
 use crate::reference::{Data, HostTensor};
 
@@ -50,6 +53,34 @@ impl<'a> TensorView<'a> {
     /// The elements, starting with the first of the tensor.
     pub fn data(&self) -> Data<'a> {
         self.data
+    }
+
+    /// The part of the tensor with the entries `range` of `axis`; the memory stays where it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::NarrowRange`] if `range` reaches beyond the axis or runs backwards.
+    pub fn narrow(&self, axis: Axis, range: Range<usize>) -> Result<TensorView<'a>, Error> {
+        let index = match axis {
+            Axis::Batch => 0,
+            Axis::Head => 1,
+            Axis::Token => 2,
+            Axis::Feature => 3,
+        };
+        let extent = self.spec.shape[index];
+        if range.start > range.end || range.end > extent {
+            return Err(Invalid::NarrowRange { axis, begin: range.start, end: range.end, extent }.into());
+        }
+        let mut spec = self.spec;
+        spec.shape[index] = range.len();
+        // The first element of a part that has elements lies within the span, which was checked.
+        let offset = if spec.is_empty() { 0 } else { (range.start as i64 * self.spec.strides[index]) as usize };
+        let data = match self.data {
+            Data::F16(elements) => Data::F16(&elements[offset..]),
+            Data::BF16(elements) => Data::BF16(&elements[offset..]),
+            Data::F32(elements) => Data::F32(&elements[offset..]),
+        };
+        Ok(TensorView { spec, data })
     }
 
     /// The bytes from the first element of the tensor to the last.
@@ -112,6 +143,20 @@ impl<'a> TensorViewMut<'a> {
     /// Type, shape and strides.
     pub fn spec(&self) -> &TensorSpec {
         &self.spec
+    }
+
+    /// The elements `[B, H, tokens, D]`, if they lie in memory in this order without gaps.
+    pub(super) fn contiguous(&mut self) -> Option<OutputMut<'_>> {
+        let dense = TensorSpec::new(Operand::Out, self.spec.dtype, &self.spec.shape, Layout::Hnd).ok()?;
+        if dense.strides != self.spec.strides {
+            return None;
+        }
+        let len = dense.span_elems(Operand::Out).ok()?;
+        Some(match &mut self.data {
+            DataMut::F16(out) => OutputMut::F16(&mut out[..len]),
+            DataMut::BF16(out) => OutputMut::BF16(&mut out[..len]),
+            DataMut::F32(out) => OutputMut::F32(&mut out[..len]),
+        })
     }
 
     /// Writes the tensor from contiguous f32 `[B, H, tokens, D]`, rounding to nearest even.

@@ -2,14 +2,13 @@
 
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sage_attn::{Attention, Device, Precision, ScaleGranularity, Smoothing};
 
 use super::compare::{Views, metrics};
 use super::file::Archive;
 use super::options::Input;
 use super::record::Record;
-use super::{Failure, print};
+use super::{Failure, print, progress};
 
 /// Options of `accuracy`.
 #[derive(Args)]
@@ -103,14 +102,4 @@ fn attention(variant: &Variant, causal: bool, device: Device) -> Attention {
         .granularity(variant.granularity)
         .smoothing(variant.smoothing)
         .device(device)
-}
-
-/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
-fn progress(len: usize, hidden: bool) -> ProgressBar {
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let progress = ProgressBar::with_draw_target(Some(len as u64), target);
-    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
-        Ok(style) => progress.with_style(style),
-        Err(_) => progress, // the default style does as well
-    }
 }

@@ -1,6 +1,7 @@
 //! `doctor`: what there is, what would be used, and why.
 
 use clap::Args;
+use sage_attn::cpu::Path;
 use sage_attn::device::{Gpu, MODULES, device_count, driver_version};
 use sage_attn::error::Operand;
 use sage_attn::plan::plan;
@@ -61,6 +62,9 @@ struct Cpu {
     architecture: &'static str,
     threads: usize,
     features: Vec<&'static str>,
+    /// Instruction set that attention on the CPU uses, and the others it could.
+    path: &'static str,
+    paths: Vec<&'static str>,
 }
 
 /// Runs the command.
@@ -112,6 +116,8 @@ fn find() -> Findings {
             architecture: std::env::consts::ARCH,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             features: cpu_features(),
+            path: Path::best().name(),
+            paths: Path::available().into_iter().map(Path::name).collect(),
         },
         uses,
         reason,
@@ -175,6 +181,7 @@ fn show(findings: &Findings) -> Result<(), Failure> {
     }
     let cpu = &findings.cpu;
     print(format_args!("cpu        {}, {} threads, {}", cpu.architecture, cpu.threads, cpu.features.join(" ")))?;
+    print(format_args!("           attention through {} (there are {})", cpu.path, cpu.paths.join(", ")))?;
     print(format_args!("uses       {}", findings.uses))?;
     match &findings.reason {
         Some(reason) => print(format_args!("why        {reason}")),
@@ -190,6 +197,9 @@ fn cpu_features() -> Vec<&'static str> {
         ("fma", std::arch::is_x86_feature_detected!("fma")),
         ("f16c", std::arch::is_x86_feature_detected!("f16c")),
         ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
+        ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
+        ("avxvnni", std::arch::is_x86_feature_detected!("avxvnni")),
     ];
     #[cfg(not(target_arch = "x86_64"))]
     let features: [(&str, bool); 0] = [];

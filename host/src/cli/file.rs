@@ -1,8 +1,8 @@
 //! Safetensors files: finding, checking and writing tensors.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Metadata;
@@ -159,8 +159,7 @@ pub struct Written {
     pub bytes: Vec<u8>,
 }
 
-/// Writes `tensors` to `path` so that a reader sees either the old file or the complete new one: into
-/// a temporary file beside it, which is then renamed.
+/// Writes `tensors` to `path` so that a reader sees either the old file or the complete new one.
 pub fn write(path: &Path, tensors: &[Written]) -> Result<(), Failure> {
     let failed = |what: &dyn std::fmt::Display| Failure::Other(format!("cannot write {}: {what}", path.display()));
     let views = tensors
@@ -177,17 +176,13 @@ pub fn write(path: &Path, tensors: &[Written]) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| failed(&error))?;
     let bytes = safetensors::serialize(views, None).map_err(|error| failed(&error))?;
-    let Some(name) = path.file_name() else {
-        return Err(Failure::Input(format!("cannot write {}: it names no file", path.display())));
-    };
-    let temporary = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(&bytes)?;
-        file.sync_all()
-    });
-    written.and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
-        // What matters is the first error; the temporary file may not even exist.
-        let _ = fs::remove_file(&temporary);
-        failed(&error)
+    replace(path, &bytes)
+}
+
+/// Writes `bytes` to `path` so that a reader sees either the old file or the complete new one.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    sage_attn::file::replace(path, bytes).map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput => Failure::Input(format!("cannot write {}: {error}", path.display())),
+        _ => Failure::Other(format!("cannot write {}: {error}", path.display())),
     })
 }

@@ -1,23 +1,31 @@
-//! `run`, `accuracy` and `doctor`: their options, and how they end.
+//! The commands: their options, and how they end.
 //!
 //! Exit status 0 is success, 2 is bad input (one sentence on stderr), 1 is any other failure.
 //! Results go to stdout; notes and progress to stderr.
 
 mod accuracy;
+mod bench;
+mod calibrate;
 mod compare;
+mod diffuse;
 mod doctor;
 mod file;
+mod lm;
 mod modifiers;
 mod options;
+mod plan;
 mod record;
 mod run;
+mod variant;
 
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sage_attn::Error;
+use serde::Serialize;
 
 /// Quantized attention (SageAttention2): INT4/INT8 Q Kᵀ and FP8 P V, on NVIDIA GPUs and on the CPU.
 #[derive(Parser)]
@@ -33,6 +41,16 @@ enum Command {
     Run(run::RunOptions),
     /// Measure the error of every precision, granularity and smoothing on a file's tensors.
     Accuracy(accuracy::AccuracyOptions),
+    /// Measure how fast attention is on this machine, by precision and number of tokens.
+    Bench(bench::BenchOptions),
+    /// Evaluate or run a language model (RustLM) under each precision of attention.
+    Lm(lm::LmOptions),
+    /// Measure precisions on a language model (RustLM) layer by layer and write a precision plan.
+    Calibrate(calibrate::CalibrateOptions),
+    /// Draw images with a diffusion transformer (Emoji DiT) under each precision of attention.
+    Diffuse(diffuse::DiffuseOptions),
+    /// Show a precision plan, or make one from measurements.
+    Plan(plan::PlanOptions),
     /// Show which devices there are, which kernels this build has, and what would be used.
     Doctor(doctor::DoctorOptions),
 }
@@ -75,6 +93,11 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Accuracy(options) => accuracy::accuracy(&options),
+        Command::Bench(options) => bench::bench(&options),
+        Command::Calibrate(options) => calibrate::calibrate(&options),
+        Command::Lm(options) => lm::lm(&options),
+        Command::Diffuse(options) => diffuse::diffuse(&options),
+        Command::Plan(options) => plan::plan(&options),
         Command::Doctor(options) => doctor::doctor(&options),
     };
     match result.and_then(|()| io::stdout().flush().map_err(Failure::stdout)) {
@@ -95,8 +118,24 @@ pub fn print(line: impl fmt::Display) -> Result<(), Failure> {
     writeln!(io::stdout(), "{line}").map_err(Failure::stdout)
 }
 
+/// Prints a line of JSON.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(value).map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
+    print(line)
+}
+
 /// Prints a note to stderr, where it does not mix with results.
 pub fn note(line: impl fmt::Display) {
     // A note that cannot be written is not worth failing for.
     let _ = writeln!(io::stderr(), "note: {line}");
+}
+
+/// A progress bar on stderr; hidden for JSON, and by indicatif where stderr is no terminal.
+pub fn progress(len: usize, hidden: bool) -> ProgressBar {
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let progress = ProgressBar::with_draw_target(Some(len as u64), target);
+    match ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}") {
+        Ok(style) => progress.with_style(style),
+        Err(_) => progress, // the default style does as well
+    }
 }

@@ -4,7 +4,7 @@ use sage_attn::Report;
 use sage_attn::metrics::Metrics;
 use serde::Serialize;
 
-use super::{Failure, print};
+use super::{Failure, print_json};
 
 /// One result. The keys are stable; figures that were not measured are null.
 #[derive(Serialize)]
@@ -52,8 +52,6 @@ impl<'a> Record<'a> {
 
     /// Prints the line.
     pub fn print(&self) -> Result<(), Failure> {
-        let line =
-            serde_json::to_string(self).map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
-        print(line)
+        print_json(self)
     }
 }

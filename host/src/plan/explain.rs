@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use sage_spec::Precision;
+use sage_spec::symbol::Arch;
+use sage_spec::{Precision, PvFormat};
 
 use super::{Plan, Verdict};
 
@@ -79,7 +80,7 @@ impl Plan {
                 "INT4 matrix instructions are emulated through INT8 from 9.0 on: INT4 gains no speed over INT8 here",
             );
         }
-        if (device.major, device.minor) == (9, 0) && self.stem.pv == sage_spec::PvFormat::Fp8 {
+        if (device.major, device.minor) == (9, 0) && self.stem.pv == PvFormat::Fp8 && self.stem.arch != Arch::Sm90a {
             notes.push("FP8 mma.sync is emulated through FP16 on 9.0: results are the same, the speed is FP16's");
         }
         notes

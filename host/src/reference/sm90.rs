@@ -78,6 +78,8 @@ impl Scratch {
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
         let q_scales = problem.q_scales(flat_block);
 
+        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(depth, key));
+
         unpack_int(problem.q_codes(flat_block), options.precision, q);
         out.fill(0.0);
         let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
@@ -105,13 +107,7 @@ impl Scratch {
                     delta_s: &shift,
                     sm_scale_log2: options.sm_scale * LOG2_E,
                 };
-                softmax_row(
-                    p,
-                    visible(row).saturating_sub(first).min(TILE),
-                    &dequantize,
-                    exponential,
-                    &mut states[row],
-                );
+                softmax_row(p, visible(row).saturating_sub(first).min(TILE), &dequantize, &is_exact, &mut states[row]);
                 alpha[row] = states[row].alpha;
             }
             for at in [0, BLOCK_KV] {
@@ -160,12 +156,13 @@ fn max_propagate_nan(a: f32, b: f32) -> f32 {
     if a.is_nan() || a > b { a } else { b }
 }
 
-/// One row of a tile: integer `scores` become the values of P's codes; the first `visible` keys count.
+/// One row of a tile: integer `scores` become the values of P's codes; the first `visible` keys count. `is_exact`
+/// tells which keys take the exact exponential.
 fn softmax_row(
     scores: &mut [f32],
     visible: usize,
     dequantize: &Dequantize,
-    exponential: Exponential,
+    is_exact: &[bool; TILE],
     state: &mut RowState,
 ) {
     let q_factor = dequantize.q_scale * dequantize.sm_scale_log2;
@@ -180,7 +177,7 @@ fn softmax_row(
     let mut sum = 0.0;
     for (key, x) in seen.iter_mut().enumerate() {
         let factor = dequantize.k_scale[key] * q_factor;
-        *x = if exponential.is_exact_key(key) {
+        *x = if is_exact[key] {
             round_e4m3(exp2_fast(x.mul_add(factor, P_MAX_LOG2 - max)))
         } else {
             direct_p(*x, factor, max)
@@ -223,7 +220,7 @@ mod tests {
             (0..8000)
                 .map(|i| {
                     let below = -8.0 * (i as f32 + 0.5) / 8000.0;
-                    let p = if Exponential::Mixed.is_exact_key(key) {
+                    let p = if Exponential::Mixed.is_exact_key(128, key) {
                         round_e4m3(exp2_fast(below + P_MAX_LOG2))
                     } else {
                         direct_p(below, 1.0, 0.0)
@@ -246,7 +243,7 @@ mod tests {
             k_scale[64] = f32::NAN;
             let dequantize = Dequantize { q_scale: 0.1, k_scale: &k_scale, delta_s: &[0.0; TILE], sm_scale_log2: 1.0 };
             let mut state = RowState::new(ROW_MAX_START);
-            softmax_row(&mut scores, visible, &dequantize, Exponential::Mixed, &mut state);
+            softmax_row(&mut scores, visible, &dequantize, &[true; TILE], &mut state);
             assert_eq!(state.alpha.is_nan(), is_nan);
         }
     }

@@ -36,8 +36,6 @@ pub mod convert;
 pub mod cp_async;
 #[cfg(target_arch = "nvptx64")]
 pub mod global;
-#[cfg(all(target_arch = "nvptx64", feature = "sm_90a"))]
-pub mod grid;
 #[cfg(target_arch = "nvptx64")]
 pub mod hint;
 #[cfg(target_arch = "nvptx64")]

@@ -23,21 +23,19 @@ impl Output {
     }
 }
 
-macro_rules! products {
+macro_rules! start_product {
     ($instruction:ident, $sum:expr, $p:expr, $v:expr) => {{
         let (p, v) = ($p, $v);
-        wgmma::fence();
         wgmma::$instruction($sum, [p[0], p[1], p[2], p[3]], v, 0);
         wgmma::$instruction($sum, [p[4], p[5], p[6], p[7]], v + 2, 1);
         wgmma::$instruction($sum, [p[8], p[9], p[10], p[11]], v + 4, 1);
         wgmma::$instruction($sum, [p[12], p[13], p[14], p[15]], v + 6, 1);
         wgmma::commit_group();
-        wgmma::wait_group::<0>();
     }};
 }
 
-/// `output = output · alpha + P V`. 64 channels at a time: their product needs 32 registers, and the whole
-/// would not fit beside the output.
+/// `output = output · alpha + P V`, 64 channels a group: those of the first are added while the tensor core works
+/// on the second.
 ///
 /// # Safety
 /// The warpgroup is converged; `v` is the descriptor of a tile that has landed.
@@ -45,24 +43,26 @@ macro_rules! products {
 pub unsafe fn accumulate<C: Config>(output: &mut Output, p: &P, v: u64, alpha: [f32; 2]) {
     /// 64 channels further, in 16-byte units of a descriptor.
     const HALF: u64 = (64 * BLOCK_KV / 16) as u64;
-    let mut high = v;
+    let (mut low, mut high) = ([0.0f32; 32], [0.0f32; 36]);
     // SAFETY: forwarded contract.
     unsafe {
+        wgmma::fence();
         if C::HEAD_DIM == 128 {
-            let mut sum = [0.0f32; 32];
-            products!(m64n64k32_e4m3, &mut sum, p, v);
+            start_product!(m64n64k32_e4m3, &mut low, p, v);
+            start_product!(m64n72k32_e4m3, &mut high, p, v + HALF);
+            wgmma::wait_group::<1>();
             let mut i = 0;
             while i < 32 {
-                output.low[i] = math::fma(output.low[i], alpha[i / 2 % 2], sum[i]);
+                output.low[i] = math::fma(output.low[i], alpha[i / 2 % 2], low[i]);
                 i += 1;
             }
-            high = v + HALF;
+        } else {
+            start_product!(m64n72k32_e4m3, &mut high, p, v);
         }
-        let mut sum = [0.0f32; 36];
-        products!(m64n72k32_e4m3, &mut sum, p, high);
+        wgmma::wait_group::<0>();
         let mut i = 0;
         while i < 36 {
-            output.high[i] = math::fma(output.high[i], alpha[i / 2 % 2], sum[i]);
+            output.high[i] = math::fma(output.high[i], alpha[i / 2 % 2], high[i]);
             i += 1;
         }
     }

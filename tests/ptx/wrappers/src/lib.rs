@@ -4,6 +4,8 @@
 #![feature(abi_ptx, asm_experimental_arch)]
 
 use cuda_std::kernel;
+#[cfg(feature = "sm_90a")]
+use cuda_std::{mbarrier, tma, warpgroup, wgmma};
 use cuda_std::{atomic, convert, cp_async, global, hint, ldmatrix, math, mma, shared, thread, warp};
 
 cuda_std::declare_dynamic_shared_memory!();
@@ -89,6 +91,8 @@ golden! {
     math_reciprocal_approx(x: f32) -> f32 = math::reciprocal_approx(x);
     math_reciprocal(x: f32) -> f32 = math::reciprocal(x);
     math_distinct_copy(x: f32) -> f32 = math::distinct_copy(x);
+    math_fma_saturate(a: f32, b: f32, c: f32) -> f32 = math::fma_saturate(a, b, c);
+    math_max_s32(a: u32, b: u32) -> u32 = math::max_s32(a, b);
 
     mma_m16n8k64_s4(
         a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: u32, c1: u32, c2: u32, c3: u32
@@ -132,4 +136,55 @@ golden! {
     mma_m16n8k32_e4m3(
         a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: f32, c1: f32, c2: f32, c3: f32
     ) -> [f32; 4] = mma::m16n8k32_e4m3([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]);
+}
+
+#[cfg(feature = "sm_90a")]
+golden! {
+    grid_wait_for_prerequisites() = cuda_std::grid::wait_for_prerequisites();
+    grid_launch_dependents() = cuda_std::grid::launch_dependents();
+
+    mbarrier_init(barrier: u32, arrivals: u32) = mbarrier::init(barrier, arrivals);
+    mbarrier_fence_init() = mbarrier::fence_init();
+    mbarrier_arrive(barrier: u32) = mbarrier::arrive(barrier);
+    mbarrier_arrive_expect_tx(barrier: u32, bytes: u32) = mbarrier::arrive_expect_tx(barrier, bytes);
+    mbarrier_try_wait(barrier: u32, parity: u32) -> u32 = mbarrier::try_wait(barrier, parity) as u32;
+    mbarrier_wait(barrier: u32, parity: u32) = mbarrier::wait(barrier, parity);
+
+    tma_fence_proxy_async() = tma::fence_proxy_async();
+    tma_prefetch_map(map: u64) = tma::prefetch_map(map);
+    tma_load_3d(shared: u32, map: u64, x: u32, y: u32, z: u32, barrier: u32) = tma::load_3d(shared, map, x, y, z, barrier);
+    tma_load_bulk(shared: u32, global: u64, bytes: u32, barrier: u32) = tma::load_bulk(shared, global, bytes, barrier);
+
+    warpgroup_decrease_registers() = warpgroup::decrease_registers::<24>();
+    warpgroup_increase_registers() = warpgroup::increase_registers::<160>();
+
+    wgmma_descriptor(address: u32) -> u64 = wgmma::descriptor(address, wgmma::Swizzle::Bytes128);
+    wgmma_fence() = wgmma::fence();
+    wgmma_commit_group() = wgmma::commit_group();
+    wgmma_wait_group() = wgmma::wait_group::<0>();
+    wgmma_m64n128k32_s8(a: u64, b: u64, accumulate: u32) -> [u32; 64] = {
+        let mut d = [0; 64];
+        wgmma::m64n128k32_s8(&mut d, a, b, accumulate);
+        d
+    };
+    wgmma_m64n64k32_e4m3(a0: u32, a1: u32, a2: u32, a3: u32, b: u64, accumulate: u32) -> [f32; 32] = {
+        let mut d = [0.0; 32];
+        wgmma::m64n64k32_e4m3(&mut d, [a0, a1, a2, a3], b, accumulate);
+        d
+    };
+    wgmma_m64n72k32_e4m3(a0: u32, a1: u32, a2: u32, a3: u32, b: u64, accumulate: u32) -> [f32; 36] = {
+        let mut d = [0.0; 36];
+        wgmma::m64n72k32_e4m3(&mut d, [a0, a1, a2, a3], b, accumulate);
+        d
+    };
+    wgmma_m64n128k32_e4m3(a0: u32, a1: u32, a2: u32, a3: u32, b: u64, accumulate: u32) -> [f32; 64] = {
+        let mut d = [0.0; 64];
+        wgmma::m64n128k32_e4m3(&mut d, [a0, a1, a2, a3], b, accumulate);
+        d
+    };
+    wgmma_m64n136k32_e4m3(a0: u32, a1: u32, a2: u32, a3: u32, b: u64, accumulate: u32) -> [f32; 68] = {
+        let mut d = [0.0; 68];
+        wgmma::m64n136k32_e4m3(&mut d, [a0, a1, a2, a3], b, accumulate);
+        d
+    };
 }

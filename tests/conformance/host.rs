@@ -1,0 +1,49 @@
+//! Cases on the executor.
+
+use conformance_kernels::Buffers;
+use conformance_kernels::hopper::Mapped;
+use cuda_std::executor::{Launch, Memory, TensorMap};
+
+use crate::cases::{Case, Kernel};
+
+/// Bytes of shared memory of every case: images and a barrier.
+pub const SHARED_BYTES: u32 = 32 << 10;
+
+/// The words that `case` writes.
+pub fn run(case: &Case) -> Vec<u32> {
+    let memory = &mut Memory::new();
+    let bytes: Vec<u8> = case.input.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let output_bytes = case.threads as usize * case.outputs * 4;
+    let buffers = Buffers {
+        input: memory.upload("input", &bytes),
+        image: memory.upload("image", &case.image),
+        output: memory.alloc("output", output_bytes),
+        image_bytes: case.image.len() as u32,
+        threads: case.threads,
+    };
+    let launch = Launch { shared_bytes: SHARED_BYTES, ..Launch::new(case.name, case.threads / case.block, case.block) };
+    let result = match case.kernel {
+        // SAFETY: the executor checks what the kernel asks for.
+        Kernel::Plain(kernel) => launch.run(memory, || unsafe { kernel(buffers) }),
+        Kernel::Mapped(kernel) => {
+            let tiles = case.tiles.expect("a mapped case has tiles");
+            let [width, rows, _] = tiles.extents;
+            let map = TensorMap {
+                base: buffers.image,
+                element_bytes: 1,
+                extents: tiles.extents,
+                strides: [u64::from(width), u64::from(width * rows)],
+                box_extents: [tiles.box_extents[0], tiles.box_extents[1], 1],
+                swizzle_bytes: tiles.box_extents[0],
+            };
+            let box_bytes = tiles.box_extents[0] * tiles.box_extents[1];
+            let mapped = Mapped { map: map.encode(), buffers, origin: tiles.origin, box_bytes };
+            // SAFETY: the executor checks what the kernel asks for.
+            launch.run(memory, || unsafe { kernel(mapped) })
+        }
+    };
+    result.unwrap_or_else(|fault| panic!("{fault}"));
+    assert_eq!(memory.first_undefined(buffers.output, output_bytes), None, "{}", case.name);
+    let bytes = memory.read(buffers.output, output_bytes);
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}

@@ -1,0 +1,341 @@
+//! One kernel per instruction of `cuda_std`, run on a GPU and on the executor with the same inputs.
+//!
+//! Thread `i` of the grid reads its words of `input`, executes the instruction and writes its words of
+//! `output`. Kernels that need shared memory first copy `image` to it, as it is.
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
+// Device code spells out its loops: an iterator may leave a call.
+#![allow(clippy::needless_range_loop)]
+
+use cuda_std::{convert, cp_async, global, kernel, ldmatrix, math, mma, shared, thread, warp};
+
+cuda_std::declare_dynamic_shared_memory!();
+
+/// Nothing in a kernel may panic.
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// What a kernel works on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffers {
+    /// u32 `[threads, inputs]`.
+    pub input: u64,
+    /// What shared memory holds, a multiple of 16 bytes.
+    pub image: u64,
+    /// Out: u32 `[threads, outputs]`.
+    pub output: u64,
+    /// Bytes of `image`.
+    pub image_bytes: u32,
+    /// Threads of the grid.
+    pub threads: u32,
+}
+
+/// The thread's words of the input.
+///
+/// # Safety
+/// `p` describes buffers of the launch.
+#[inline(always)]
+unsafe fn read<const N: usize>(p: &Buffers) -> [u32; N] {
+    let mut x = [0; N];
+    let mut i = 0;
+    while i < N {
+        // SAFETY: the caller vouches for the buffers.
+        x[i] = unsafe { global::load_u32(p.input + (thread::index_1d() as u64 * N as u64 + i as u64) * 4) };
+        i += 1;
+    }
+    x
+}
+
+/// The thread's words of the output.
+///
+/// # Safety
+/// As for [`read`].
+#[inline(always)]
+unsafe fn write<const N: usize>(p: &Buffers, y: [u32; N]) {
+    let mut i = 0;
+    while i < N {
+        // SAFETY: the caller vouches for the buffers.
+        unsafe { global::store_u32(p.output + (thread::index_1d() as u64 * N as u64 + i as u64) * 4, y[i]) };
+        i += 1;
+    }
+}
+
+/// Copies the image to shared memory, for all threads and for the asynchronous proxy; its address.
+///
+/// # Safety
+/// As for [`read`]; all threads of the CTA call it.
+#[inline(always)]
+unsafe fn load_image(p: &Buffers) -> u32 {
+    let smem = shared::dynamic_shared_mem();
+    // SAFETY: the caller vouches for the buffers; a barrier follows.
+    unsafe {
+        let mut offset = thread::thread_idx_x() * 16;
+        while offset < p.image_bytes {
+            shared::store_u32x4(smem + offset, global::load_u32x4(p.image + offset as u64));
+            offset += thread::block_dim_x() * 16;
+        }
+        #[cfg(feature = "sm_90a")]
+        cuda_std::tma::fence_proxy_async();
+        thread::sync_threads();
+    }
+    smem
+}
+
+/// A kernel that maps a thread's words.
+macro_rules! kernels {
+    ($($name:ident($x:ident: $inputs:literal) -> $outputs:literal = $y:expr;)*) => { $(
+        /// The instruction it is named after.
+        ///
+        /// # Safety
+        /// [`Buffers`] of as many threads as the grid has.
+        #[kernel(max_threads = 128)]
+        #[allow(unused_unsafe)]
+        pub unsafe fn $name(p: Buffers) {
+            // SAFETY: forwarded contract; whole warps are here.
+            unsafe {
+                let $x = read::<$inputs>(&p);
+                let y: [u32; $outputs] = $y;
+                write(&p, y);
+            }
+        }
+    )* };
+}
+
+/// A kernel that maps a thread's words and shared memory.
+macro_rules! shared_kernels {
+    ($($name:ident($smem:ident, $x:ident: $inputs:literal) -> $outputs:literal = $y:expr;)*) => { $(
+        /// The instruction it is named after.
+        ///
+        /// # Safety
+        /// [`Buffers`] of as many threads as the grid has, which is one CTA.
+        #[kernel(max_threads = 128)]
+        #[allow(unused_unsafe)]
+        pub unsafe fn $name(p: Buffers) {
+            // SAFETY: forwarded contract; whole warps are here.
+            unsafe {
+                let $smem = load_image(&p);
+                let $x = read::<$inputs>(&p);
+                let y: [u32; $outputs] = $y;
+                write(&p, y);
+            }
+        }
+    )* };
+}
+
+#[inline(always)]
+fn f(bits: u32) -> f32 {
+    f32::from_bits(bits)
+}
+
+kernels! {
+    f16_to_f32(x: 1) -> 1 = [convert::f16_to_f32(x[0]).to_bits()];
+    bf16_to_f32(x: 1) -> 1 = [convert::bf16_to_f32(x[0]).to_bits()];
+    f32_to_f16x2(x: 2) -> 1 = [convert::f32_to_f16x2(f(x[0]), f(x[1]))];
+    f32_to_bf16x2(x: 2) -> 1 = [convert::f32_to_bf16x2(f(x[0]), f(x[1]))];
+    permute_bytes(x: 2) -> 4 = [
+        convert::permute_bytes::<0x5410>(x[0], x[1]),
+        convert::permute_bytes::<0x0040>(x[0], x[1]),
+        convert::permute_bytes::<0x7362>(x[0], x[1]),
+        convert::permute_bytes::<0xba98>(x[0], x[1])
+    ];
+    fma(x: 3) -> 1 = [math::fma(f(x[0]), f(x[1]), f(x[2])).to_bits()];
+    fma_saturate(x: 3) -> 1 = [math::fma_saturate(f(x[0]), f(x[1]), f(x[2])).to_bits()];
+    max(x: 2) -> 1 = [math::max(f(x[0]), f(x[1])).to_bits()];
+    max_propagate_nan(x: 2) -> 1 = [math::max_propagate_nan(f(x[0]), f(x[1])).to_bits()];
+    min_propagate_nan(x: 2) -> 1 = [math::min_propagate_nan(f(x[0]), f(x[1])).to_bits()];
+    max_s32(x: 2) -> 1 = [math::max_s32(x[0], x[1])];
+    abs(x: 1) -> 1 = [math::abs(f(x[0])).to_bits()];
+    exp2(x: 1) -> 1 = [math::exp2(f(x[0])).to_bits()];
+    log2(x: 1) -> 1 = [math::log2(f(x[0])).to_bits()];
+    reciprocal(x: 1) -> 1 = [math::reciprocal(f(x[0])).to_bits()];
+    div_u32(x: 2) -> 1 = [math::div_u32(x[0], x[1] | 1)];
+    places(x: 1) -> 4 = [x[0] + thread::thread_idx_x(), thread::block_idx_x(), thread::index_1d(), warp::lane_id()];
+    shuffle_xor(x: 1) -> 5 = [
+        warp::shuffle_xor(x[0], 1),
+        warp::shuffle_xor(x[0], 2),
+        warp::shuffle_xor(x[0], 4),
+        warp::shuffle_xor(x[0], 8),
+        warp::shuffle_xor_f32(f(x[0]), 16).to_bits()
+    ];
+    shuffle_idx(x: 2) -> 1 = [warp::shuffle_idx(x[0], x[1] % 32)];
+    mma_s4(x: 10) -> 4 = mma::m16n8k64_s4([x[0], x[1], x[2], x[3]], [x[4], x[5]], [x[6], x[7], x[8], x[9]]);
+    mma_s8(x: 10) -> 4 = mma::m16n8k32_s8([x[0], x[1], x[2], x[3]], [x[4], x[5]], [x[6], x[7], x[8], x[9]]);
+    mma_f16(x: 10) -> 4 = mma::m16n8k16_f16(
+        [x[0], x[1], x[2], x[3]], [x[4], x[5]], [f(x[6]), f(x[7]), f(x[8]), f(x[9])]
+    ).map(f32::to_bits);
+}
+
+shared_kernels! {
+    shared_words(smem, x: 1) -> 5 = {
+        let v = shared::load_u32x4(smem + x[0] / 4 * 16);
+        [shared::load_u32(smem + x[0] * 4), v[0], v[1], v[2], v[3]]
+    };
+    matrices(smem, x: 1) -> 4 = ldmatrix::x4(smem + x[0] * 16);
+    matrices_transposed(smem, x: 1) -> 4 = ldmatrix::x4_trans(smem + x[0] * 16);
+}
+
+/// `cp.async`: a thread copies the chunk of the image that its word names, another reads it.
+///
+/// # Safety
+/// [`Buffers`] of as many threads as the grid has, which is one CTA.
+#[kernel(max_threads = 128)]
+pub unsafe fn copies(p: Buffers) {
+    let (smem, me) = (shared::dynamic_shared_mem(), thread::thread_idx_x());
+    // SAFETY: forwarded contract; copies are waited for and a barrier follows.
+    unsafe {
+        let [chunk] = read::<1>(&p);
+        cp_async::copy16(smem + me * 16, p.image + chunk as u64 * 16);
+        cp_async::commit_group();
+        cp_async::wait_group::<0>();
+        thread::sync_threads();
+        write(&p, shared::load_u32x4(smem + (me ^ 33) * 16));
+    }
+}
+
+#[cfg(feature = "sm_89")]
+kernels! {
+    f32_to_e4m3x4(x: 4) -> 1 = [convert::f32_to_e4m3x4([f(x[0]), f(x[1]), f(x[2]), f(x[3])])];
+    mma_e4m3(x: 10) -> 4 = mma::m16n8k32_e4m3(
+        [x[0], x[1], x[2], x[3]], [x[4], x[5]], [f(x[6]), f(x[7]), f(x[8]), f(x[9])]
+    ).map(f32::to_bits);
+}
+
+/// Hopper's products and copies.
+#[cfg(feature = "sm_90a")]
+pub mod hopper {
+    use super::*;
+    use cuda_std::{mbarrier, tma, wgmma};
+
+    /// `wgmma` of s8: A is the image's first 64 rows, B the next 128, both of one swizzle; the thread's words are
+    /// D, to which the product over all of K is added.
+    macro_rules! integers {
+        ($($name:ident, $swizzle:ident, $row_bytes:literal;)*) => { $(
+            /// The instruction it is named after.
+            ///
+            /// # Safety
+            /// [`Buffers`] of one warpgroup.
+            #[kernel(max_threads = 128)]
+            pub unsafe fn $name(p: Buffers) {
+                // SAFETY: forwarded contract.
+                unsafe {
+                    let smem = load_image(&p);
+                    let mut d = read::<64>(&p);
+                    let a = wgmma::descriptor(smem, wgmma::Swizzle::$swizzle);
+                    let b = wgmma::descriptor(smem + 64 * $row_bytes, wgmma::Swizzle::$swizzle);
+                    wgmma::fence();
+                    wgmma::m64n128k32_s8(&mut d, a, b, 1);
+                    wgmma::m64n128k32_s8(&mut d, a + 2, b + 2, 1);
+                    if $row_bytes == 128 {
+                        wgmma::m64n128k32_s8(&mut d, a + 4, b + 4, 1);
+                        wgmma::m64n128k32_s8(&mut d, a + 6, b + 6, 1);
+                    }
+                    wgmma::commit_group();
+                    wgmma::wait_group::<0>();
+                    write(&p, d);
+                }
+            }
+        )* };
+    }
+
+    integers! {
+        wgmma_s8_swizzle64, Bytes64, 64;
+        wgmma_s8_swizzle128, Bytes128, 128;
+    }
+
+    /// `wgmma` of E4M3: A is the thread's four words, B the image's rows; chunk 2 of every row is where K starts.
+    macro_rules! floats {
+        ($($name:ident, $instruction:ident, $words:literal;)*) => { $(
+            /// The instruction it is named after.
+            ///
+            /// # Safety
+            /// [`Buffers`] of one warpgroup.
+            #[kernel(max_threads = 128)]
+            pub unsafe fn $name(p: Buffers) {
+                // SAFETY: forwarded contract.
+                unsafe {
+                    let smem = load_image(&p);
+                    let a = read::<4>(&p);
+                    let mut d = [0.0f32; $words];
+                    wgmma::fence();
+                    wgmma::$instruction(&mut d, a, wgmma::descriptor(smem, wgmma::Swizzle::Bytes128) + 2, 0);
+                    wgmma::commit_group();
+                    wgmma::wait_group::<0>();
+                    write(&p, d.map(f32::to_bits));
+                }
+            }
+        )* };
+    }
+
+    floats! {
+        wgmma_e4m3_n64, m64n64k32_e4m3, 32;
+        wgmma_e4m3_n72, m64n72k32_e4m3, 36;
+        wgmma_e4m3_n128, m64n128k32_e4m3, 64;
+        wgmma_e4m3_n136, m64n136k32_e4m3, 68;
+    }
+
+    /// `cp.async.bulk`: one thread copies the whole image, every thread reads the chunk that its word names.
+    ///
+    /// # Safety
+    /// [`Buffers`] of one CTA; the image is at most 16 KiB.
+    #[kernel(max_threads = 128)]
+    pub unsafe fn bulk_copy(p: Buffers) {
+        let smem = shared::dynamic_shared_mem();
+        let barrier = smem + 16_384;
+        // SAFETY: forwarded contract.
+        unsafe {
+            if thread::thread_idx_x() == 0 {
+                mbarrier::init(barrier, 1);
+                mbarrier::fence_init();
+                mbarrier::arrive_expect_tx(barrier, p.image_bytes);
+                tma::load_bulk(smem, p.image, p.image_bytes, barrier);
+            }
+            thread::sync_threads();
+            mbarrier::wait(barrier, 0);
+            let [chunk] = read::<1>(&p);
+            write(&p, shared::load_u32x4(smem + chunk * 16));
+        }
+    }
+
+    /// A map beside the buffers, which it describes.
+    #[repr(C, align(16))]
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Mapped {
+        /// Of the image.
+        pub map: [u64; 16],
+        /// The rest.
+        pub buffers: Buffers,
+        /// First element, row and plane of the box.
+        pub origin: [u32; 3],
+        /// Bytes of a box.
+        pub box_bytes: u32,
+    }
+
+    /// `cp.async.bulk.tensor`: one thread copies a box, every thread reads the chunk of shared memory that its word
+    /// names.
+    ///
+    /// # Safety
+    /// [`Mapped`] of one CTA; a box is at most 16 KiB.
+    #[kernel(max_threads = 128, parameter_align = 64)]
+    pub unsafe fn tensor_copy(p: Mapped) {
+        let map = cuda_std::parameter_address!(tensor_copy, p);
+        let smem = shared::dynamic_shared_mem();
+        let barrier = smem + 16_384;
+        // SAFETY: forwarded contract.
+        unsafe {
+            if thread::thread_idx_x() == 0 {
+                mbarrier::init(barrier, 1);
+                mbarrier::fence_init();
+                mbarrier::arrive_expect_tx(barrier, p.box_bytes);
+                tma::load_3d(smem, map, p.origin[0], p.origin[1], p.origin[2], barrier);
+            }
+            thread::sync_threads();
+            mbarrier::wait(barrier, 0);
+            let [chunk] = read::<1>(&p.buffers);
+            write(&p.buffers, shared::load_u32x4(smem + chunk * 16));
+        }
+    }
+}

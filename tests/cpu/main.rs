@@ -1,0 +1,61 @@
+//! The CPU back end against the reference, on every instruction set of the CPU at hand.
+
+#[path = "../reference/problem.rs"]
+#[allow(dead_code)] // shared with the tests of the reference
+mod problem;
+
+use problem::{Problem, Tensors, config, problems};
+use proptest::prelude::*;
+use sage_attn::cpu::{self, OutputMut, Path};
+use sage_attn::metrics::Metrics;
+use sage_attn::reference::{HostTensor, Output, attention_f32, attention_unrounded_p};
+use sage_spec::Dims;
+use sage_tests::compare::{Bounds, compare_rows};
+
+fn quantized(path: Path, problem: &Problem, t: &Tensors) -> Output {
+    let (d, o) = (&problem.dims, &problem.options);
+    let mut out = vec![f32::NAN; t.q.len()];
+    let lse = cpu::attention_quantized(path, d, &problem.quantize(t), &t.k(d), o, OutputMut::F32(&mut out));
+    Output { out, lse }
+}
+
+fn exact(path: Path, problem: &Problem, t: &Tensors) -> Output {
+    let (d, o) = (&problem.dims, &problem.options);
+    let mut out = vec![f32::NAN; t.q.len()];
+    let operands = [&t.q(d), &t.k(d), &t.v(d)];
+    let lse = cpu::attention_exact(path, d, operands, o.causal, o.sm_scale, OutputMut::F32(&mut out));
+    Output { out, lse }
+}
+
+proptest! {
+    #![proptest_config(config(48))]
+
+    #[test]
+    fn exact_agrees_with_f64(problem in problems()) {
+        let t = problem.tensors();
+        let truth = problem.f64(&t);
+        for path in Path::available() {
+            let actual = exact(path, &problem, &t);
+            for (a, e) in actual.out.iter().zip(&truth.out).chain(actual.lse.iter().zip(&truth.lse)) {
+                let equal = f64::from(*a) == *e || (f64::from(*a) - e).abs() <= 1e-5 * e.abs().max(1.0);
+                prop_assert!(equal, "{}: {a} {e}", path.name());
+            }
+        }
+    }
+
+    /// The ideal kernel makes the same of the same codes, but for the rounding of P to bf16.
+    #[test]
+    fn quantized_is_nearer_to_the_ideal_than_the_kernels(problem in problems()) {
+        let (d, t) = (&problem.dims, problem.tensors());
+        let ideal = attention_unrounded_p(d, &problem.quantize(&t), &t.k(d), &problem.options);
+        for path in Path::available() {
+            let actual = quantized(path, &problem, &t);
+            let bounds = Bounds { element: 0.004, row_l1: 0.004 };
+            compare_rows(&actual.out, &ideal.out, d.head_dim, bounds).map_err(|e| TestCaseError::fail(format!("{}: {e}", path.name())))?;
+            for (a, e) in actual.lse.iter().zip(&ideal.lse) {
+                let equal = f64::from(*a) == *e || (f64::from(*a) - e).abs() <= 2e-5 * e.abs().max(1.0);
+                prop_assert!(equal, "{}: LSE {a} {e}", path.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Every length of the last tile, of queries and of keys.
+
+use sage_spec::Dims;
+use sage_spec::symbol::{Arch, STEMS, Stem};
+use sage_tests::judge::judge;
+use sage_tests::setup::Setup;
+
+use crate::device::run;
+
+/// Lengths up to past a whole tile of every kernel: 128 queries or keys, and 64 of the smaller ones.
+const LENGTHS: std::ops::RangeInclusive<usize> = 0..=130;
+
+fn check(stem: Stem, seqlen_q: usize, seqlen_kv: usize) {
+    let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim: 16 };
+    let causal = (seqlen_q + seqlen_kv) % 2 == 1;
+    let case = Setup { causal, ..Setup::new(stem, dims) }.noisy();
+    let outcome = run(&case, (seqlen_q * 131 + seqlen_kv) as u64);
+    let outcome = outcome.unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
+    judge(&case, &outcome).unwrap_or_else(|what| panic!("{}: {what}", case.describe()));
+}
+
+/// The kernel with the exact exponential of each architecture, in the precision it is made for.
+fn stem(arch: Arch) -> Stem {
+    let name = match arch {
+        Arch::Sm80 => "sm80_int8_f16_fwd",
+        Arch::Sm89 => "sm89_int4_fp8_fwd",
+        Arch::Sm90a => "sm90_int8_fp8_exp2_fwd",
+    };
+    STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists")
+}
+
+#[test]
+fn every_number_of_keys() {
+    for arch in Arch::ALL {
+        LENGTHS.for_each(|keys| check(stem(arch), 3, keys));
+    }
+}
+
+#[test]
+fn every_number_of_queries() {
+    for arch in Arch::ALL {
+        LENGTHS.for_each(|queries| check(stem(arch), queries, 5));
+    }
+}

@@ -1,0 +1,4 @@
+//! Models on top of the library's attention.
+
+mod emoji_dit;
+mod rustlm;
