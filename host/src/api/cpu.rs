@@ -1,4 +1,5 @@
-//! Attention on the CPU.
+//! Attention on the CPU: the fast path where it computes what is asked, the reference where there are
+//! modifiers.
 
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use super::side::SideInputs;
 use super::tensor::{TensorView, TensorViewMut};
 use crate::cpu::{self, OutputMut, Path};
 use crate::problem::Problem;
-use crate::reference::{self, HostTensor, Options, Output};
+use crate::reference::{self, HostTensor, Options};
 
 /// Computes `problem` into `out`; returns the log-sum-exp of every row and the report.
 pub fn run(
@@ -26,19 +27,20 @@ pub fn run(
         Some(precision) => (format!("cpu_{}_{}_fwd", precision.name(), pv.name()), Some(pv)),
     };
     let mut report = Report::new(problem, kernel, "cpu".into(), pv);
-    let start = Instant::now();
     let tensors = [q.host(), k.host(), v.host()];
+    let start = Instant::now();
     let lse = match out.contiguous() {
         Some(out) if problem.is_plain() && problem.sequences().is_none() => {
             attend_plain(problem, tensors, out, &mut report)
         }
         _ => {
-            let result = match problem.sequences() {
-                None => attend(problem, tensors, side, 0, &mut report),
-                Some(_) => attend_packed(problem, tensors, side, &mut report),
+            let mut copy = vec![0.0; q.spec().shape.iter().product()];
+            let lse = match problem.sequences() {
+                None => attend(problem, tensors, side, 0, &mut copy, &mut report),
+                Some(_) => attend_packed(problem, tensors, side, &mut copy, &mut report),
             };
-            out.store_f32(&result.out);
-            result.lse
+            out.store_f32(&copy);
+            lse
         }
     };
     report.e2e_ms = milliseconds(start);
@@ -50,11 +52,11 @@ fn attend_packed(
     problem: &Problem,
     [q, k, v]: [HostTensor<'_>; 3],
     side: &SideInputs<'_>,
+    out: &mut [f32],
     report: &mut Report,
-) -> Output {
+) -> Vec<f32> {
     let (dims, head_dim) = (problem.dims(), problem.dims().head_dim);
-    let rows = problem.lse_elems();
-    let mut result = Output { out: vec![0.0; rows * head_dim], lse: vec![f32::NEG_INFINITY; rows] };
+    let mut lse = vec![f32::NEG_INFINITY; problem.lse_elems()];
     let sequences = problem
         .sequences()
         .into_iter()
@@ -62,50 +64,49 @@ fn attend_packed(
     for (index, rows, keys) in sequences {
         let Some(of_sequence) = problem.sequence(index) else { continue };
         let tensors = [q.from_token(rows.start), k.from_token(keys.start), v.from_token(keys.start)];
-        let part = attend(&of_sequence, tensors, side, index, report);
+        let mut part = vec![0.0; dims.num_heads_q * rows.len() * head_dim];
+        let part_lse = attend(&of_sequence, tensors, side, index, &mut part, report);
         for head in 0..dims.num_heads_q {
             let (from, to) = (head * rows.len(), head * dims.seqlen_q + rows.start);
-            result.lse[to..to + rows.len()].copy_from_slice(&part.lse[from..from + rows.len()]);
-            let out = &mut result.out[to * head_dim..(to + rows.len()) * head_dim];
-            out.copy_from_slice(&part.out[from * head_dim..(from + rows.len()) * head_dim]);
+            lse[to..to + rows.len()].copy_from_slice(&part_lse[from..from + rows.len()]);
+            let out = &mut out[to * head_dim..(to + rows.len()) * head_dim];
+            out.copy_from_slice(&part[from * head_dim..(from + rows.len()) * head_dim]);
         }
     }
-    result
+    lse
 }
 
-/// One batch of sequences of equal lengths, with the side inputs from batch entry `entry` on; adds the
-/// time of attention to the report.
+/// One batch of sequences of equal lengths, with the side inputs from batch entry `entry` on, into
+/// contiguous `out`; adds the time of attention to the report.
 fn attend(
     problem: &Problem,
     tensors: [HostTensor<'_>; 3],
     side: &SideInputs<'_>,
     entry: usize,
+    out: &mut [f32],
     report: &mut Report,
-) -> Output {
-    let dims = problem.dims();
+) -> Vec<f32> {
     if problem.is_plain() {
-        let mut out = vec![0.0; dims.batch * dims.num_heads_q * dims.seqlen_q * dims.head_dim];
-        let lse = attend_plain(problem, tensors, OutputMut::F32(&mut out), report);
-        return Output { out, lse };
+        return attend_plain(problem, tensors, OutputMut::F32(out), report);
     }
-    let [q, k, v] = tensors;
+    let ([q, k, v], dims) = (tensors, problem.dims());
     let modifiers = side.host(dims, problem.modifiers(), entry);
-    let (causal, sm_scale) = (problem.causal(), problem.sm_scale());
-    let Some(precision) = problem.codes() else {
-        let attended = Instant::now();
-        let result = reference::attention_f32_with(dims, &q, &k, &v, causal, sm_scale, &modifiers);
-        report.kernel_ms += milliseconds(attended);
-        return result;
+    let (attended, result) = match options(problem) {
+        None => {
+            let (causal, sm_scale) = (problem.causal(), problem.sm_scale());
+            (Instant::now(), reference::attention_f32_with(dims, &q, &k, &v, causal, sm_scale, &modifiers))
+        }
+        Some(options) => {
+            let quantized = reference::quantize(dims, &q, &k, &v, &options);
+            (Instant::now(), reference::attention_quantized_with(dims, &quantized, &k, &options, &modifiers))
+        }
     };
-    let options = options(problem, precision);
-    let quantized = reference::quantize(dims, &q, &k, &v, &options);
-    let attended = Instant::now();
-    let result = reference::attention_quantized_with(dims, &quantized, &k, &options, &modifiers);
     report.kernel_ms += milliseconds(attended);
-    result
+    out.copy_from_slice(&result.out);
+    result.lse
 }
 
-/// Attention without modifiers, which the vectorised back end computes; adds its time to the report.
+/// [`attend`] without modifiers.
 fn attend_plain(
     problem: &Problem,
     [q, k, v]: [HostTensor<'_>; 3],
@@ -113,33 +114,33 @@ fn attend_plain(
     report: &mut Report,
 ) -> Vec<f32> {
     let (path, dims) = (Path::best(), problem.dims());
-    let Some(precision) = problem.codes() else {
-        let attended = Instant::now();
-        let lse = cpu::attention_exact(path, dims, [&q, &k, &v], problem.causal(), problem.sm_scale(), out);
-        report.kernel_ms += milliseconds(attended);
-        return lse;
+    let (attended, lse) = match options(problem) {
+        None => {
+            let (causal, sm_scale) = (problem.causal(), problem.sm_scale());
+            (Instant::now(), cpu::attention_exact(path, dims, [&q, &k, &v], causal, sm_scale, out))
+        }
+        Some(options) => {
+            let quantized = cpu::quantize(path, dims, [&q, &k, &v], &options);
+            (Instant::now(), cpu::attention_quantized(path, dims, &quantized, &k, &options, out))
+        }
     };
-    let options = options(problem, precision);
-    let quantized = cpu::quantize(path, dims, [&q, &k, &v], &options);
-    let attended = Instant::now();
-    let lse = cpu::attention_quantized(path, dims, &quantized, &k, &options, out);
     report.kernel_ms += milliseconds(attended);
     lse
 }
 
-/// What the quantizers and attention need to know of `problem`.
-fn options(problem: &Problem, precision: sage_spec::Precision) -> Options {
+/// How to quantize; `None` if the precision is exact.
+fn options(problem: &Problem) -> Option<Options> {
     let smoothing = problem.smoothing();
-    Options {
+    Some(Options {
         causal: problem.causal(),
         sm_scale: problem.sm_scale(),
-        precision,
+        precision: problem.codes()?,
         granularity: problem.granularity(),
         pv: problem.pv().unwrap_or(PvFormat::Fp8),
         smooth_q: smoothing.q,
         smooth_k: smoothing.k,
         smooth_v: smoothing.v,
-    }
+    })
 }
 
 fn milliseconds(since: Instant) -> f64 {
