@@ -96,8 +96,8 @@ fn fragments_of_ldmatrix_are_where_the_isa_puts_them() {
 /// Place of byte `k` of row `row` in a swizzled K-major tile.
 fn place(row: usize, k: usize, row_bytes: usize) -> usize {
     let chunk = match row_bytes {
-        128 => k / 16 ^ row % 8,
-        _ => k / 16 ^ row / 2 % 4,
+        128 => (k / 16) ^ (row % 8),
+        _ => (k / 16) ^ (row / 2 % 4),
     };
     row * row_bytes + chunk * 16 + k % 16
 }

@@ -4,13 +4,14 @@
 #[allow(dead_code)] // shared with the tests of the reference
 mod problem;
 
-use problem::{Problem, Tensors, config, problems};
+use problem::{Problem, Tensors, problems};
 use proptest::prelude::*;
 use sage_attn::cpu::{self, OutputMut, Path};
 use sage_attn::metrics::Metrics;
 use sage_attn::reference::{HostTensor, Output, attention_f32, attention_unrounded_p};
 use sage_spec::Dims;
 use sage_tests::compare::{Bounds, compare_rows};
+use sage_tests::generate::config;
 
 fn quantized(path: Path, problem: &Problem, t: &Tensors) -> Output {
     let (d, o) = (&problem.dims, &problem.options);

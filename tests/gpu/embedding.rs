@@ -12,8 +12,8 @@ use sage_attn::plan::{Plan, plan};
 use sage_attn::problem::TensorSpec;
 use serde_json::json;
 
-use sage_tests::case::{Case, Limits};
 use crate::harness::{gpu, record, run};
+use sage_tests::case::{Case, Limits};
 
 /// Random cases that launch something on this device.
 fn cases(gpu: &Gpu, count: usize) -> Vec<Case> {
