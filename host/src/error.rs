@@ -3,10 +3,14 @@
 //! and what the driver reports ([`DeviceError`]). Each variant carries the offending value and what
 //! would be right.
 
+mod modifiers;
+
 use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
+
+pub use modifiers::ModifierError;
 
 use crate::adaptive::AdaptiveError;
 use crate::problem::DType;
@@ -18,6 +22,9 @@ pub enum Error {
     /// The request contradicts itself.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// A modifier of the request contradicts itself or the tensors.
+    #[error(transparent)]
+    Modifier(#[from] ModifierError),
     /// The request is sound but outside what this library does.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
@@ -47,6 +54,14 @@ pub enum Operand {
     Lse,
     /// Scratch memory of a plan.
     Workspace,
+    /// Additive bias.
+    Bias,
+    /// Boolean mask.
+    Mask,
+    /// ALiBi slopes.
+    Alibi,
+    /// Logits of attention sinks.
+    Sinks,
     /// A tensor whose role is not known yet.
     Tensor,
 }
@@ -60,6 +75,10 @@ impl fmt::Display for Operand {
             Operand::Out => "out",
             Operand::Lse => "lse",
             Operand::Workspace => "workspace",
+            Operand::Bias => "bias",
+            Operand::Mask => "mask",
+            Operand::Alibi => "alibi",
+            Operand::Sinks => "sinks",
             Operand::Tensor => "the tensor",
         })
     }
@@ -297,6 +316,24 @@ pub enum Invalid {
         /// Whether the plan computes the log-sum-exp.
         planned: bool,
     },
+    /// A launch lacks a side input that was planned for, or has one that was not.
+    #[error("the plan was made {} {operand}, but the launch has {}", if *.planned { "with" } else { "without" }, if *.planned { "none" } else { "it" })]
+    SidePresence {
+        /// The side input.
+        operand: Operand,
+        /// Whether the plan has it.
+        planned: bool,
+    },
+    /// A side input is shorter than its shape says.
+    #[error("{operand} has {bytes} bytes; its shape and strides need {needed}")]
+    SideTooShort {
+        /// The side input.
+        operand: Operand,
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes needed.
+        needed: usize,
+    },
     /// The softmax scale is not a number or infinite.
     #[error("sm_scale is {sm_scale}; it must be finite")]
     SmScaleNotFinite {
@@ -460,6 +497,19 @@ pub enum PlanError {
         /// Minor compute capability.
         minor: u32,
     },
+    /// The kernel asked for does not compute what was asked for.
+    #[error("{kernel} does not compute {}; GPU kernels support {supported}, device cpu supports all of them", .wanted.join(", "))]
+    Modifiers {
+        /// Stem asked for.
+        kernel: &'static str,
+        /// What it lacks.
+        wanted: Vec<&'static str>,
+        /// What there is.
+        supported: &'static str,
+    },
+    /// Packed sequences are planned together, by another function.
+    #[error("a plan is for sequences of equal lengths; use plan_packed for packed sequences")]
+    PackedSequences,
     /// A launch would need more CTAs than a grid may have.
     #[error("{symbol} would need {ctas} CTAs; a grid has at most {max}")]
     GridTooLarge {

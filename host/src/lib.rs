@@ -45,7 +45,10 @@
 //!
 //! * The output and the log-sum-exp are `softmax` and `ln Σ exp` of the scores of the keys a row sees;
 //!   a row that sees none is 0 and −∞.
-//! * The causal mask is aligned bottom-right: row `i` of `M` sees keys up to `i + N − M`.
+//! * The causal mask is aligned bottom-right unless [`Alignment::TopLeft`] is asked for: row `i` of `M`
+//!   sees keys up to `i + N − M`.
+//! * Windows, soft-cap, ALiBi, biases, masks, sinks and packed sequences ([`SideInputs`]) are computed or
+//!   refused with an error that names what is supported; none is ignored.
 //! * No output elements (batch, heads or queries are 0): nothing happens, successfully.
 //! * NaN and infinity are never dropped: they reach every row that attends to their head. Padding and
 //!   unused memory never reach a result.
@@ -71,14 +74,15 @@ pub mod problem;
 pub mod reference;
 
 pub use api::{
-    Attention, Device, Merged, Output, Report, Summary, Tensor, TensorView, TensorViewMut, merge, merge_into,
+    Attention, BiasView, Device, MaskView, Merged, Output, Report, SideInputs, Summary, Tensor, TensorView,
+    TensorViewMut, alibi_slopes, merge, merge_into,
 };
 pub use cudarc;
 pub use error::Error;
 pub use half;
-pub use problem::{DType, Element, Layout, Precision, Smoothing};
+pub use problem::{DType, Element, Layout, Precision, Sequences, Smoothing};
 pub use sage_spec as spec;
-pub use sage_spec::{PvFormat, ScaleGranularity};
+pub use sage_spec::{Alignment, PvFormat, ScaleGranularity, Window};
 
 /// Compiles the examples of the documents.
 #[cfg(doctest)]
@@ -87,4 +91,6 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../docs/embedding.md")]
     struct Embedding;
+    #[doc = include_str!("../../docs/accuracy.md")]
+    struct Accuracy;
 }

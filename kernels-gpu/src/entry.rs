@@ -1,6 +1,7 @@
 //! Exported symbols: a table, no logic. Names follow `sage_spec::symbol`.
 
 use cuda_std::prelude::*;
+use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::*;
 
 macro_rules! attention {
@@ -25,6 +26,36 @@ macro_rules! attention {
             unsafe { crate::attention::mma_sync::scores::kernel::<crate::attention::$arch::$config, $row_bytes>(&p) }
         }
     )* };
+}
+
+macro_rules! general {
+    ($($arch:ident, $config:ident, $row_bytes:literal => $name:ident;)*) => { $(
+        /// Forward attention of half a query block per CTA, with modifiers.
+        ///
+        /// # Safety
+        /// `sage_spec::modifiers::GeneralAttentionParams` and `sage_spec::launch::attention`.
+        #[kernel(max_threads = 128, min_blocks = 2)]
+        pub unsafe fn $name(p: GeneralAttentionParams) {
+            // SAFETY: forwarded contract.
+            unsafe { crate::attention::mma_sync::general::kernel::<crate::attention::$arch::$config, $row_bytes>(&p) }
+        }
+    )* };
+}
+
+#[cfg(feature = "sm_80")]
+general! {
+    sm80, Int4D64, 32 => sm80_int4_f16_fwd_general_d64;
+    sm80, Int4D128, 64 => sm80_int4_f16_fwd_general_d128;
+    sm80, Int8D64, 64 => sm80_int8_f16_fwd_general_d64;
+    sm80, Int8D128, 128 => sm80_int8_f16_fwd_general_d128;
+}
+
+#[cfg(feature = "sm_89")]
+general! {
+    sm89, Int4D64, 32 => sm89_int4_fp8_fwd_general_d64;
+    sm89, Int4D128, 64 => sm89_int4_fp8_fwd_general_d128;
+    sm89, Int8D64, 64 => sm89_int8_fp8_fwd_general_d64;
+    sm89, Int8D128, 128 => sm89_int8_fp8_fwd_general_d128;
 }
 
 #[cfg(feature = "sm_80")]

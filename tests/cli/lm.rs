@@ -166,7 +166,7 @@ fn bad_input_ends_with_one_sentence() {
     calibrate(&["--percent", "101"], "percent is 101; it must be between 0 and 100");
     calibrate(&["--budget", "0"], "the budget is 0; it must be positive");
     calibrate(&["--measurements", &text], "line 1: not a measurement");
-    calibrate(&["--max-loss", "-1"], "the loss is -0.01; it must be positive");
+    calibrate(&["--max-loss", "0"], "the loss is 0; it must be positive");
     calibrate(&["--every", "0"], "samples is 0; it must be at least 1");
     rejected(&["plan", "show", &plan], "version 9; this build reads version 1");
     rejected(&["plan", "make", &text, "--out", "/tmp/never-written"], "line 1: not a measurement");

@@ -175,3 +175,41 @@ fn bench_explains_bad_input() {
         sage_attn(["bench", "--seqlen=64"].into_iter().chain(arguments).chain(CPU)).fails(2);
     }
 }
+
+#[test]
+fn modifiers_reach_the_computation() {
+    let run = |more: &[&str]| {
+        let base = ["run", SAMPLE, "--prefix=layer4.", "--precision=exact", "--compare", "--json"];
+        let run = sage_attn(base.iter().chain(more).copied().chain(CPU));
+        run.success();
+        lines(&run.stdout)[0]["rel_l1"].as_f64().unwrap()
+    };
+    // bf16 output: half a unit in the eighth place, whatever is asked for.
+    for more in [
+        &["--window=128,0"][..],
+        &["--window", "-1,5", "--causal=false"],
+        &["--softcap=20"],
+        &["--alibi"],
+        &["--alibi=0.5,0.25,0,1"],
+        &["--causal-align=top-left", "--window=3,-1", "--softcap=5", "--alibi"],
+    ] {
+        let rel_l1 = run(more);
+        assert!(rel_l1 < 0.003, "{more:?}: {rel_l1}");
+    }
+}
+
+#[test]
+fn bad_modifiers_say_what_would_be_right() {
+    for (option, words) in [
+        ("--window=5", "1024,0"),
+        ("--window=a,0", "-1"),
+        ("--softcap=0", "positive"),
+        ("--alibi=0.5", "[1, 4]"),
+        ("--alibi=x", "0.5,0.25"),
+        ("--causal-align=left", "top-left"),
+    ] {
+        let run = sage_attn(["run", SAMPLE, "--prefix=layer4.", option].into_iter().chain(CPU));
+        run.fails(2);
+        assert!(run.stderr.contains(words), "{option}: {}", run.stderr);
+    }
+}

@@ -5,8 +5,9 @@
 use sage_attn::device::MODULES;
 use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Entry, Kernel, plan};
-use sage_attn::problem::{Problem, Request, TensorSpec};
+use sage_attn::problem::{Modifiers, Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Smoothing};
+use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams};
 use sage_spec::sm90::Sm90AttentionParams;
 use sage_spec::symbol::{Arch, STEMS};
@@ -18,6 +19,7 @@ fn param_bytes(arch: Arch, kernel: Kernel) -> usize {
         Kernel::DeltaS => size_of::<DeltaSParams>(),
         Kernel::Attention if arch == Arch::Sm90a => size_of::<Sm90AttentionParams>(),
         Kernel::Attention => size_of::<AttentionParams>(),
+        Kernel::General => size_of::<GeneralAttentionParams>(),
     }
 }
 
@@ -56,8 +58,15 @@ fn entries() -> Vec<(Arch, Entry)> {
                     smoothing: Some(Smoothing { q: true, k: true, v: true }),
                     ..Request::new(spec, spec, spec, spec)
                 };
-                let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
-                entries.extend(plan.entries().iter().map(|entry| (plan.arch(), entry.clone())));
+                let mut add = |request| {
+                    let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
+                    entries.extend(plan.entries().iter().map(|entry| (plan.arch(), entry.clone())));
+                };
+                if stem.arch != Arch::Sm90a {
+                    let modifiers = Modifiers { softcap: Some(1.0), ..Modifiers::default() };
+                    add(Request { modifiers, ..request.clone() });
+                }
+                add(request);
             }
         }
     }

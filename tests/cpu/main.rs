@@ -7,9 +7,7 @@ mod problem;
 use problem::{Problem, Tensors, problems};
 use proptest::prelude::*;
 use sage_attn::cpu::{self, OutputMut, Path};
-use sage_attn::metrics::Metrics;
-use sage_attn::reference::{HostTensor, Output, attention_f32, attention_unrounded_p};
-use sage_spec::Dims;
+use sage_attn::reference::{Output, attention_unrounded_p};
 use sage_tests::compare::{Bounds, compare_rows};
 use sage_tests::generate::config;
 
@@ -41,6 +39,16 @@ proptest! {
                 let equal = f64::from(*a) == *e || (f64::from(*a) - e).abs() <= 1e-5 * e.abs().max(1.0);
                 prop_assert!(equal, "{}: {a} {e}", path.name());
             }
+        }
+    }
+
+    #[test]
+    fn codes_scales_and_means_are_those_of_the_reference(problem in problems()) {
+        let (d, t) = (&problem.dims, problem.tensors());
+        let expected = problem.quantize(&t);
+        for path in Path::available() {
+            let actual = cpu::quantize(path, d, [&t.q(d), &t.k(d), &t.v(d)], &problem.options);
+            prop_assert!(actual == expected, "{}", path.name());
         }
     }
 

@@ -1,7 +1,7 @@
 //! A device made of [`cuda_std::executor`]: plans are launched as on a GPU, with every byte watched.
 
 use cuda_std::executor::{self, Fault, Launch, Memory};
-use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, TiledBytes};
+use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs, TiledBytes};
 use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
@@ -11,6 +11,7 @@ use sage_spec::sm90::TensorMap;
 use sage_spec::symbol::Arch;
 use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, f32s, gather};
+use sage_tests::side::Side;
 
 use crate::kernels;
 
@@ -93,15 +94,58 @@ fn encode(tensor: &TiledBytes) -> TensorMap {
     TensorMap(map.encode())
 }
 
+/// Launches `plan` as a GPU would.
+///
+/// # Errors
+///
+/// What a kernel did wrong.
+pub fn launch_plan(
+    memory: &mut Memory,
+    plan: &Plan,
+    args: &LaunchArgs,
+    side: &SideArgs,
+    seed: u64,
+) -> Result<(), Fault> {
+    for step in plan.steps() {
+        if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
+            memory.write(args.workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
+        }
+        let params = args
+            .kernel_params_with(plan, side, &step, &|tensor| Ok(encode(tensor)))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let thread = kernels::kernel(&step.entry.symbol, params)
+            .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
+        launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
+    }
+    Ok(())
+}
+
 /// Runs `case`; `seed` picks the order of threads.
 ///
 /// # Errors
 ///
 /// What a kernel did wrong.
 pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
+    run_with(case, None, seed)
+}
+
+/// [`run`] with modifiers.
+///
+/// # Errors
+///
+/// What a kernel did wrong.
+pub fn run_with(case: &Case, side: Option<&Side>, seed: u64) -> Result<Outcome, Fault> {
     let plan = plan(&case.problem, &CAPABILITY).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let memory = &mut Memory::new();
     let [q, k, v] = [("q", &case.q), ("k", &case.k), ("v", &case.v)].map(|(name, x)| upload(memory, name, x));
+    let [alibi, bias, mask, sinks] = side.map_or([None, None, None, None], Side::bytes);
+    let mut input = |name, bytes: Option<Vec<u8>>| bytes.map(|bytes| memory.upload(name, &bytes));
+    let inputs = SideArgs {
+        alibi: input("alibi", alibi),
+        bias: input("bias", bias),
+        mask: input("mask", mask),
+        sinks: input("sinks", sinks),
+    };
     let spec = *case.problem.out();
     let out_bytes = spec.span_elems(Operand::Out).expect("span") * spec.dtype.bytes();
     let out = DeviceTensor { ptr: memory.alloc("out", out_bytes), spec };
@@ -110,17 +154,7 @@ pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
     let lse = case.problem.return_lse().then(|| memory.alloc("lse", lse_bytes));
     let workspace = workspace(memory, &plan);
     let args = LaunchArgs { q, k, v, out, lse, workspace };
-    for step in plan.steps() {
-        if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
-            memory.write(workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
-        }
-        let params = args
-            .kernel_params(&plan, &step, &|tensor| Ok(encode(tensor)))
-            .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
-        let thread = kernels::kernel(&step.entry.symbol, params)
-            .unwrap_or_else(|| panic!("{} is not in tests/executor/kernels.rs", step.entry.symbol));
-        launch(memory, &step.entry.symbol, step.entry.cta, step.grid, seed, thread)?;
-    }
+    launch_plan(memory, &plan, &args, &inputs, seed)?;
     let scores = scores(memory, case, &plan, workspace.ptr, seed)?;
     if let Some(lse) = lse {
         assert_eq!(memory.first_undefined(lse, lse_bytes), None, "{}: an LSE was not written", case.describe());

@@ -3,6 +3,7 @@
 use sage_attn::device::KernelParams;
 use sage_kernels_gpu::entry;
 use sage_kernels_gpu::entry::hopper;
+use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams, ScoresParams};
 use sage_spec::sm90::Sm90AttentionParams;
 
@@ -30,6 +31,12 @@ const DELTA_S: &[Named<DeltaSParams>] = kernels![
 const ATTENTION: &[Named<AttentionParams>] = kernels![
     entry: sm80_int4_f16_fwd_d64, sm80_int4_f16_fwd_d128, sm80_int8_f16_fwd_d64, sm80_int8_f16_fwd_d128, sm89_int4_fp8_fwd_d64, sm89_int4_fp8_fwd_d128, sm89_int8_fp8_fwd_d64, sm89_int8_fp8_fwd_d128;
 ];
+const GENERAL: &[Named<GeneralAttentionParams>] = kernels![
+    entry: sm80_int4_f16_fwd_general_d64, sm80_int4_f16_fwd_general_d128,
+    sm80_int8_f16_fwd_general_d64, sm80_int8_f16_fwd_general_d128,
+    sm89_int4_fp8_fwd_general_d64, sm89_int4_fp8_fwd_general_d128,
+    sm89_int8_fp8_fwd_general_d64, sm89_int8_fp8_fwd_general_d128;
+];
 const SCORES: &[Named<ScoresParams>] = kernels![
     entry: sm80_int4_f16_fwd_scores_d64, sm80_int4_f16_fwd_scores_d128, sm80_int8_f16_fwd_scores_d64, sm80_int8_f16_fwd_scores_d128, sm89_int4_fp8_fwd_scores_d64, sm89_int4_fp8_fwd_scores_d128, sm89_int8_fp8_fwd_scores_d64, sm89_int8_fp8_fwd_scores_d128;
 ];
@@ -56,6 +63,7 @@ pub fn kernel(symbol: &str, params: KernelParams) -> Option<Thread> {
         KernelParams::Quantize(params) => find(QUANTIZE, symbol, params),
         KernelParams::DeltaS(params) => find(DELTA_S, symbol, params),
         KernelParams::Attention(params) => find(ATTENTION, symbol, params),
+        KernelParams::General(params) => find(GENERAL, symbol, params),
         KernelParams::AttentionSm90(params) => find(HOPPER, symbol, params),
     }
 }
@@ -80,7 +88,7 @@ fn every_exported_kernel_is_in_the_tables() {
     macro_rules! add {
         ($($table:ident)*) => { $(names.extend($table.iter().map(|(name, _)| *name));)* };
     }
-    add!(QUANTIZE DELTA_S ATTENTION SCORES HOPPER);
+    add!(QUANTIZE DELTA_S ATTENTION GENERAL SCORES HOPPER);
     let missing: Vec<&String> = manifest
         .modules
         .values()

@@ -4,6 +4,8 @@
 mod device;
 mod faults;
 mod kernels;
+mod modifiers;
+mod packed;
 mod reference;
 mod relations;
 mod tails;

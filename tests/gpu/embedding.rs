@@ -22,7 +22,7 @@ fn cases(gpu: &Gpu, count: usize) -> Vec<Case> {
         let loads = case.stem.arch.loads_on(capability.major, capability.minor);
         loads && case.problem.dims().seqlen_kv > 0 && !case.problem.is_empty()
     };
-    (1..).map(Case::random).filter(fits).take(count).collect()
+    (1..).map(|seed| Case::random(seed, Limits::GPU)).filter(fits).take(count).collect()
 }
 
 /// A plan with memory of its own on one stream.

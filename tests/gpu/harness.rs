@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs};
+use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, SideArgs};
 use sage_attn::error::{DeviceError, Operand};
 use sage_attn::plan::{Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
 use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, POISON, f32s, gather};
+use sage_tests::side::Side;
 
 /// Poisoned bytes on either side of each buffer.
 const RED_ZONE: usize = 1024;
@@ -81,10 +82,20 @@ impl Buffer {
 
 /// Runs `case` on `gpu` with every buffer poisoned and fenced in.
 pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
+    run_with(gpu, case, None)
+}
+
+/// [`run`] with modifiers.
+pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
     let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let stream = gpu.context().new_stream().expect("stream");
     let upload = |tensor: &Tensor| Buffer::of(gpu, &stream, &tensor.bytes());
     let (q, k, v) = (upload(&case.q), upload(&case.k), upload(&case.v));
+    let inputs = side.map_or([None, None, None, None], Side::bytes);
+    let inputs = inputs.map(|bytes| bytes.map(|bytes| (Buffer::of(gpu, &stream, &bytes), bytes)));
+    let [alibi, bias, mask, sinks] =
+        inputs.each_ref().map(|input| input.as_ref().map(|(buffer, _)| buffer.address(&stream)));
+    let inputs_at = SideArgs { alibi, bias, mask, sinks };
     let out_spec = *case.problem.out();
     let out_bytes = out_spec.span_elems(Operand::Out).expect("span") * out_spec.dtype.bytes();
     let out = Buffer::poisoned(gpu, &stream, out_bytes);
@@ -101,11 +112,14 @@ pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
     };
     // SAFETY: every buffer was allocated above for this problem, is used on this stream only, and lives
     // until the downloads below have synchronised it.
-    unsafe { gpu.launch(&plan, &args, stream.cu_stream()) }
+    unsafe { gpu.launch_with(&plan, &args, &inputs_at, stream.cu_stream()) }
         .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let scores = scores(gpu, &stream, case, &plan, args.workspace.ptr);
     for (buffer, tensor, name) in [(&q, &case.q, "q"), (&k, &case.k, "k"), (&v, &case.v, "v")] {
         assert!(buffer.read(&stream, name) == tensor.bytes(), "{name} was written");
+    }
+    for (buffer, bytes) in inputs.iter().flatten() {
+        assert!(buffer.read(&stream, "side input") == *bytes, "a side input was written");
     }
     Outcome {
         out: gather(&out_spec, &out.read(&stream, "out"), "out"),

@@ -10,4 +10,5 @@ mod faults;
 mod harness;
 mod kernels;
 mod merge;
+mod modifiers;
 mod real_data;

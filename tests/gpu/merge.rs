@@ -8,7 +8,9 @@ use sage_attn::{DType, Element, Layout, TensorView, merge};
 use sage_tests::generate::Random;
 use serde_json::json;
 
-use crate::harness::{Buffer, f32s, gpu, record};
+use sage_tests::judge::f32s;
+
+use crate::harness::{Buffer, gpu, record};
 
 const TYPES: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
 
@@ -60,7 +62,7 @@ fn merging_on_the_gpu_is_merging_on_the_cpu() {
             let mut part = |dtype| {
                 // Some rows without keys, with garbage in their output.
                 let lse: Vec<f32> = (0..rows)
-                    .map(|_| if random.bits() % 5 == 0 { f32::NEG_INFINITY } else { 20.0 * random.normal() })
+                    .map(|_| if random.bits().is_multiple_of(5) { f32::NEG_INFINITY } else { 20.0 * random.normal() })
                     .collect();
                 let mut values = random.normals(len);
                 for (row, lse) in values.chunks_mut(head_dim).zip(&lse) {

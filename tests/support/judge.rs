@@ -4,7 +4,8 @@
 use sage_attn::plan::{Plan, Slot};
 use sage_attn::problem::{DType, TensorSpec};
 use sage_attn::reference::{
-    attention_quantized, attention_quantized_sm90, attention_unrounded_p, delta_s, in_storage, quantize, scores,
+    Modifiers, attention_quantized_sm90, attention_quantized_with, attention_unrounded_p_with, delta_s, in_storage,
+    quantize, scores,
 };
 use sage_spec::symbol::Arch;
 
@@ -117,6 +118,15 @@ pub struct Figures {
 ///
 /// The first difference, in words.
 pub fn judge(case: &Case, outcome: &Outcome) -> Result<Figures, String> {
+    judge_with(case, &Modifiers::default(), outcome)
+}
+
+/// [`judge`] with modifiers.
+///
+/// # Errors
+///
+/// The first difference, in words.
+pub fn judge_with(case: &Case, modifiers: &Modifiers<'_>, outcome: &Outcome) -> Result<Figures, String> {
     let dims = case.problem.dims();
     let (q, k, v) = (case.q.host(), case.k.host(), case.v.host());
     let quantized = quantize(dims, &q, &k, &v, &case.options);
@@ -168,10 +178,12 @@ pub fn judge(case: &Case, outcome: &Outcome) -> Result<Figures, String> {
 
     let reference = match case.stem.arch {
         Arch::Sm90a => attention_quantized_sm90(dims, &quantized, &k, &case.options, case.stem.exponential),
-        Arch::Sm80 | Arch::Sm89 => attention_quantized(dims, &quantized, &k, &case.options),
+        Arch::Sm80 | Arch::Sm89 => attention_quantized_with(dims, &quantized, &k, &case.options, modifiers),
     };
-    let ideal = attention_unrounded_p(dims, &quantized, &k, &case.options);
+    let ideal = attention_unrounded_p_with(dims, &quantized, &k, &case.options, modifiers);
     let rounding = output_rounding(case.problem.out().dtype) + accumulator_error(case.stem.arch);
+    // Half of FP16's smallest number; the other types reach further than any weight.
+    let smallest = if case.problem.out().dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 };
     let mut seen = Figures::default();
     let width = dims.head_dim;
     for (row, ideal) in ideal.out.chunks(width).enumerate() {
@@ -180,7 +192,7 @@ pub fn judge(case: &Case, outcome: &Outcome) -> Result<Figures, String> {
         let (actual, own) = (distance(&outcome.out[range.clone()]), distance(&reference.out[range.clone()]));
         let size: f64 = ideal.iter().map(|x| x.abs()).sum();
         // The reference's own rounding of P, plus what storing the output costs anyone.
-        let allowed = 2.0 * own + size * (rounding + 2e-6) + 1e-30;
+        let allowed = 2.0 * own + size * (rounding + 2e-6) + width as f64 * smallest + 1e-30;
         if actual.is_nan() || actual > allowed {
             return Err(format!(
                 "row {row}: error {actual:.3e}, allowed {allowed:.3e} (reference {own:.3e}, size {size:.3e})"

@@ -6,3 +6,4 @@ pub mod compare;
 pub mod generate;
 pub mod judge;
 pub mod setup;
+pub mod side;

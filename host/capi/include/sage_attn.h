@@ -302,6 +302,22 @@ int32_t sage_gpu_launch(const SageGpu *gpu,
                         size_t workspace_bytes,
                         void *stream);
 
+// Combines attention over two parts of the keys in device memory, as `sage_merge` does in host memory. Submits
+// one kernel to `stream` and returns without waiting. `lse` may be null if nobody needs it; what is written
+// has memory of its own.
+//
+// # Safety
+//
+// As `sage_gpu_launch`; each log-sum-exp is batch * heads * tokens values of memory of this device.
+int32_t sage_gpu_merge(const SageGpu *gpu,
+                       const SageTensor *o1,
+                       const void *lse1,
+                       const SageTensor *o2,
+                       const void *lse2,
+                       const SageTensor *out,
+                       void *lse,
+                       void *stream);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

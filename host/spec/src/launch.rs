@@ -97,3 +97,8 @@ pub const fn delta_s_grid(dims: &Dims, head_count: usize, block_count: usize) ->
 pub const fn attention_grid(head_count: usize, block_count: usize) -> [usize; 2] {
     [block_count, head_count]
 }
+
+/// CTAs of `<stem>_general_d*`: one for each half of a query block.
+pub const fn general_attention_grid(head_count: usize, block_count: usize) -> [usize; 2] {
+    [2 * block_count, head_count]
+}

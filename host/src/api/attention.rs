@@ -4,15 +4,16 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use sage_spec::{PvFormat, ScaleGranularity};
+use sage_spec::{Alignment, PvFormat, ScaleGranularity, Window};
 
 use super::report::Report;
+use super::side::SideInputs;
 use super::tensor::{Tensor, TensorView, TensorViewMut};
 use super::{cpu, gpu};
 use crate::device::Gpu;
 use crate::error::{DeviceError, Error, Invalid, PlanError, Unsupported};
-use crate::plan::{Plan, plan};
-use crate::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
+use crate::plan::{PackedPlan, Plan, plan, plan_packed};
+use crate::problem::{DType, Layout, Modifiers, Precision, Problem, Request, Smoothing, TensorSpec};
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -59,6 +60,9 @@ impl FromStr for Device {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Attention {
     causal: bool,
+    alignment: Alignment,
+    window: Window,
+    softcap: Option<f32>,
     sm_scale: Option<f32>,
     precision: Precision,
     granularity: Option<ScaleGranularity>,
@@ -96,9 +100,29 @@ impl Attention {
         Attention::default()
     }
 
-    /// Whether row `i` sees only keys up to `i + N − M` (bottom-right aligned). Default: every key.
+    /// Whether a row sees only keys up to its position, which [`Attention::alignment`] says. Default:
+    /// every key.
     pub fn causal(mut self, causal: bool) -> Attention {
         self.causal = causal;
+        self
+    }
+
+    /// Where rows stand among the keys. Default: [`Alignment::BottomRight`], row `i` of M at key
+    /// `i + N − M`. The causal mask, the window and ALiBi count from there.
+    pub fn alignment(mut self, alignment: Alignment) -> Attention {
+        self.alignment = alignment;
+        self
+    }
+
+    /// How far from its position a row sees, on either side. Default: without bounds.
+    pub fn window(mut self, window: Window) -> Attention {
+        self.window = window;
+        self
+    }
+
+    /// Caps scores smoothly: `softcap · tanh(score / softcap)`. Default: no cap.
+    pub fn softcap(mut self, softcap: f32) -> Attention {
+        self.softcap = Some(softcap);
         self
     }
 
@@ -190,8 +214,28 @@ impl Attention {
     ///
     /// [`Invalid`] or [`Unsupported`].
     pub fn problem(&self, q: TensorSpec, k: TensorSpec, v: TensorSpec, out: TensorSpec) -> Result<Problem, Error> {
+        self.problem_with(q, k, v, out, &SideInputs::new())
+    }
+
+    /// [`Attention::problem`] with side inputs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Attention::problem`]; also [`crate::error::ModifierError`].
+    pub fn problem_with(
+        &self,
+        q: TensorSpec,
+        k: TensorSpec,
+        v: TensorSpec,
+        out: TensorSpec,
+        side: &SideInputs<'_>,
+    ) -> Result<Problem, Error> {
+        let &Attention { alignment, window, softcap, .. } = self;
+        let modifiers = Modifiers { alignment, window, softcap, ..Modifiers::default() };
         Problem::new(Request {
             causal: self.causal,
+            modifiers: side.specs(modifiers, q.shape[1])?,
+            sequences: side.packed().cloned(),
             sm_scale: self.sm_scale,
             precision: self.precision,
             granularity: self.granularity.unwrap_or(ScaleGranularity::PerThread),
@@ -210,8 +254,23 @@ impl Attention {
     /// [`Invalid`] and [`Unsupported`] for bad input; [`PlanError`] and [`DeviceError`] if a GPU was
     /// asked for and cannot do it.
     pub fn forward(&self, q: &TensorView<'_>, k: &TensorView<'_>, v: &TensorView<'_>) -> Result<Output, Error> {
+        self.forward_with(q, k, v, &SideInputs::new())
+    }
+
+    /// [`Attention::forward`] with ALiBi slopes, a bias, a mask, sinks or packed sequences.
+    ///
+    /// # Errors
+    ///
+    /// As [`Attention::forward`]; also [`crate::error::ModifierError`].
+    pub fn forward_with(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        side: &SideInputs<'_>,
+    ) -> Result<Output, Error> {
         let mut out = Tensor::zeros(self.out_dtype.unwrap_or(q.spec().dtype), q.spec().shape)?;
-        let Summary { lse, report } = self.forward_into(q, k, v, &mut out.view_mut()?)?;
+        let Summary { lse, report } = self.forward_into_with(q, k, v, side, &mut out.view_mut()?)?;
         Ok(Output { out, lse, report })
     }
 
@@ -228,20 +287,40 @@ impl Attention {
         v: &TensorView<'_>,
         out: &mut TensorViewMut<'_>,
     ) -> Result<Summary, Error> {
+        self.forward_into_with(q, k, v, &SideInputs::new(), out)
+    }
+
+    /// [`Attention::forward_with`] into memory of the caller.
+    ///
+    /// # Errors
+    ///
+    /// As [`Attention::forward_into`] and [`Attention::forward_with`].
+    pub fn forward_into_with(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        side: &SideInputs<'_>,
+        out: &mut TensorViewMut<'_>,
+    ) -> Result<Summary, Error> {
         let dtype = out.spec().dtype;
         if let Some(expected) = self.out_dtype.filter(|&expected| expected != dtype) {
             return Err(Invalid::OutDTypeMismatch { dtype, expected }.into());
         }
         // Results arrive contiguous and are copied to where `out` wants them.
         let dense = TensorSpec::new(crate::error::Operand::Out, dtype, &out.spec().shape, Layout::Hnd)?;
-        let problem = self.problem(*q.spec(), *k.spec(), *v.spec(), dense)?;
+        let problem = self.problem_with(*q.spec(), *k.spec(), *v.spec(), dense, side)?;
         match self.choose(&problem)? {
             Choice::Gpu(gpu, plan) => {
-                let (lse, report) = gpu::run(&gpu, &plan, q, k, v, out)?;
+                let (lse, report) = gpu::run(&gpu, &plan, q, k, v, side, out)?;
+                Ok(Summary { lse, report })
+            }
+            Choice::Packed(gpu, plan) => {
+                let (lse, report) = gpu::run_packed(&gpu, &plan, q, k, v, side, out)?;
                 Ok(Summary { lse, report })
             }
             Choice::Cpu(note) => {
-                let (lse, report) = cpu::run(&problem, q, k, v, out);
+                let (lse, report) = cpu::run(&problem, q, k, v, side, out);
                 Ok(Summary { lse: self.return_lse.then_some(lse), report: Report { note, ..report } })
             }
         }
@@ -251,6 +330,10 @@ impl Attention {
     fn choose(&self, problem: &Problem) -> Result<Choice, Error> {
         let on_gpu = |ordinal| -> Result<Choice, Error> {
             let gpu = Gpu::shared(ordinal)?;
+            if problem.sequences().is_some() {
+                let plan = plan_packed(problem, gpu.capability())?;
+                return Ok(Choice::Packed(gpu, Box::new(plan)));
+            }
             let plan = plan(problem, gpu.capability())?;
             gpu.prepare(&plan)?;
             Ok(Choice::Gpu(gpu, Box::new(plan)))
@@ -283,4 +366,6 @@ enum Choice {
     Cpu(Option<String>),
     /// On a GPU.
     Gpu(Arc<Gpu>, Box<Plan>),
+    /// Packed sequences on a GPU.
+    Packed(Arc<Gpu>, Box<PackedPlan>),
 }

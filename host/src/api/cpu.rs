@@ -1,14 +1,16 @@
-//! Attention on the CPU.
+//! Attention on the CPU: the fast path where it computes what is asked, the reference where there are
+//! modifiers.
 
 use std::time::Instant;
 
 use sage_spec::PvFormat;
 
 use super::report::Report;
+use super::side::SideInputs;
 use super::tensor::{TensorView, TensorViewMut};
 use crate::cpu::{self, OutputMut, Path};
 use crate::problem::Problem;
-use crate::reference::{self, Options};
+use crate::reference::{self, HostTensor, Options};
 
 /// Computes `problem` into `out`; returns the log-sum-exp of every row and the report.
 pub fn run(
@@ -16,51 +18,131 @@ pub fn run(
     q: &TensorView<'_>,
     k: &TensorView<'_>,
     v: &TensorView<'_>,
+    side: &SideInputs<'_>,
     out: &mut TensorViewMut<'_>,
 ) -> (Vec<f32>, Report) {
-    if let Some(out) = out.contiguous() {
-        return attend(problem, q, k, v, out);
-    }
-    let mut copy = vec![0.0; q.spec().shape.iter().product()];
-    let result = attend(problem, q, k, v, OutputMut::F32(&mut copy));
-    out.store_f32(&copy);
-    result
-}
-
-fn attend(
-    problem: &Problem,
-    q: &TensorView<'_>,
-    k: &TensorView<'_>,
-    v: &TensorView<'_>,
-    out: OutputMut<'_>,
-) -> (Vec<f32>, Report) {
-    let (path, dims, q, k, v) = (Path::best(), problem.dims(), q.host(), k.host(), v.host());
+    let pv = problem.pv().unwrap_or(PvFormat::Fp8);
+    let (kernel, pv) = match problem.codes() {
+        None => ("cpu_exact_fwd".to_owned(), None),
+        Some(precision) => (format!("cpu_{}_{}_fwd", precision.name(), pv.name()), Some(pv)),
+    };
+    let mut report = Report::new(problem, kernel, "cpu".into(), pv);
+    let tensors = [q.host(), k.host(), v.host()];
     let start = Instant::now();
-    let (attended, lse, mut report) = match problem.codes() {
-        None => {
-            let lse = cpu::attention_exact(path, dims, [&q, &k, &v], problem.causal(), problem.sm_scale(), out);
-            (start, lse, Report::new(problem, "cpu_exact_fwd".into(), "cpu".into(), None))
+    let lse = match out.contiguous() {
+        Some(out) if problem.is_plain() && problem.sequences().is_none() => {
+            attend_plain(problem, tensors, out, &mut report)
         }
-        Some(precision) => {
-            let smoothing = problem.smoothing();
-            let options = Options {
-                causal: problem.causal(),
-                sm_scale: problem.sm_scale(),
-                precision,
-                granularity: problem.granularity(),
-                pv: problem.pv().unwrap_or(PvFormat::Fp8),
-                smooth_q: smoothing.q,
-                smooth_k: smoothing.k,
-                smooth_v: smoothing.v,
+        _ => {
+            let mut copy = vec![0.0; q.spec().shape.iter().product()];
+            let lse = match problem.sequences() {
+                None => attend(problem, tensors, side, 0, &mut copy, &mut report),
+                Some(_) => attend_packed(problem, tensors, side, &mut copy, &mut report),
             };
-            let quantized = reference::quantize(dims, &q, &k, &v, &options);
-            let attended = Instant::now();
-            let lse = cpu::attention_quantized(path, dims, &quantized, &k, &options, out);
-            let kernel = format!("cpu_{}_{}_fwd", precision.name(), options.pv.name());
-            (attended, lse, Report::new(problem, kernel, "cpu".into(), Some(options.pv)))
+            out.store_f32(&copy);
+            lse
         }
     };
-    report.kernel_ms = attended.elapsed().as_secs_f64() * 1e3;
-    report.e2e_ms = start.elapsed().as_secs_f64() * 1e3;
+    report.e2e_ms = milliseconds(start);
     (lse, report)
+}
+
+/// Every packed sequence by itself.
+fn attend_packed(
+    problem: &Problem,
+    [q, k, v]: [HostTensor<'_>; 3],
+    side: &SideInputs<'_>,
+    out: &mut [f32],
+    report: &mut Report,
+) -> Vec<f32> {
+    let (dims, head_dim) = (problem.dims(), problem.dims().head_dim);
+    let mut lse = vec![f32::NEG_INFINITY; problem.lse_elems()];
+    let sequences = problem
+        .sequences()
+        .into_iter()
+        .flat_map(|sequences| (0..sequences.len()).map(move |index| (index, sequences.q(index), sequences.kv(index))));
+    for (index, rows, keys) in sequences {
+        let Some(of_sequence) = problem.sequence(index) else { continue };
+        let tensors = [q.from_token(rows.start), k.from_token(keys.start), v.from_token(keys.start)];
+        let mut part = vec![0.0; dims.num_heads_q * rows.len() * head_dim];
+        let part_lse = attend(&of_sequence, tensors, side, index, &mut part, report);
+        for head in 0..dims.num_heads_q {
+            let (from, to) = (head * rows.len(), head * dims.seqlen_q + rows.start);
+            lse[to..to + rows.len()].copy_from_slice(&part_lse[from..from + rows.len()]);
+            let out = &mut out[to * head_dim..(to + rows.len()) * head_dim];
+            out.copy_from_slice(&part[from * head_dim..(from + rows.len()) * head_dim]);
+        }
+    }
+    lse
+}
+
+/// One batch of sequences of equal lengths, with the side inputs from batch entry `entry` on, into
+/// contiguous `out`; adds the time of attention to the report.
+fn attend(
+    problem: &Problem,
+    tensors: [HostTensor<'_>; 3],
+    side: &SideInputs<'_>,
+    entry: usize,
+    out: &mut [f32],
+    report: &mut Report,
+) -> Vec<f32> {
+    if problem.is_plain() {
+        return attend_plain(problem, tensors, OutputMut::F32(out), report);
+    }
+    let ([q, k, v], dims) = (tensors, problem.dims());
+    let modifiers = side.host(dims, problem.modifiers(), entry);
+    let (attended, result) = match options(problem) {
+        None => {
+            let (causal, sm_scale) = (problem.causal(), problem.sm_scale());
+            (Instant::now(), reference::attention_f32_with(dims, &q, &k, &v, causal, sm_scale, &modifiers))
+        }
+        Some(options) => {
+            let quantized = reference::quantize(dims, &q, &k, &v, &options);
+            (Instant::now(), reference::attention_quantized_with(dims, &quantized, &k, &options, &modifiers))
+        }
+    };
+    report.kernel_ms += milliseconds(attended);
+    out.copy_from_slice(&result.out);
+    result.lse
+}
+
+/// [`attend`] without modifiers.
+fn attend_plain(
+    problem: &Problem,
+    [q, k, v]: [HostTensor<'_>; 3],
+    out: OutputMut<'_>,
+    report: &mut Report,
+) -> Vec<f32> {
+    let (path, dims) = (Path::best(), problem.dims());
+    let (attended, lse) = match options(problem) {
+        None => {
+            let (causal, sm_scale) = (problem.causal(), problem.sm_scale());
+            (Instant::now(), cpu::attention_exact(path, dims, [&q, &k, &v], causal, sm_scale, out))
+        }
+        Some(options) => {
+            let quantized = cpu::quantize(path, dims, [&q, &k, &v], &options);
+            (Instant::now(), cpu::attention_quantized(path, dims, &quantized, &k, &options, out))
+        }
+    };
+    report.kernel_ms += milliseconds(attended);
+    lse
+}
+
+/// How to quantize; `None` if the precision is exact.
+fn options(problem: &Problem) -> Option<Options> {
+    let smoothing = problem.smoothing();
+    Some(Options {
+        causal: problem.causal(),
+        sm_scale: problem.sm_scale(),
+        precision: problem.codes()?,
+        granularity: problem.granularity(),
+        pv: problem.pv().unwrap_or(PvFormat::Fp8),
+        smooth_q: smoothing.q,
+        smooth_k: smoothing.k,
+        smooth_v: smoothing.v,
+    })
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }

@@ -5,9 +5,11 @@ mod cpu;
 mod gpu;
 mod merge;
 mod report;
+mod side;
 mod tensor;
 
 pub use attention::{Attention, Device, Output, Summary};
 pub use merge::{Merged, merge, merge_into};
 pub use report::Report;
+pub use side::{BiasView, MaskView, SideInputs, alibi_slopes};
 pub use tensor::{Tensor, TensorView, TensorViewMut};

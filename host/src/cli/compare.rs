@@ -2,7 +2,7 @@
 
 use sage_attn::metrics::Metrics;
 use sage_attn::problem::TensorSpec;
-use sage_attn::reference::attention_f64;
+use sage_attn::reference::{Modifiers, attention_f64_with};
 use sage_attn::{Attention, Layout, Tensor, TensorView};
 
 use super::Failure;
@@ -26,6 +26,11 @@ impl<'a> Views<'a> {
 
     /// Exact attention of the tensors in f64, contiguous `[B, Hq, M, D]`.
     pub fn exact(&self, prefix: &str, causal: bool) -> Result<Vec<f64>, Failure> {
+        self.exact_with(prefix, causal, &Modifiers::default())
+    }
+
+    /// [`Views::exact`] with modifiers.
+    pub fn exact_with(&self, prefix: &str, causal: bool, modifiers: &Modifiers<'_>) -> Result<Vec<f64>, Failure> {
         let out =
             TensorSpec::new(sage_attn::error::Operand::Out, self.q.spec().dtype, &self.q.spec().shape, Layout::Hnd)
                 .map_err(|error| Failure::attention(prefix, error.into()))?;
@@ -34,7 +39,8 @@ impl<'a> Views<'a> {
             .problem(*self.q.spec(), *self.k.spec(), *self.v.spec(), out)
             .map_err(|error| Failure::attention(prefix, error))?;
         let (dims, scale) = (problem.dims(), f64::from(problem.sm_scale()));
-        Ok(attention_f64(dims, &self.q.host(), &self.k.host(), &self.v.host(), causal, scale).out)
+        let (q, k, v) = (self.q.host(), self.k.host(), self.v.host());
+        Ok(attention_f64_with(dims, &q, &k, &v, causal, scale, modifiers).out)
     }
 }
 

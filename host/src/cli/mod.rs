@@ -12,6 +12,7 @@ mod diffuse;
 mod doctor;
 mod file;
 mod lm;
+mod modifiers;
 mod options;
 mod plan;
 mod record;
@@ -116,7 +117,7 @@ impl Failure {
     pub fn attention(prefix: &str, error: Error) -> Failure {
         let message = if prefix.is_empty() { error.to_string() } else { format!("{prefix}: {error}") };
         match error {
-            Error::Invalid(_) | Error::Unsupported(_) | Error::Plan(_) => Failure::Input(message),
+            Error::Invalid(_) | Error::Modifier(_) | Error::Unsupported(_) | Error::Plan(_) => Failure::Input(message),
             _ => Failure::Other(message),
         }
     }

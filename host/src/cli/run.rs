@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use sage_attn::metrics::Metrics;
-use sage_attn::{Attention, Output, Smoothing};
+use sage_attn::{Attention, Output, SideInputs, Smoothing};
 
 use super::compare::{Views, metrics};
 use super::file::{Archive, Written, write};
+use super::modifiers::ModifierOptions;
 use super::options::{GranularityName, Input, PrecisionName, parse_smoothing};
 use super::record::Record;
 use super::{Failure, note, terminal};
@@ -18,6 +19,8 @@ use super::{Failure, note, terminal};
 pub struct RunOptions {
     #[command(flatten)]
     input: Input,
+    #[command(flatten)]
+    modifiers: ModifierOptions,
     /// Number format of Q and K
     #[arg(long, value_enum, default_value = "auto")]
     precision: PrecisionName,
@@ -55,7 +58,7 @@ impl RunOptions {
         if let Some(kernel) = &self.kernel {
             attention = attention.kernel(kernel);
         }
-        attention
+        self.modifiers.apply(attention)
     }
 }
 
@@ -82,10 +85,16 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     for prefix in options.input.prefixes(&archive)? {
         let triple = archive.triple(&prefix)?;
         let views = Views::new(&triple, layout)?;
-        let output =
-            attention.forward(&views.q, &views.k, &views.v).map_err(|error| Failure::attention(&prefix, error))?;
+        let slopes = options.modifiers.slopes(views.q.spec().shape[1]);
+        let side = slopes.as_deref().map_or(SideInputs::new(), |slopes| SideInputs::new().alibi(slopes));
+        let output = attention
+            .forward_with(&views.q, &views.k, &views.v, &side)
+            .map_err(|error| Failure::attention(&prefix, error))?;
         let metrics = match options.compare {
-            true => Some(metrics(&output.out, &views.exact(&prefix, causal)?)),
+            true => {
+                let modifiers = options.modifiers.reference(slopes.as_deref());
+                Some(metrics(&output.out, &views.exact_with(&prefix, causal, &modifiers)?))
+            }
             false => None,
         };
         if options.json {

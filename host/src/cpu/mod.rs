@@ -4,7 +4,7 @@
 //! scores. What differs is rounding that the kernels need and a CPU does not: P is rounded to bf16 or not
 //! at all instead of to E4M3 or FP16, ΔS not at all. `docs/cpu.md` describes the design and what it reaches.
 //!
-//! There is one algorithm, written against [`isa::Isa`], and one folder for every instruction set; a value
+//! There is one algorithm, written against a trait of vector operations, and one folder for every instruction set; a value
 //! of its type proves that the CPU has it ([`Path`] picks one at run time). Only those folders contain
 //! `unsafe`.
 
@@ -16,6 +16,7 @@ mod operands;
 mod output;
 mod portable;
 mod product;
+mod quantize;
 mod quantized;
 mod select;
 mod softmax;
@@ -28,6 +29,7 @@ mod avx512;
 mod neon;
 
 pub use output::OutputMut;
+pub use quantize::quantize;
 pub use select::Path;
 
 use sage_spec::Dims;

@@ -1,7 +1,7 @@
 //! Picking the instruction set at run time.
 
 use super::attend::attend;
-use super::isa::Isa;
+use super::isa::{Isa, Task};
 use super::operands::Operands;
 use super::output::OutputMut;
 use super::portable::Portable;
@@ -84,6 +84,11 @@ impl Path {
             I::NAME
         }
         with!(self, |isa| name(isa))
+    }
+
+    /// Runs `task` compiled for this path.
+    pub(super) fn run<T: Task>(self, task: T) -> T::Output {
+        with!(self, |isa| isa.run(task))
     }
 
     /// [`attend`] on this path.

@@ -4,6 +4,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use sage_spec::limits::{VECTOR_BYTES, WORKSPACE_ALIGN};
 use sage_spec::params::TensorArg;
 
+use super::side::SideArgs;
 use crate::error::{Invalid, Operand};
 use crate::plan::Plan;
 use crate::problem::TensorSpec;
@@ -67,9 +68,9 @@ pub struct LaunchArgs {
 
 /// A non-empty range of addresses, `begin..end`.
 pub(super) struct Range {
-    operand: Operand,
-    begin: u64,
-    end: u64,
+    pub(super) operand: Operand,
+    pub(super) begin: u64,
+    pub(super) end: u64,
 }
 
 impl Range {
@@ -94,7 +95,7 @@ impl LaunchArgs {
     /// Checks everything about the arguments that addresses and shapes tell: that they are those the
     /// plan was made for, and that nothing written overlaps anything else. Ranges are compared from
     /// first to last element, so interleaving the output with an input is refused too.
-    pub(super) fn check(&self, plan: &Plan) -> Result<(), Invalid> {
+    pub(super) fn check(&self, plan: &Plan, side: &SideArgs) -> Result<(), Invalid> {
         let problem = plan.problem();
         let tensors = [
             (Operand::Q, &self.q, problem.q()),
@@ -102,7 +103,7 @@ impl LaunchArgs {
             (Operand::V, &self.v, problem.v()),
             (Operand::Out, &self.out, problem.out()),
         ];
-        let mut read = Vec::with_capacity(3);
+        let mut read = side.ranges(problem)?;
         let mut written = Vec::with_capacity(3);
         for (operand, tensor, planned) in tensors {
             check_planned(operand, &tensor.spec, planned)?;
@@ -129,7 +130,7 @@ impl LaunchArgs {
 }
 
 /// Checks that `spec` has the type and shape that were planned for. Strides may differ.
-fn check_planned(tensor: Operand, spec: &TensorSpec, planned: &TensorSpec) -> Result<(), Invalid> {
+pub(super) fn check_planned(tensor: Operand, spec: &TensorSpec, planned: &TensorSpec) -> Result<(), Invalid> {
     let words = |spec: &TensorSpec| format!("{} {:?}", spec.dtype, spec.shape);
     if (spec.dtype, spec.shape) != (planned.dtype, planned.shape) {
         return Err(Invalid::LaunchMismatch { tensor, got: words(spec), planned: words(planned) });
@@ -182,7 +183,7 @@ mod tests {
     fn good_arguments_pass() {
         for return_lse in [false, true] {
             let (plan, args) = example(return_lse);
-            assert_eq!(args.check(&plan), Ok(()));
+            assert_eq!(args.check(&plan, &SideArgs::default()), Ok(()));
         }
     }
 
@@ -192,7 +193,7 @@ mod tests {
         let check = |change: &dyn Fn(&mut LaunchArgs)| {
             let mut args = good;
             change(&mut args);
-            args.check(&plan).unwrap_err()
+            args.check(&plan, &SideArgs::default()).unwrap_err()
         };
         let null = check(&|args| args.k.ptr = 0);
         assert_eq!(null, Invalid::NullPointer { tensor: Operand::K, bytes: 2 * 256 * 64 * 2 });
@@ -218,7 +219,7 @@ mod tests {
         let aliasing = |change: &dyn Fn(&mut LaunchArgs)| {
             let mut args = good;
             change(&mut args);
-            args.check(&plan)
+            args.check(&plan, &SideArgs::default())
         };
         let overlap = |written, other| Err(Invalid::Aliasing { written, other });
         assert_eq!(aliasing(&|args| args.out.ptr = args.q.ptr), overlap(Operand::Out, Operand::Q));
@@ -252,6 +253,6 @@ mod tests {
         args.q = DeviceTensor { ptr: 0, spec: spec(0) };
         args.out = DeviceTensor { ptr: 0, spec: spec(0) };
         args.workspace = DeviceMemory::default();
-        Ok(args.check(&plan)?)
+        Ok(args.check(&plan, &SideArgs::default())?)
     }
 }

@@ -7,6 +7,7 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use super::Gpu;
 use super::args::{DeviceMemory, DeviceTensor, LaunchArgs};
+use super::side::{HostSide, SideArgs};
 use crate::error::{DeviceError, Error, Invalid, Operand};
 use crate::plan::Plan;
 use crate::problem::TensorSpec;
@@ -33,10 +34,26 @@ impl Gpu {
     ///
     /// [`Invalid::SpanBeyondBuffer`] if an input is too short, otherwise [`DeviceError`].
     pub fn run_host(&self, plan: &Plan, q: &[u8], k: &[u8], v: &[u8]) -> Result<HostResult, Error> {
+        self.run_host_with(plan, q, k, v, &HostSide::default())
+    }
+
+    /// [`Gpu::run_host`] with slopes, a bias, a mask or sinks, as the plan was made for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::run_host`]; also [`Invalid::SidePresence`] and [`Invalid::SideTooShort`].
+    pub fn run_host_with(
+        &self,
+        plan: &Plan,
+        q: &[u8],
+        k: &[u8],
+        v: &[u8],
+        side: &HostSide<'_>,
+    ) -> Result<HostResult, Error> {
         self.bind()?;
         self.prepare(plan)?;
         let stream = self.own_stream()?;
-        let result = self.run_on(plan, [q, k, v], &stream);
+        let result = self.run_on(plan, [q, k, v], side, &stream);
         if result.is_err() {
             // Copies from page-locked memory of the caller may still be under way. A second error
             // would say no more than the first.
@@ -46,8 +63,17 @@ impl Gpu {
     }
 
     /// [`Gpu::run_host`] on a given stream.
-    fn run_on(&self, plan: &Plan, [q, k, v]: [&[u8]; 3], stream: &Arc<CudaStream>) -> Result<HostResult, Error> {
+    fn run_on(
+        &self,
+        plan: &Plan,
+        [q, k, v]: [&[u8]; 3],
+        side: &HostSide<'_>,
+        stream: &Arc<CudaStream>,
+    ) -> Result<HostResult, Error> {
         let problem = plan.problem();
+        let side = side.spans(problem)?.map(|bytes| bytes.map(|bytes| self.upload_bytes(stream, bytes)).transpose());
+        let [alibi, bias, mask, sinks] = side;
+        let (alibi, bias, mask, sinks) = (alibi?, bias?, mask?, sinks?);
         let q = self.upload(stream, Operand::Q, q, problem.q())?;
         let k = self.upload(stream, Operand::K, k, problem.k())?;
         let v = self.upload(stream, Operand::V, v, problem.v())?;
@@ -72,7 +98,11 @@ impl Gpu {
                 lse: lse.as_ref().map(|(ptr, _)| *ptr),
                 workspace: DeviceMemory { ptr, bytes },
             };
-            self.launch_timed(plan, &args, stream)?
+            let [alibi, bias, mask, sinks] =
+                [&alibi, &bias, &mask, &sinks].map(|memory| memory.as_ref().map(|memory| memory.device_ptr(stream)));
+            let ptr = |memory: &Option<(u64, _)>| memory.as_ref().map(|(ptr, _)| *ptr);
+            let side = SideArgs { alibi: ptr(&alibi), bias: ptr(&bias), mask: ptr(&mask), sinks: ptr(&sinks) };
+            self.launch_timed(plan, (&args, &side), stream)?
         };
         let out = self.download(stream, &out, out_bytes)?;
         let lse = lse.map(|lse| self.download(stream, &lse, lse_bytes)).transpose()?;
@@ -89,19 +119,24 @@ impl Gpu {
     }
 
     /// Launches with events before the first step, before the first chunk and after the last.
-    fn launch_timed(&self, plan: &Plan, args: &LaunchArgs, stream: &Arc<CudaStream>) -> Result<[CudaEvent; 3], Error> {
-        args.check(plan)?;
+    fn launch_timed(
+        &self,
+        plan: &Plan,
+        (args, side): (&LaunchArgs, &SideArgs),
+        stream: &Arc<CudaStream>,
+    ) -> Result<[CudaEvent; 3], Error> {
+        args.check(plan, side)?;
         let record = || self.check("recording an event", stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)));
         let start = record()?;
         if !plan.entries().is_empty() {
             // SAFETY: `run_host` allocated every buffer in this context on this stream with at least
             // the bytes the plan needs, uses them on this stream only, and frees them in its order.
-            unsafe { self.submit(plan.setup_steps(), plan, args, stream.cu_stream()) }?;
+            unsafe { self.submit(plan.setup_steps(), plan, (args, side), stream.cu_stream()) }?;
         }
         let attend = record()?;
         if !plan.entries().is_empty() {
             // SAFETY: as above.
-            unsafe { self.submit(plan.chunk_steps(), plan, args, stream.cu_stream()) }?;
+            unsafe { self.submit(plan.chunk_steps(), plan, (args, side), stream.cu_stream()) }?;
         }
         Ok([start, attend, record()?])
     }
@@ -119,6 +154,11 @@ impl Gpu {
         let Some(bytes) = bytes.get(..span * element) else {
             return Err(Invalid::SpanBeyondBuffer { needed: span, len: bytes.len() / element }.into());
         };
+        self.upload_bytes(stream, bytes)
+    }
+
+    /// Copies bytes to the device.
+    fn upload_bytes(&self, stream: &Arc<CudaStream>, bytes: &[u8]) -> Result<CudaSlice<u8>, Error> {
         let mut memory = self.alloc(stream, bytes.len())?;
         if !bytes.is_empty() {
             self.check("copying to the device", stream.memcpy_htod(bytes, &mut memory))?;

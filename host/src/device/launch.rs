@@ -10,6 +10,7 @@ use sage_spec::symbol::Arch;
 use super::args::LaunchArgs;
 use super::module::{Function, Module};
 use super::params::{KernelParams, ParamsBuilder};
+use super::side::SideArgs;
 use super::{Gpu, TiledBytes, tensor_map};
 use crate::error::{Error, Invalid};
 use crate::plan::{Entry, Plan, Step};
@@ -44,16 +45,37 @@ impl Gpu {
     /// [`Invalid`] if the arguments are not those planned for, null, misaligned or overlapping;
     /// [`crate::error::DeviceError`] if loading or launching fails. Work already submitted stays so.
     pub unsafe fn launch(&self, plan: &Plan, args: &LaunchArgs, stream: CUstream) -> Result<(), Error> {
-        args.check(plan)?;
+        // SAFETY: the caller's promise is handed on unchanged.
+        unsafe { self.launch_with(plan, args, &SideArgs::default(), stream) }
+    }
+
+    /// [`Gpu::launch`] with slopes, a bias, a mask or sinks, as the plan was made for.
+    ///
+    /// # Safety
+    ///
+    /// As [`Gpu::launch`]; the side inputs are device memory of this GPU too, of the extents planned for,
+    /// and nobody writes them until the stream has run the launch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::launch`]; also [`Invalid::SidePresence`].
+    pub unsafe fn launch_with(
+        &self,
+        plan: &Plan,
+        args: &LaunchArgs,
+        side: &SideArgs,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        args.check(plan, side)?;
         if plan.entries().is_empty() {
             return Ok(());
         }
         self.bind()?;
         self.check_stream(stream)?;
         // SAFETY: the caller's promise is handed on unchanged.
-        unsafe { self.submit(plan.setup_steps(), plan, args, stream) }?;
+        unsafe { self.submit(plan.setup_steps(), plan, (args, side), stream) }?;
         // SAFETY: as above.
-        unsafe { self.submit(plan.chunk_steps(), plan, args, stream) }
+        unsafe { self.submit(plan.chunk_steps(), plan, (args, side), stream) }
     }
 
     /// Launches `plan` like [`Gpu::launch`], with an event before and after every step, and waits.
@@ -71,7 +93,8 @@ impl Gpu {
         args: &LaunchArgs,
         stream: &Arc<CudaStream>,
     ) -> Result<Vec<StepTime>, Error> {
-        args.check(plan)?;
+        let side = &SideArgs::default();
+        args.check(plan, side)?;
         self.bind()?;
         let record = || {
             let event = stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
@@ -80,7 +103,7 @@ impl Gpu {
         let mut events = vec![record()?];
         for step in plan.steps() {
             // SAFETY: the caller's promise is handed on unchanged.
-            unsafe { self.submit(std::iter::once(step), plan, args, stream.cu_stream()) }?;
+            unsafe { self.submit(std::iter::once(step), plan, (args, side), stream.cu_stream()) }?;
             events.push(record()?);
         }
         self.check("running the kernels", stream.synchronize())?;
@@ -126,12 +149,12 @@ impl Gpu {
         &self,
         steps: impl Iterator<Item = Step<'a>>,
         plan: &Plan,
-        args: &LaunchArgs,
+        (args, side): (&LaunchArgs, &SideArgs),
         stream: CUstream,
     ) -> Result<(), Error> {
         let module = self.module(plan.arch())?;
         let encode = |tensor: &TiledBytes| tensor_map::encode(self, tensor);
-        let params = ParamsBuilder { plan, args, encode: &encode };
+        let params = ParamsBuilder { plan, args, side, encode: &encode };
         for step in steps {
             let Step { entry, grid, .. } = step;
             if let Some(buffer) = entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
@@ -151,7 +174,7 @@ impl Gpu {
                     }
                 };
             }
-            launch!(Quantize DeltaS Attention AttentionSm90)?;
+            launch!(Quantize DeltaS Attention AttentionSm90 General)?;
         }
         Ok(())
     }

@@ -6,6 +6,8 @@
 //! [`Gpu::run_host`] does everything for tensors in host memory.
 
 mod args;
+#[cfg(feature = "cust")]
+mod cust;
 mod driver;
 mod embedded;
 mod gpu;
@@ -13,10 +15,14 @@ mod host;
 mod launch;
 mod merge;
 mod module;
+mod packed;
 mod params;
+mod side;
 mod slices;
 mod tensor_map;
 
+#[cfg(feature = "cust")]
+pub use self::cust::CustArgs;
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 pub use driver::{device_count, driver_version};
@@ -26,4 +32,5 @@ pub use host::HostResult;
 pub use launch::StepTime;
 pub use merge::MergeArgs;
 pub use params::{EncodeMap, KernelParams, TiledBytes};
+pub use side::{HostSide, SideArgs};
 pub use slices::SliceArgs;

@@ -1,5 +1,6 @@
 //! Kernel parameters of every step, from a plan and the launch's arguments.
 
+use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
 use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
 use sage_spec::sm90::{Sm90AttentionParams, TensorMap};
@@ -7,6 +8,7 @@ use sage_spec::symbol::Arch;
 use sage_spec::{CodeStorage, Dims, sm90, tiling};
 
 use super::args::LaunchArgs;
+use super::side::SideArgs;
 use crate::error::{DeviceError, Error};
 use crate::plan::{Kernel, Plan, Slot, Step};
 
@@ -20,6 +22,8 @@ pub enum KernelParams {
     DeltaS(DeltaSParams),
     /// Of `sm80_*_d*` and `sm89_*_d*`.
     Attention(AttentionParams),
+    /// Of `<stem>_general_d*`.
+    General(GeneralAttentionParams),
     /// Of `sm90_*`.
     AttentionSm90(Sm90AttentionParams),
 }
@@ -47,8 +51,23 @@ impl LaunchArgs {
     ///
     /// As [`super::Gpu::launch`] for bad arguments; what `encode` says.
     pub fn kernel_params(&self, plan: &Plan, step: &Step<'_>, encode: &EncodeMap<'_>) -> Result<KernelParams, Error> {
-        self.check(plan)?;
-        Ok(ParamsBuilder { plan, args: self, encode }.of(step)?)
+        self.kernel_params_with(plan, &SideArgs::default(), step, encode)
+    }
+
+    /// [`LaunchArgs::kernel_params`] with side inputs.
+    ///
+    /// # Errors
+    ///
+    /// As [`super::Gpu::launch_with`] for bad arguments; what `encode` says.
+    pub fn kernel_params_with(
+        &self,
+        plan: &Plan,
+        side: &SideArgs,
+        step: &Step<'_>,
+        encode: &EncodeMap<'_>,
+    ) -> Result<KernelParams, Error> {
+        self.check(plan, side)?;
+        Ok(ParamsBuilder { plan, args: self, side, encode }.of(step)?)
     }
 }
 
@@ -59,6 +78,7 @@ const L2_BUDGET_BYTES: usize = 25 << 20;
 pub(super) struct ParamsBuilder<'a> {
     pub(super) plan: &'a Plan,
     pub(super) args: &'a LaunchArgs,
+    pub(super) side: &'a SideArgs,
     pub(super) encode: &'a EncodeMap<'a>,
 }
 
@@ -76,6 +96,10 @@ impl ParamsBuilder<'_> {
                 KernelParams::AttentionSm90(self.attention_sm90(step.chunk)?)
             }
             Kernel::Attention => KernelParams::Attention(self.attention(step.chunk)),
+            Kernel::General => KernelParams::General(GeneralAttentionParams {
+                attention: self.attention(step.chunk),
+                modifiers: self.side.params(self.plan.problem()),
+            }),
         })
     }
 

@@ -4,10 +4,12 @@
 
 mod chunks;
 mod explain;
+mod packed;
 mod select;
 mod workspace;
 
 pub use chunks::Chunks;
+pub use packed::{PackedPlan, plan_packed};
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
 
@@ -43,19 +45,21 @@ pub enum Kernel {
     DeltaS,
     /// Attention, once per chunk.
     Attention,
+    /// Attention with modifiers, once per chunk.
+    General,
 }
 
 impl Kernel {
     /// Whether the kernel runs once per chunk instead of once.
     pub const fn per_chunk(self) -> bool {
-        matches!(self, Kernel::DeltaS | Kernel::Attention)
+        matches!(self, Kernel::DeltaS | Kernel::Attention | Kernel::General)
     }
 
     /// The workspace buffer that must be zero before the kernel runs, if there is one.
     pub const fn clears(self) -> Option<Slot> {
         match self {
             Kernel::Quantize => Some(Slot::Progress),
-            Kernel::DeltaS | Kernel::Attention => None,
+            Kernel::DeltaS | Kernel::Attention | Kernel::General => None,
         }
     }
 }
@@ -147,6 +151,11 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
         }
     }
     match stem.arch {
+        // Only sm80 and sm89 stems have general forms; `select` sees to it.
+        _ if !problem.is_plain() => {
+            let cta = launch::attention(d, stem.qk, stem.pv);
+            add(Kernel::General, format!("{}_general_d{d}", stem.symbol), cta);
+        }
         Arch::Sm90a => {
             let delta_s = if smoothing.q && dims.seqlen_kv > 0 { "_delta_s" } else { "" };
             let cta = Cta { threads: sm90::THREADS, smem_bytes: sm90::SmemPlan::new(d).bytes };
@@ -239,6 +248,7 @@ impl Plan {
                 sm90::work_items(heads, rows).min(self.capability.sm_count.max(1) as usize)
             }
             Kernel::Attention => return launch::attention_grid(heads, blocks),
+            Kernel::General => return launch::general_attention_grid(heads, blocks),
             Kernel::Quantize => self.quantize_grid(),
             Kernel::DeltaS => launch::delta_s_grid(dims, heads, blocks),
         };

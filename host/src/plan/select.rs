@@ -34,11 +34,17 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     if !Arch::Sm80.loads_on(major, minor) {
         return Err(PlanError::CapabilityTooLow { major, minor }.into());
     }
+    if problem.sequences().is_some() {
+        return Err(PlanError::PackedSequences.into());
+    }
     let fp8 = Arch::Sm89.loads_on(major, minor);
     let pv = problem.pv().unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
     // `STEMS` lists the fastest first; of those that remain the first one runs.
     let chosen_before = |stem: &Stem| {
-        let fits = |other: &&Stem| other.qk == codes && other.pv == pv && other.arch.loads_on(major, minor);
+        let fits = |other: &&Stem| {
+            let computes = problem.is_plain() || has_general(other);
+            other.qk == codes && other.pv == pv && other.arch.loads_on(major, minor) && computes
+        };
         STEMS.iter().find(fits).is_some_and(|first| first != stem)
     };
     let reason_lost = |stem: &Stem| {
@@ -48,6 +54,8 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
             Some(format!("Q and K are to be {}", codes.name()))
         } else if stem.pv != pv && problem.pv().is_some() {
             Some(format!("P and V are to be {}", pv.name()))
+        } else if !problem.is_plain() && !has_general(stem) {
+            Some(format!("it does not compute {}", modifiers(problem).join(", ")))
         } else if !stem.arch.loads_on(major, minor) {
             Some(format!("it needs {}", requirement(stem.arch)))
         } else if stem.pv != pv {
@@ -74,11 +82,34 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
         candidates.push(Candidate { stem, verdict });
     }
     let stem = chosen.ok_or_else(|| {
+        if let Some(stem) = problem.kernel()
+            && !problem.is_plain()
+            && !has_general(&stem)
+        {
+            return PlanError::Modifiers { kernel: stem.name, wanted: modifiers(problem), supported: MODIFIERS };
+        }
         let arch = problem.kernel().map_or(Arch::Sm89, |stem| stem.arch);
         let kernel = problem.kernel().map_or_else(|| format!("pv {}", pv.name()), |stem| stem.name.to_owned());
         PlanError::KernelNeeds { kernel, needed: requirement(arch), major, minor }
     })?;
     Ok((stem, candidates))
+}
+
+/// What the kernels for modifiers can do, in words.
+const MODIFIERS: &str = "windows, alignments, softcap, alibi, bias, mask and sinks in the sm80 and sm89 kernels";
+
+/// Whether the kernel has a general form, which computes modifiers.
+fn has_general(stem: &Stem) -> bool {
+    matches!(stem.arch, Arch::Sm80 | Arch::Sm89)
+}
+
+/// The modifiers of `problem`, in words; empty if every kernel computes it.
+fn modifiers(problem: &Problem) -> Vec<&'static str> {
+    let mut wanted = problem.modifiers().names();
+    if wanted.is_empty() && !problem.is_plain() {
+        wanted.push("windows and alignments");
+    }
+    wanted
 }
 
 fn reason_chosen(problem: &Problem, stem: &Stem) -> String {

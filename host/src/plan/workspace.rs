@@ -194,7 +194,7 @@ impl Sizes<'_> {
             Slot::QCodes => Some(per_q(m, self.stem.storage().bytes(d))),
             Slot::QScale => Some(per_q(dims.num_query_blocks(), granularity.q_scales_per_block() * F32)),
             Slot::QMean => smoothing.q.then(|| per_q(dims.num_query_blocks(), d * F32)),
-            Slot::QkMean => (smoothing.k && self.problem.return_lse()).then(|| per_q(m, F32)),
+            Slot::QkMean => (smoothing.k && self.problem.needs_whole_scores()).then(|| per_q(m, F32)),
             Slot::KCodes => Some(per_kv(n, self.stem.storage().bytes(d))),
             Slot::KScale => Some(per_kv(dims.num_kv_blocks_padded(), granularity.k_scales_per_block() * F32)),
             Slot::VMax => Some(per_kv(num_chunks(dims), d * F32)),

@@ -17,6 +17,7 @@ const GAP: f64 = 28.0;
 /// Title, panel titles and column labels.
 const HEAD: f64 = 84.0;
 const LEGEND: f64 = 64.0;
+const LEGEND_BAR: f64 = 200.0;
 
 /// White to dark blue, even steps of lightness, readable without colour vision.
 const SHADES: [[f64; 3]; 5] =
@@ -63,9 +64,11 @@ impl HeatMap {
         let panel_width = (cell * columns as f64).max(titles as f64 * 6.6);
         let grid_height = CELL_HEIGHT * self.rows.len() as f64;
         let panels = self.panels.len().max(1) as f64;
+        // Generous widths of a character: fonts differ.
         let title_width = self.title.chars().count() as f64 * 8.4;
-        let width =
-            2.0 * MARGIN + (ROW_LABELS + panels * panel_width + (panels - 1.0) * GAP).max(title_width).max(360.0);
+        let legend_width = ROW_LABELS + LEGEND_BAR + 12.0 + self.value_label.chars().count() as f64 * 6.4;
+        let map_width = ROW_LABELS + panels * panel_width + (panels - 1.0) * GAP;
+        let width = 2.0 * MARGIN + map_width.max(title_width).max(legend_width);
         let height = HEAD + grid_height + LEGEND + MARGIN;
 
         let mut svg = format!(
@@ -90,19 +93,16 @@ impl HeatMap {
         svg
     }
 
-    /// As many column labels as fit.
+    /// As many column labels as fit, and above the last what they are.
     fn column_labels(&self, svg: &mut String, left: f64, cell: f64) {
         let widest = self.columns.iter().map(|label| label.chars().count()).max().unwrap_or(0);
         let every = ((widest as f64 + 1.0) * 7.0 / cell).ceil().max(1.0) as usize;
         for (column, label) in self.columns.iter().enumerate().step_by(every) {
             let x = left + (column as f64 + 0.5) * cell;
-            text(svg, [x, HEAD - 8.0], "middle", " fill=\"#666\"", &format!("{}{label}", self.prefix(column)));
+            text(svg, [x, HEAD - 8.0], "middle", " fill=\"#666\"", label);
         }
-    }
-
-    /// The first column's label says what columns are.
-    fn prefix(&self, column: usize) -> String {
-        if column == 0 && !self.column_label.is_empty() { format!("{} ", self.column_label) } else { String::new() }
+        let right = left + cell * self.columns.len() as f64;
+        text(svg, [right, HEAD - 26.0], "end", " fill=\"#666\"", &self.column_label);
     }
 
     fn panel(&self, svg: &mut String, panel: &Panel, left: f64, cell: f64, scale: &Shading) {
@@ -140,7 +140,7 @@ impl HeatMap {
     }
 
     fn legend(&self, svg: &mut String, y: f64, scale: &Shading) {
-        let (left, width, steps) = (MARGIN + ROW_LABELS, 200.0, 40);
+        let (left, width, steps) = (MARGIN + ROW_LABELS, LEGEND_BAR, 40);
         for step in 0..steps {
             let position = (f64::from(step) + 0.5) / f64::from(steps);
             let x = left + width * f64::from(step) / f64::from(steps);

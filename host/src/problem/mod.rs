@@ -5,13 +5,17 @@
 //! so a planner or a launcher never meets an unchecked value.
 
 mod kernel;
+mod modifiers;
+mod sequences;
 mod tensor;
 mod validate;
 
+pub use modifiers::{BiasSpec, Modifiers, PairSpec};
+pub use sequences::Sequences;
 pub use tensor::{DType, Element, Layout, TensorSpec};
 
 use sage_spec::symbol::Stem;
-use sage_spec::{Dims, PvFormat, ScaleGranularity};
+use sage_spec::{Alignment, Band, Dims, PvFormat, ScaleGranularity, Window};
 
 use crate::error::Error;
 
@@ -70,8 +74,13 @@ pub struct Request {
     pub v: TensorSpec,
     /// Output, `[B, Hq, M, D]`.
     pub out: TensorSpec,
-    /// Row `i` sees keys up to `i + N − M` (bottom-right aligned) instead of every key.
+    /// Rows see keys up to their position, which [`Modifiers::alignment`] says, instead of every key.
     pub causal: bool,
+    /// Windows, soft-cap, ALiBi, bias, masks and sinks.
+    pub modifiers: Modifiers,
+    /// Sequences packed along the token axis of tensors whose batch is 1; `None`: each batch entry is
+    /// one sequence.
+    pub sequences: Option<Sequences>,
     /// Factor of Q Kᵀ; `None` is `1 / sqrt(D)`. Zero is allowed and weighs every visible key alike.
     pub sm_scale: Option<f32>,
     /// Number format of Q Kᵀ.
@@ -97,6 +106,8 @@ impl Request {
             v,
             out,
             causal: false,
+            modifiers: Modifiers::default(),
+            sequences: None,
             sm_scale: None,
             precision: Precision::Auto,
             granularity: ScaleGranularity::PerThread,
@@ -124,10 +135,11 @@ impl Problem {
     ///
     /// # Errors
     ///
-    /// [`crate::error::Invalid`] where the request contradicts itself,
+    /// [`crate::error::Invalid`] or [`crate::error::ModifierError`] where the request contradicts itself,
     /// [`crate::error::Unsupported`] where it is sound but too large.
     pub fn new(request: Request) -> Result<Problem, Error> {
         let dims = validate::dims(&request)?;
+        validate::modifiers(&request, &dims)?;
         let sm_scale = validate::sm_scale(request.sm_scale, dims.head_dim)?;
         let kernel = request.kernel.as_deref().map(kernel::find).transpose()?;
         if let Some(stem) = &kernel {
@@ -145,6 +157,11 @@ impl Problem {
             None => Smoothing::NONE,
         };
         Ok(Problem { dims, request, sm_scale, codes, smoothing, kernel })
+    }
+
+    /// What the problem was made from.
+    pub fn request(&self) -> &Request {
+        &self.request
     }
 
     /// Extents.
@@ -180,6 +197,58 @@ impl Problem {
     /// Whether the causal mask applies.
     pub fn causal(&self) -> bool {
         self.request.causal
+    }
+
+    /// Windows, soft-cap, ALiBi, bias, masks and sinks.
+    pub fn modifiers(&self) -> &Modifiers {
+        &self.request.modifiers
+    }
+
+    /// The keys that rows see by position; of a whole batch entry, not of packed sequences.
+    pub fn band(&self) -> Band {
+        let Modifiers { alignment, window, .. } = self.request.modifiers;
+        Band::new(&self.dims, self.causal(), alignment, window)
+    }
+
+    /// Whether the causal mask, bottom-right aligned, is all there is: what every kernel computes. A
+    /// window that excludes no key, or an alignment that changes nothing, is none.
+    pub fn is_plain(&self) -> bool {
+        let plain = Band::new(&self.dims, self.causal(), Alignment::BottomRight, Window::UNBOUNDED);
+        self.request.modifiers.names().is_empty() && self.band() == plain
+    }
+
+    /// Whether something depends on what smoothing K takes from all scores of a row alike: the
+    /// log-sum-exp, a soft-cap or sinks.
+    pub fn needs_whole_scores(&self) -> bool {
+        let Modifiers { softcap, sinks, .. } = self.request.modifiers;
+        self.return_lse() || softcap.is_some() || sinks.is_some()
+    }
+
+    /// The packed sequences, if there are any.
+    pub fn sequences(&self) -> Option<&Sequences> {
+        self.request.sequences.as_ref()
+    }
+
+    /// The problem of packed sequence `index`: its tokens alone, as a batch of one. The first element of
+    /// each of its tensors is that of the sequence's first token; bias, mask and slopes are those of
+    /// batch entry `index`, if they have several.
+    pub fn sequence(&self, index: usize) -> Option<Problem> {
+        let sequences = self.sequences().filter(|sequences| index < sequences.len())?;
+        let (m, n) = (sequences.q(index).len(), sequences.kv(index).len());
+        let of = |spec: &TensorSpec, tokens: usize| {
+            let [batch, heads, _, head_dim] = spec.shape;
+            TensorSpec { shape: [batch, heads, tokens, head_dim], ..*spec }
+        };
+        let request = Request {
+            q: of(self.q(), m),
+            k: of(self.k(), n),
+            v: of(self.v(), n),
+            out: of(self.out(), m),
+            modifiers: self.request.modifiers.of_sequence(m, n),
+            sequences: None,
+            ..self.request.clone()
+        };
+        Some(Problem { dims: Dims { seqlen_q: m, seqlen_kv: n, ..self.dims }, request, ..self.clone() })
     }
 
     /// Factor of Q Kᵀ, finite and not negative.
@@ -228,18 +297,12 @@ impl Problem {
     }
 
     /// Multiply-adds counted as two, of both matrix products over the keys that are visible. The
-    /// usual `4 B H M N D`, exactly halved or so by the causal mask.
+    /// usual `4 B H M N D`, exactly halved or so by the causal mask. A boolean mask counts for nothing.
     pub fn flops(&self) -> f64 {
+        if let Some(sequences) = self.sequences() {
+            return (0..sequences.len()).filter_map(|index| self.sequence(index)).map(|problem| problem.flops()).sum();
+        }
         let d = &self.dims;
-        let (m, n) = (d.seqlen_q as f64, d.seqlen_kv as f64);
-        let pairs = if !self.causal() {
-            m * n
-        } else if m <= n {
-            // Rows see n − m + 1, ..., n keys.
-            m * (n - m) + m * (m + 1.0) / 2.0
-        } else {
-            n * (n + 1.0) / 2.0
-        };
-        4.0 * d.batch as f64 * d.num_heads_q as f64 * pairs * d.head_dim as f64
+        4.0 * d.batch as f64 * d.num_heads_q as f64 * self.band().pairs(d.seqlen_q) * d.head_dim as f64
     }
 }

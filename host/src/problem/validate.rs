@@ -4,7 +4,7 @@ use sage_spec::Dims;
 use sage_spec::limits::{MAX_HEAD_DIM, MAX_SEQLEN};
 
 use super::{Request, TensorSpec};
-use crate::error::{Error, Invalid, Operand, Unsupported};
+use crate::error::{Error, Invalid, ModifierError, Operand, Unsupported};
 
 /// Extents of `request`, after checking all that concerns its tensors.
 pub fn dims(request: &Request) -> Result<Dims, Error> {
@@ -28,6 +28,24 @@ pub fn dims(request: &Request) -> Result<Dims, Error> {
     out.check(Operand::Out, true)?;
     let [batch, num_heads_q, seqlen_q, head_dim] = q.shape;
     Ok(Dims { batch, num_heads_q, num_heads_kv: k.shape[1], seqlen_q, seqlen_kv: k.shape[2], head_dim })
+}
+
+/// Checks the modifiers of `request`, and its sequences if they are packed.
+pub fn modifiers(request: &Request, dims: &Dims) -> Result<(), ModifierError> {
+    let Some(sequences) = &request.sequences else {
+        return request.modifiers.check(dims, [dims.batch, dims.seqlen_q, dims.seqlen_kv]);
+    };
+    if dims.batch != 1 {
+        return Err(ModifierError::PackedBatch { batch: dims.batch });
+    }
+    let ends = sequences.tokens();
+    for (tensor, end, tokens) in [(Operand::Q, ends[0], dims.seqlen_q), (Operand::K, ends[1], dims.seqlen_kv)] {
+        if end != tokens {
+            return Err(ModifierError::SequencesEnd { tensor, end, tokens });
+        }
+    }
+    let [rows, keys] = sequences.longest();
+    request.modifiers.check(dims, [sequences.len(), rows, keys])
 }
 
 fn head_dim(request: &Request) -> Result<(), Error> {

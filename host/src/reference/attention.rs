@@ -5,23 +5,38 @@ use sage_spec::Dims;
 use sage_spec::quant::{FOLDED_STEP_MAX, LOG2_E};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
-use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
+use super::blocks::{QueryBlock, output_lens, query_blocks};
+use super::general::{add_sink, general_quantized_row};
 use super::problem::Problem;
 use super::scores::DeltaS;
 use super::softmax::{Bias, Dequantize, ROW_MAX_START, RowState, quantized_row};
 use super::tile::{accumulate_pv, multiply_qk, transpose, unpack_int, unpack_v};
-use super::{HostTensor, Options, Output, Quantized};
+use super::{HostTensor, Modifiers, Options, Output, Quantized};
 
 /// Attention on quantized operands, tile by tile with the kernels' numerics.
 ///
 /// `k` `[B, Hkv, N, D]` is the unquantized K that `quantized` was made of; it is read only when Q is
 /// smoothed, for ΔS, one tile at a time.
 pub fn attention_quantized(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> Output {
-    let (out_len, lse_len) = output_lens(dims);
-    let mut output = Output { out: vec![0.0; out_len], lse: vec![f32::NEG_INFINITY; lse_len] };
+    attention_quantized_with(dims, quantized, k, options, &Modifiers::default())
+}
+
+/// [`attention_quantized`] with modifiers, as the general kernels do it: every tile subtracts the bias
+/// exactly. The LSE is the logarithm of the denominator, sink included.
+pub fn attention_quantized_with(
+    dims: &Dims,
+    quantized: &Quantized,
+    k: &HostTensor,
+    options: &Options,
+    modifiers: &Modifiers,
+) -> Output {
+    let (out_len, _) = output_lens(dims);
+    let mut output = Output { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     let problem = Problem { dims, quantized, k, options };
-    blocks.into_par_iter().for_each_init(|| Scratch::new(dims), |scratch, block| scratch.attend(&problem, block));
+    blocks
+        .into_par_iter()
+        .for_each_init(|| Scratch::new(dims), |scratch, block| scratch.attend(&problem, modifiers, block));
     output
 }
 
@@ -54,14 +69,16 @@ impl Scratch {
         }
     }
 
-    fn attend(&mut self, problem: &Problem, block: QueryBlock<f32>) {
+    fn attend(&mut self, problem: &Problem, modifiers: &Modifiers, block: QueryBlock<f32>) {
         let Scratch { q, kv, k, p, out, delta_s } = self;
         let Problem { dims, quantized, options, .. } = *problem;
         let (depth, rows) = (dims.head_dim_padded(), block.rows());
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
         let first_row = block.first_row();
-        let visible = |row: usize| visible(dims, options.causal, first_row + row);
+        let plain = modifiers.is_plain(dims, options.causal);
+        let modifiers = modifiers.head(dims, options.causal, block.batch, block.head_q);
+        let keys = |row: usize| modifiers.keys(first_row + row);
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
         let q_scales = problem.q_scales(flat_block);
         let sm_scale_log2 = options.sm_scale * LOG2_E;
@@ -70,14 +87,14 @@ impl Scratch {
         out.fill(0.0);
         let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
 
-        let num_keys = visible(rows - 1);
+        let num_keys = keys(rows - 1).1;
         // As the kernels decide it, for the whole query block.
         let largest = |scales: &[f32]| scales.iter().fold(0.0f32, |a, &b| a.max(b));
         let k_scales = problem.head_k_scales(flat_kv, num_keys.div_ceil(BLOCK_KV));
         let step = largest(q_scales) * sm_scale_log2 * largest(k_scales);
-        let is_full = |first: usize| first + BLOCK_KV <= visible(0);
+        let is_full = |first: usize| first + BLOCK_KV <= keys(0).1;
 
-        for first in (0..num_keys).step_by(BLOCK_KV) {
+        for first in (keys(0).0 / BLOCK_KV * BLOCK_KV..num_keys).step_by(BLOCK_KV) {
             let coarse = step > FOLDED_STEP_MAX;
             let bias = if is_full(first) && !coarse { Bias::Folded } else { Bias::Exact };
             unpack_int(&k_codes[first * problem.row_bytes()..], options.precision, kv);
@@ -89,14 +106,21 @@ impl Scratch {
             let k_scale = problem.k_scales(flat_kv, first);
             let mut alpha = [1.0; BLOCK_Q];
             for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
-                let visible = visible(row).saturating_sub(first).min(BLOCK_KV);
                 let dequantize = Dequantize {
                     q_scale: q_scales[options.granularity.q_group(row)],
                     k_scale: &k_scale,
                     delta_s: &delta_s,
                     sm_scale_log2,
                 };
-                quantized_row(p, visible, bias, &dequantize, options.pv, &mut states[row]);
+                if plain {
+                    let visible = keys(row).1.saturating_sub(first).min(BLOCK_KV);
+                    quantized_row(p, visible, bias, &dequantize, options.pv, &mut states[row]);
+                } else {
+                    let shift_log2 = problem.lse_shift(flat_q, first_row + row) * LOG2_E;
+                    let terms = modifiers.terms(first_row + row, first);
+                    let (softcap, state) = (modifiers.softcap(), &mut states[row]);
+                    general_quantized_row(p, &dequantize, softcap, shift_log2, &terms, options.pv, state);
+                }
                 alpha[row] = states[row].alpha;
             }
             accumulate_pv(&p[..rows * BLOCK_KV], kv, depth, &alpha, out);
@@ -105,19 +129,27 @@ impl Scratch {
         let v_scale = &quantized.v_scale[flat_kv * depth..];
         let v_mean = quantized.v_mean.as_ref().map(|mean| &mean[flat_kv * depth..]);
         for row in 0..rows {
-            let state = &states[row];
+            let state = &mut states[row];
+            // Scores lack what smoothing K took from all of them, unless the soft-cap needed it.
+            let shift = if modifiers.softcap().is_some() { 0.0 } else { problem.lse_shift(flat_q, first_row + row) };
+            // What the output, and the mean of V, still have to be multiplied by.
+            let (mut rescale, mut weight) = (1.0, 1.0);
+            if modifiers.sink != f32::NEG_INFINITY {
+                let keys = add_sink((modifiers.sink - shift) * LOG2_E, options.pv.p_max_log2(), state);
+                (rescale, weight) = (state.alpha, keys / state.sum);
+            }
             if state.sum == 0.0 {
                 continue; // out and lse already say so
             }
-            let inverse_sum = 1.0 / state.sum;
+            let inverse_sum = rescale / state.sum;
             let to = &mut block.out[row * dims.head_dim..(row + 1) * dims.head_dim];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum * v_scale[channel];
-                *to = v_mean.map_or(x, |mean| x + mean[channel]);
+                *to = v_mean.map_or(x, |mean| mean[channel].mul_add(weight, x));
             }
             let lse = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
             block.lse[row] = match quantized.qk_mean {
-                Some(_) => lse + problem.lse_shift(flat_q, first_row + row),
+                Some(_) => lse + shift,
                 None => lse,
             };
         }

@@ -5,10 +5,11 @@ use sage_spec::Dims;
 use sage_spec::quant::LOG2_E;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
-use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
+use super::blocks::{QueryBlock, output_lens, query_blocks};
+use super::general::{add_sink, general_exact_row};
 use super::softmax::{RowState, exact_row};
 use super::tile::{accumulate_pv, multiply_qk, transpose};
-use super::{HostTensor, Output, OutputF64};
+use super::{HostTensor, Modifiers, Output, OutputF64};
 
 /// The definition of attention, `softmax(Q Kᵀ · sm_scale) V`, in f64.
 ///
@@ -22,24 +23,40 @@ pub fn attention_f64(
     causal: bool,
     sm_scale: f64,
 ) -> OutputF64 {
-    let (out_len, lse_len) = output_lens(dims);
-    let mut output = OutputF64 { out: vec![0.0; out_len], lse: vec![f64::NEG_INFINITY; lse_len] };
+    attention_f64_with(dims, q, k, v, causal, sm_scale, &Modifiers::default())
+}
+
+/// [`attention_f64`] with modifiers. The LSE is the logarithm of the denominator, sink included.
+pub fn attention_f64_with(
+    dims: &Dims,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    causal: bool,
+    sm_scale: f64,
+    modifiers: &Modifiers,
+) -> OutputF64 {
+    let (out_len, _) = output_lens(dims);
+    let mut output = OutputF64 { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
-    blocks.into_par_iter().for_each_init(Vec::new, |scores, block| {
+    blocks.into_par_iter().for_each(|block| {
+        let modifiers = modifiers.head(dims, causal, block.batch, block.head_q);
         let mut row = vec![0.0f32; dims.head_dim];
         for index in 0..block.rows() {
             let position = block.first_row() + index;
             q.row(block.batch, block.head_q, position, &mut row);
             let q: Vec<f64> = row.iter().copied().map(f64::from).collect();
 
-            scores.clear();
-            for key in 0..visible(dims, causal, position) {
-                k.row(block.batch, block.head_kv, key, &mut row);
-                scores.push(dot(&q, &row) * sm_scale);
-            }
+            let (first, end) = modifiers.keys(position);
+            let (keys, mut scores): (Vec<usize>, Vec<f64>) = (first..end)
+                .filter_map(|key| {
+                    k.row(block.batch, block.head_kv, key, &mut row);
+                    Some((key, modifiers.modified(position, key, dot(&q, &row) * sm_scale)?))
+                })
+                .unzip();
             let out = &mut block.out[index * dims.head_dim..(index + 1) * dims.head_dim];
-            block.lse[index] = softmax(scores);
-            for (key, p) in scores.iter().enumerate() {
+            block.lse[index] = softmax(&mut scores, modifiers.sink.into());
+            for (key, p) in keys.into_iter().zip(scores) {
                 v.row(block.batch, block.head_kv, key, &mut row);
                 out.iter_mut().zip(&row).for_each(|(out, &v)| *out += p * f64::from(v));
             }
@@ -59,11 +76,12 @@ fn dot(q: &[f64], k: &[f32]) -> f64 {
     lanes.iter().sum()
 }
 
-/// Turns scores into probabilities that sum to one and returns their log-sum-exp, −inf for none.
-pub(super) fn softmax(scores: &mut [f64]) -> f64 {
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+/// Turns scores into probabilities that with the sink's sum to one and returns the log-sum-exp of both,
+/// −inf for none.
+pub(super) fn softmax(scores: &mut [f64], sink: f64) -> f64 {
+    let max = scores.iter().copied().fold(sink, f64::max);
     scores.iter_mut().for_each(|x| *x = (*x - max).exp());
-    let sum: f64 = scores.iter().sum();
+    let sum = scores.iter().sum::<f64>() + if sink == f64::NEG_INFINITY { 0.0 } else { (sink - max).exp() };
     scores.iter_mut().for_each(|p| *p /= sum);
     max + sum.ln()
 }
@@ -77,12 +95,25 @@ pub fn attention_f32(
     causal: bool,
     sm_scale: f32,
 ) -> Output {
-    let (out_len, lse_len) = output_lens(dims);
-    let mut output = Output { out: vec![0.0; out_len], lse: vec![f32::NEG_INFINITY; lse_len] };
+    attention_f32_with(dims, q, k, v, causal, sm_scale, &Modifiers::default())
+}
+
+/// [`attention_f32`] with modifiers. The LSE is the logarithm of the denominator, sink included.
+pub fn attention_f32_with(
+    dims: &Dims,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    causal: bool,
+    sm_scale: f32,
+    modifiers: &Modifiers,
+) -> Output {
+    let (out_len, _) = output_lens(dims);
+    let mut output = Output { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     blocks.into_par_iter().for_each_init(
         || Scratch::new(dims),
-        |scratch, block| scratch.attend(dims, block, [q, k, v], causal, sm_scale),
+        |scratch, block| scratch.attend(dims, block, [q, k, v], causal, sm_scale, modifiers),
     );
     output
 }
@@ -124,18 +155,22 @@ impl Scratch {
         [q, k, v]: [&HostTensor; 3],
         causal: bool,
         sm_scale: f32,
+        modifiers: &Modifiers,
     ) {
         let Scratch { depth, q: q_rows, kv, k: k_columns, p, out } = self;
         let (depth, head_dim) = (*depth, dims.head_dim);
         let rows = block.rows();
         let first_row = block.first_row();
-        let visible = |row: usize| visible(dims, causal, first_row + row);
+        let plain = modifiers.is_plain(dims, causal);
+        let modifiers = modifiers.head(dims, causal, block.batch, block.head_q);
+        let keys = |row: usize| modifiers.keys(first_row + row);
+        let mut seen = [false; BLOCK_Q];
         let q_tokens = block.first_row()..dims.seqlen_q;
         q.rows(block.batch, block.head_q, q_tokens, head_dim, depth, q_rows);
         out.fill(0.0);
         let mut states = [RowState::new(f32::MIN); BLOCK_Q];
 
-        for first in (0..visible(block.rows() - 1)).step_by(BLOCK_KV) {
+        for first in (keys(0).0 / BLOCK_KV * BLOCK_KV..keys(rows - 1).1).step_by(BLOCK_KV) {
             let kv_tokens = first..dims.seqlen_kv;
             k.rows(block.batch, block.head_kv, kv_tokens.clone(), head_dim, depth, kv);
             transpose(kv, depth, k_columns);
@@ -143,20 +178,31 @@ impl Scratch {
             multiply_qk(&q_rows[..rows * depth], k_columns, depth, p);
             let mut alpha = [1.0; BLOCK_Q];
             for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
-                let visible = visible(row).saturating_sub(first).min(BLOCK_KV);
-                exact_row(p, visible, sm_scale * LOG2_E, &mut states[row]);
+                if plain {
+                    let visible = keys(row).1.saturating_sub(first).min(BLOCK_KV);
+                    exact_row(p, visible, sm_scale * LOG2_E, &mut states[row]);
+                    seen[row] |= visible > 0;
+                } else {
+                    let terms = modifiers.terms(first_row + row, first);
+                    general_exact_row(p, sm_scale * LOG2_E, modifiers.softcap(), &terms, &mut states[row]);
+                    seen[row] |= terms.iter().any(|&term| term != f32::NEG_INFINITY);
+                }
                 alpha[row] = states[row].alpha;
             }
             accumulate_pv(&p[..rows * BLOCK_KV], kv, depth, &alpha, out);
         }
 
-        for row in 0..block.rows() {
-            if visible(row) == 0 {
+        for row in 0..rows {
+            let state = &mut states[row];
+            let mut rescale = 1.0;
+            if modifiers.sink != f32::NEG_INFINITY {
+                add_sink(modifiers.sink * LOG2_E, 0.0, state);
+                rescale = state.alpha;
+            } else if !seen[row] {
                 continue; // out and lse already say so
             }
-            let state = &states[row];
             let to = &mut block.out[row * head_dim..(row + 1) * head_dim];
-            to.iter_mut().zip(&out[row * depth..]).for_each(|(to, &x)| *to = x / state.sum);
+            to.iter_mut().zip(&out[row * depth..]).for_each(|(to, &x)| *to = x * rescale / state.sum);
             block.lse[row] = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
         }
     }

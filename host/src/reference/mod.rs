@@ -10,6 +10,8 @@
 //!    for step as the kernels do it. The quantizer and the integer scores are bit-exact; after them
 //!    only `exp2` and the order of sums differ.
 //!
+//! Each has a variant `_with` that takes [`Modifiers`]: windows, soft-cap, ALiBi, bias, masks and sinks.
+//!
 //! A float operation rounds once, to nearest even, and is fused only where `mul_add` says so; the same
 //! input therefore gives the same output bits on every machine and for every number of threads.
 //!
@@ -24,6 +26,8 @@ mod attention;
 mod blocks;
 pub mod convert;
 mod exact;
+mod general;
+mod modifiers;
 mod options;
 mod problem;
 mod quantize;
@@ -36,11 +40,12 @@ mod tensor;
 mod tile;
 mod unrounded;
 
-pub use attention::attention_quantized;
-pub use exact::{attention_f32, attention_f64};
+pub use attention::{attention_quantized, attention_quantized_with};
+pub use exact::{attention_f32, attention_f32_with, attention_f64, attention_f64_with};
+pub use modifiers::{HostMask, Modifiers};
 pub use options::{Options, Output, OutputF64};
 pub use quantize::{Quantized, in_storage, quantize};
 pub use scores::{delta_s, scores};
 pub use sm90::attention_quantized_sm90;
 pub use tensor::{Data, HostTensor};
-pub use unrounded::attention_unrounded_p;
+pub use unrounded::{attention_unrounded_p, attention_unrounded_p_with};

@@ -81,7 +81,7 @@ pub type TileRow = [f32; BLOCK_KV];
 
 /// Combines `x[i]` with `x[i + half]`, halving until `until` values are left at the front of `x`.
 #[inline(always)]
-fn halve(x: &mut [f32], until: usize, combine: impl Fn(f32, f32) -> f32) {
+pub fn halve(x: &mut [f32], until: usize, combine: impl Fn(f32, f32) -> f32) {
     let mut half = x.len() / 2;
     while half >= until {
         let (low, high) = x.split_at_mut(half);
@@ -106,8 +106,14 @@ fn finish_row(
         *x = round(exp2_fast(x.mul_add(*factor, *constant)));
     }
     scores[visible..].fill(0.0);
+    accumulate(scores, row_max, state);
+}
+
+/// Adds the P of a tile, relative to `row_max`, to a row's state.
+#[inline(always)]
+pub fn accumulate(p: &[f32], row_max: f32, state: &mut RowState) {
     let mut sum = [0.0; BLOCK_KV];
-    sum.copy_from_slice(scores);
+    sum.copy_from_slice(p);
     halve(&mut sum, 1, |a, b| a + b);
     state.alpha = exp2_fast(state.max - row_max);
     state.sum = state.sum * state.alpha + sum[0];

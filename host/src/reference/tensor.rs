@@ -15,6 +15,17 @@ pub enum Data<'a> {
     F32(&'a [f32]),
 }
 
+impl<'a> Data<'a> {
+    /// The elements from `begin` on; none if there are fewer.
+    pub fn from(self, begin: usize) -> Data<'a> {
+        match self {
+            Data::F16(data) => Data::F16(data.get(begin..).unwrap_or(&[])),
+            Data::BF16(data) => Data::BF16(data.get(begin..).unwrap_or(&[])),
+            Data::F32(data) => Data::F32(data.get(begin..).unwrap_or(&[])),
+        }
+    }
+}
+
 /// A tensor `[batch, heads, tokens, head_dim]` whose last stride is 1.
 ///
 /// Element `(b, h, n, d)` is at offset `b * stride_batch + h * stride_head + n * stride_token + d` of
@@ -40,6 +51,11 @@ impl<'a> HostTensor<'a> {
             stride_head: (tokens * head_dim) as i64,
             stride_token: head_dim as i64,
         }
+    }
+
+    /// The tensor without its first `tokens` tokens.
+    pub fn from_token(&self, tokens: usize) -> Self {
+        HostTensor { data: self.data.from(tokens * self.stride_token as usize), ..*self }
     }
 
     /// Copies the first `out.len()` features of token `token` to `out`, widened exactly to f32.

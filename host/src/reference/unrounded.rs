@@ -5,32 +5,44 @@ use sage_spec::Dims;
 use sage_spec::limits::MAX_HEAD_DIM;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
-use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
+use super::blocks::{QueryBlock, output_lens, query_blocks};
 use super::exact::softmax;
 use super::problem::Problem;
 use super::softmax::TileRow;
 use super::tile::{unpack_int, unpack_v};
-use super::{HostTensor, Options, OutputF64, Quantized};
+use super::{HostTensor, Modifiers, Options, OutputF64, Quantized};
 
 /// What an ideal kernel makes of the same codes and scales: f64, P not rounded, ΔS not rounded to
 /// whole score steps. Its distance to [`attention_quantized`](super::attention_quantized) is that function's own rounding.
 pub fn attention_unrounded_p(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> OutputF64 {
-    let (out_len, lse_len) = output_lens(dims);
-    let mut output = OutputF64 { out: vec![0.0; out_len], lse: vec![f64::NEG_INFINITY; lse_len] };
+    attention_unrounded_p_with(dims, quantized, k, options, &Modifiers::default())
+}
+
+/// [`attention_unrounded_p`] with modifiers.
+pub fn attention_unrounded_p_with(
+    dims: &Dims,
+    quantized: &Quantized,
+    k: &HostTensor,
+    options: &Options,
+    modifiers: &Modifiers,
+) -> OutputF64 {
+    let (out_len, _) = output_lens(dims);
+    let mut output = OutputF64 { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     let problem = Problem { dims, quantized, k, options };
-    blocks.into_par_iter().for_each(|block| problem.attend_unrounded(block));
+    blocks.into_par_iter().for_each(|block| problem.attend_unrounded(modifiers, block));
     output
 }
 
 impl Problem<'_> {
-    fn attend_unrounded(&self, block: QueryBlock<f64>) {
+    fn attend_unrounded(&self, modifiers: &Modifiers, block: QueryBlock<f64>) {
         let Problem { dims, quantized, options, .. } = *self;
         let (depth, head_dim) = (dims.head_dim_padded(), dims.head_dim);
         let tokens = dims.seqlen_kv_padded();
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
-        let seen = visible(dims, options.causal, block.first_row() + block.rows() - 1);
+        let modifiers = modifiers.head(dims, options.causal, block.batch, block.head_q);
+        let (_, seen) = modifiers.keys(block.first_row() + block.rows() - 1);
 
         let mut q = vec![0.0; BLOCK_Q * depth];
         unpack_int(self.q_codes(flat_block), options.precision, &mut q);
@@ -57,26 +69,30 @@ impl Problem<'_> {
         for row in 0..block.rows() {
             let q = &q[row * depth..(row + 1) * depth];
             let q_scale = f64::from(self.q_scales(flat_block)[options.granularity.q_group(row)]);
-            let visible = visible(dims, options.causal, block.first_row() + row);
-            let mut p: Vec<f64> = (0..visible)
-                .map(|key| {
+            let position = block.first_row() + row;
+            // What smoothing K takes from every score of the row.
+            let shift = f64::from(self.lse_shift(flat_q, position));
+            let (first, end) = modifiers.keys(position);
+            let (keys, mut p): (Vec<usize>, Vec<f64>) = (first..end)
+                .filter_map(|key| {
                     let score = dot(q, &k[key * depth..]) * q_scale * f64::from(k_scales[key]) + delta[key];
-                    score * f64::from(options.sm_scale)
+                    Some((key, modifiers.modified(position, key, score * f64::from(options.sm_scale) + shift)?))
                 })
-                .collect();
+                .unzip();
+            block.lse[row] = softmax(&mut p, modifiers.sink.into());
             if p.is_empty() {
                 continue;
             }
-            let shift = f64::from(self.lse_shift(flat_q, block.first_row() + row));
-            block.lse[row] = softmax(&mut p) + shift;
+            let weight: f64 = p.iter().sum();
             let out = &mut block.out[row * head_dim..(row + 1) * head_dim];
-            for (p, v) in p.iter().zip(v.chunks_exact(depth)) {
+            for (key, p) in keys.into_iter().zip(p) {
+                let v = &v[key * depth..(key + 1) * depth];
                 out.iter_mut().zip(v).for_each(|(out, &v)| *out += p * f64::from(v));
             }
             for (channel, out) in out.iter_mut().enumerate() {
                 let at = flat_kv * depth + channel;
                 let mean = quantized.v_mean.as_ref().map_or(0.0, |mean| mean[at]);
-                *out = *out * f64::from(quantized.v_scale[at]) + f64::from(mean);
+                *out = *out * f64::from(quantized.v_scale[at]) + f64::from(mean) * weight;
             }
         }
     }

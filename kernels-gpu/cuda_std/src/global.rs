@@ -4,6 +4,18 @@
 
 use core::arch::asm;
 
+/// `ld.global.nc.b8` [ld.global.nc], zero-extended.
+///
+/// # Safety
+/// `address` is mapped and constant while the kernel runs.
+#[inline(always)]
+pub unsafe fn load_u8(address: u64) -> u32 {
+    let value: u32;
+    // SAFETY: the caller vouches for the address; constant data may be read at any point.
+    unsafe { asm!("ld.global.nc.u8 {}, [{}];", out(reg32) value, in(reg64) address, options(pure, nomem, nostack)) };
+    value
+}
+
 /// `ld.global.nc.b16` [ld.global.nc], zero-extended.
 ///
 /// # Safety

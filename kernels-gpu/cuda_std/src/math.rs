@@ -83,6 +83,15 @@ pub fn reciprocal(x: f32) -> f32 {
     fma(estimate, fma(-x, estimate, 1.0), estimate)
 }
 
+/// `rcp.approx.ftz.f32` [rcp]: `1 / x` to 1 ulp; 0 for infinity.
+#[inline(always)]
+pub fn reciprocal_approx(x: f32) -> f32 {
+    let value: f32;
+    // SAFETY: register arithmetic.
+    unsafe { asm!("rcp.approx.ftz.f32 {}, {};", out(reg32) value, in(reg32) x, options(pure, nomem, nostack)) };
+    value
+}
+
 /// `x` in a register of its own, which no compiler can tell to be a copy: what is computed from both is
 /// computed twice. `selp` [selp] on a condition that only the launch makes true.
 #[inline(always)]

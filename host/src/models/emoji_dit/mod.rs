@@ -11,7 +11,7 @@ mod sample;
 
 use std::path::Path;
 
-pub use sample::{Sampling, noise};
+pub use sample::{AttendAt, Sampling, noise};
 
 use super::ops::Linear;
 use super::{ModelError, Weights};

@@ -15,6 +15,17 @@ fn store(at: &'static Location<'static>, address: u64, data: &[u8]) {
     call(at, |machine, _| machine.store_global(address, data))
 }
 
+/// `ld.global.nc.b8` [ld.global.nc], zero-extended.
+///
+/// # Safety
+/// None is needed here: the executor checks what the PTX back end asks for.
+#[inline]
+#[track_caller]
+pub unsafe fn load_u8(address: u64) -> u32 {
+    let [byte] = load(Location::caller(), address);
+    byte.into()
+}
+
 /// `ld.global.nc.b16` [ld.global.nc], zero-extended.
 ///
 /// # Safety

@@ -81,6 +81,12 @@ pub fn reciprocal(x: f32) -> f32 {
     fma(estimate, fma(-x, estimate, 1.0), estimate)
 }
 
+/// `rcp.approx.ftz.f32` [rcp], correctly rounded.
+#[inline]
+pub fn reciprocal_approx(x: f32) -> f32 {
+    canonical(flush(1.0 / flush(x)))
+}
+
 /// `x`.
 #[inline]
 pub fn distinct_copy(x: f32) -> f32 {

@@ -79,12 +79,13 @@ pub trait Config {
     /// Offset in V's tile of the 16 bytes whose address lane `lane` gives to the first `ldmatrix`.
     fn v_lane_offset(lane: u32) -> u32;
 
-    /// `output = output · alpha + P V`, `row_sum = row_sum · alpha + P 1`; `v` is the shared address of
+    /// `output = output · alpha + P V`, `row_sum = row_sum · alpha + P 1`, of the first `HALVES` times 16
+    /// rows; `v` is the shared address of
     /// V's tile plus [`Config::v_lane_offset`], `head_dim` the unpadded head dimension.
     ///
     /// # Safety
     /// The whole warp calls it; the tile is complete.
-    unsafe fn multiply_v(
+    unsafe fn multiply_v<const HALVES: usize>(
         p: &[Self::P; 2],
         v: u32,
         head_dim: u32,

@@ -4,19 +4,43 @@ use cuda_std::{global, math, thread};
 use sage_spec::params::AttentionParams;
 use sage_spec::tiling::BLOCK_Q;
 
-use super::config::{Config, OutputTile};
+use super::config::{Config, OutputTile, Rows};
+use super::general::HalfBlock;
 use super::mainloop::Work;
 use super::softmax::RowState;
 use crate::attention::store::store_pair;
 
-/// Stores the warp's rows that exist. A row that saw no key becomes zeros, with an LSE of −inf.
+/// What the general kernels do differently at the end.
+pub struct Weights {
+    /// Part of each row's denominator that is the keys', which the mean of V is weighed by.
+    pub keys: Rows,
+    /// Whether scores lack what smoothing K took from them, so that the LSE gets it back.
+    pub shift_lse: bool,
+}
+
+impl Weights {
+    /// Those of the plain kernels.
+    pub const PLAIN: Weights = Weights { keys: [1.0; 4], shift_lse: true };
+}
+
+/// Stores the warp's rows that exist: 32, or 16 if `GENERAL`. A row that saw no key becomes zeros, with an LSE of −inf. Only
+/// `GENERAL` looks at `weights`.
 ///
 /// # Safety
 /// `p` describes valid device buffers; `output` and `state` are complete.
 #[inline(always)]
-pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: &RowState) {
+pub unsafe fn store<C: Config, const GENERAL: bool>(
+    p: &AttentionParams,
+    output: &OutputTile,
+    state: &RowState,
+    weights: &Weights,
+) {
     // Read and computed again: cheaper than registers through the main loop.
-    let work = Work::of_cta(p, thread::reread_block_idx_x(), thread::reread_block_idx_y());
+    let work = if GENERAL {
+        HalfBlock::reread(p).work
+    } else {
+        Work::of_cta(p, thread::reread_block_idx_x(), thread::reread_block_idx_y())
+    };
     let (batch, head_kv) = work.batch_and_head_kv(p);
     let (batch, head_q, head_kv) = (batch as u64, work.head_q as u64, head_kv as u64);
     let query_block = work.query_block;
@@ -31,10 +55,11 @@ pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: 
     let paired = (p.out.ptr & 3 == 0) && ((p.out.stride_batch | p.out.stride_head | p.out.stride_token) & 1 == 0);
 
     let first_row = query_block * BLOCK_Q as u32 + warp * 32 + g;
+    let first_row = if GENERAL { HalfBlock::reread(p).lane_row(thread) } else { first_row };
     let mut inverse_sum = [0.0f32; 4];
     let mut rows = [0u64; 4];
     let mut row = 0;
-    while row < 4 {
+    while row < if GENERAL { 2 } else { 4 } {
         let index = first_row + 8 * row as u32;
         let sum = state.row_sum[row];
         // NaN is not zero: it stays NaN in the output.
@@ -45,7 +70,7 @@ pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: 
             let mut lse = (state.row_max[row] + math::log2(sum)) * core::f32::consts::LN_2;
             // SAFETY: f32 [B, Hq, Mp] and [B, Hq, M].
             unsafe {
-                if p.qk_mean != 0 {
+                if p.qk_mean != 0 && (!GENERAL || weights.shift_lse) {
                     lse = math::fma(
                         global::load_f32(p.qk_mean + (head_q * rows_padded + index as u64) * 4),
                         p.sm_scale,
@@ -82,14 +107,20 @@ pub unsafe fn store<C: Config>(p: &AttentionParams, output: &OutputTile, state: 
                 i += 1;
             }
             let mut row = 0;
-            while row < 4 {
+            while row < if GENERAL { 2 } else { 4 } {
                 if first_row + 8 * (row as u32) < p.seqlen_q {
                     let (m, half) = (row / 2, row % 2);
                     let mut values = [0.0f32; 2];
                     let mut i = 0;
                     while i < 2 {
                         let normalised = output[m * 16 + c][half * 2 + i] * inverse_sum[row] * scale[i];
-                        values[i] = if state.row_sum[row] == 0.0 { 0.0 } else { normalised + mean[i] };
+                        values[i] = if state.row_sum[row] == 0.0 {
+                            0.0
+                        } else if GENERAL {
+                            math::fma(mean[i], weights.keys[row], normalised)
+                        } else {
+                            normalised + mean[i]
+                        };
                         i += 1;
                     }
                     // SAFETY: the row and the first channel exist; the second is checked.

@@ -6,13 +6,15 @@ use sage_spec::quant::FOLDED_STEP_MAX;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::config::{Config, OutputTile, Rows};
-use super::epilogue;
+use super::epilogue::{self, Weights};
 use super::load::{self, TileCopy};
 use super::qk::{self, QkLane};
 use super::softmax::{self, Limits, RowState};
 
-const QUERY_ROWS: u32 = BLOCK_Q as u32;
-const KEYS: u32 = BLOCK_KV as u32;
+/// Rows of a query block.
+pub const QUERY_ROWS: u32 = BLOCK_Q as u32;
+/// Keys of a tile.
+pub const KEYS: u32 = BLOCK_KV as u32;
 
 /// What a CTA works on.
 pub struct Work {
@@ -54,10 +56,13 @@ impl Work {
 }
 
 /// K, V and ΔS of the CTA in global memory: their first tiles.
-struct Source<C: Config, const ROW_BYTES: u32> {
-    k: TileCopy<KEYS, ROW_BYTES>,
-    v: C::VCopy,
-    delta_s: u64,
+pub struct Source<C: Config, const ROW_BYTES: u32> {
+    /// First tile of K.
+    pub k: TileCopy<KEYS, ROW_BYTES>,
+    /// First tile of V.
+    pub v: C::VCopy,
+    /// First 64 values of ΔS.
+    pub delta_s: u64,
 }
 
 impl<C: Config, const ROW_BYTES: u32> Source<C, ROW_BYTES> {
@@ -66,7 +71,7 @@ impl<C: Config, const ROW_BYTES: u32> Source<C, ROW_BYTES> {
     /// # Safety
     /// All threads of the CTA call it; the tile exists and nobody uses the stage.
     #[inline(always)]
-    unsafe fn start_tile<const DELTA_S: bool>(&self, tile: u32, stage: u32, seqlen_kv_padded: u32) {
+    pub unsafe fn start_tile<const DELTA_S: bool>(&self, tile: u32, stage: u32, seqlen_kv_padded: u32) {
         // SAFETY: forwarded contract.
         unsafe {
             if DELTA_S {
@@ -223,7 +228,7 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
                             &mut alpha,
                         ))
                     });
-                    C::multiply_v(&rounded, stage + v_lane, p.head_dim, &alpha, &mut output, &mut state.row_sum);
+                    C::multiply_v::<2>(&rounded, stage + v_lane, p.head_dim, &alpha, &mut output, &mut state.row_sum);
                 }
                 stage = next_stage;
             }};
@@ -239,7 +244,7 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
         }
     }
     // SAFETY: forwarded contract.
-    unsafe { epilogue::store::<C>(p, &output, &state) };
+    unsafe { epilogue::store::<C, false>(p, &output, &state, &Weights::PLAIN) };
 }
 
 /// Dispatches on ΔS once, outside the main loop.

@@ -24,11 +24,15 @@
 //!    denominator then share P's rounding, and the 64 additions per tile go to the tensor core.
 //! 5. PV accumulates only 64 tokens inside the tensor core, whose FP8 accumulator keeps 13 mantissa
 //!    bits on sm_89 and sm_90 (SageAttention2, section 3.4); the sum over tiles is in f32.
+//!
+//! [`general`] is the same with windows, soft-cap, ALiBi, bias, masks and sinks.
 
 pub mod config;
 pub mod epilogue;
+pub mod general;
 pub mod load;
 pub mod mainloop;
+pub mod modifiers;
 pub mod qk;
 pub mod scores;
 pub mod softmax;

@@ -20,7 +20,7 @@ pub struct QkLane {
 }
 
 impl QkLane {
-    /// For warp `warp`, lane `lane`, with Q's tile at shared address `q_tile` (128-byte aligned, as
+    /// For warp `warp` of 32 rows, lane `lane`, with Q's tile at shared address `q_tile` (128-byte aligned, as
     /// all tiles are: later 32-byte steps along K are then an XOR on the address, like the swizzle).
     #[inline(always)]
     pub fn new<C: Config>(q_tile: u32, warp: u32, lane: u32) -> Self {
@@ -30,6 +30,16 @@ impl QkLane {
             q: q_tile + chunk_offset(C::ROW_BYTES, warp * 32 + q_row, q_chunk),
             k: chunk_offset(C::ROW_BYTES, k_row, k_chunk),
             delta_s: C::DELTA_S_OFFSET + (lane % 4) * 16,
+        }
+    }
+
+    /// The same for warps of 16 rows.
+    #[inline(always)]
+    pub fn of_16_rows<C: Config>(q_tile: u32, warp: u32, lane: u32) -> Self {
+        let (q_row, q_chunk) = ldmatrix_a(lane);
+        QkLane {
+            q: q_tile + chunk_offset(C::ROW_BYTES, warp * 16 + q_row, q_chunk),
+            ..Self::new::<C>(q_tile, warp, lane)
         }
     }
 }
@@ -91,6 +101,48 @@ pub unsafe fn scores<C: Config, const DELTA_S: bool>(
                     d[m][2 * pair + 1] = multiply::<C>(q[m], [k[2], k[3]], d[m][2 * pair + 1]);
                 }
                 m += 1;
+            }
+            pair += 1;
+        }
+        step += 1;
+    }
+    d
+}
+
+/// [`scores`] of a warp of 16 rows.
+///
+/// # Safety
+/// As for [`scores`].
+#[inline(always)]
+pub unsafe fn scores_of_16_rows<C: Config, const DELTA_S: bool>(
+    lane: &QkLane,
+    stage: u32,
+    inverse_q_scale: [f32; 2],
+) -> Scores {
+    let mut d: Scores = [[SCORE_BIAS_BITS; 4]; 8];
+    if DELTA_S {
+        let mut pair = 0;
+        while pair < 4 {
+            // SAFETY: inside the stage's ΔS row.
+            let steps = unsafe { shared::load_u32x4(stage + lane.delta_s + pair as u32 * 64) };
+            let [upper, lower] =
+                inverse_q_scale.map(|scale| steps.map(|x| math::fma(f32::from_bits(x), scale, SCORE_BIAS).to_bits()));
+            d[2 * pair] = [upper[0], upper[1], lower[0], lower[1]];
+            d[2 * pair + 1] = [upper[2], upper[3], lower[2], lower[3]];
+            pair += 1;
+        }
+    }
+    let mut step = 0;
+    while step < C::ROW_BYTES / 32 {
+        // SAFETY: inside Q's tile.
+        let q = unsafe { ldmatrix::x4(lane.q ^ (step * 32)) };
+        let mut pair = 0;
+        while pair < 4 {
+            // SAFETY: inside K's tile; forwarded contract.
+            unsafe {
+                let k = ldmatrix::x4((stage + (lane.k ^ (step * 32))) + pair as u32 * 16 * C::ROW_BYTES);
+                d[2 * pair] = multiply::<C>(q, [k[0], k[1]], d[2 * pair]);
+                d[2 * pair + 1] = multiply::<C>(q, [k[2], k[3]], d[2 * pair + 1]);
             }
             pair += 1;
         }

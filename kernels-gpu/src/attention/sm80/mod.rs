@@ -48,9 +48,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v<const HALVES: usize>(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
-                unsafe { multiply_v::<$head_dim>(p, v, head_dim, alpha, output, row_sum) }
+                unsafe { multiply_v::<$head_dim, HALVES>(p, v, head_dim, alpha, output, row_sum) }
             }
         }
     };
@@ -93,7 +93,7 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 4] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(
+unsafe fn multiply_v<const HEAD_DIM: usize, const HALVES: usize>(
     p: &[[[u32; 4]; 4]; 2],
     v: u32,
     head_dim: u32,
@@ -105,7 +105,7 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
         let mut m = 0;
-        while m < 2 {
+        while m < HALVES {
             let mut sum = [0.0f32; 4];
             let mut step = 0;
             while step < 4 {
@@ -128,7 +128,7 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(
             // The FP16 product accumulates in full f32: it goes on from the rescaled output in place,
             // which takes no temporary registers (deviation 5 of `mma_sync` is for FP8 only).
             let mut i = 0;
-            while i < 16 {
+            while i < 8 * HALVES {
                 output[i / 8 * 16 + pair * 2 + i / 4 % 2][i % 4] *= alpha[i / 8 * 2 + i % 4 / 2];
                 i += 1;
             }
@@ -136,7 +136,7 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(
             while step < 4 {
                 let b = ldmatrix::x4_trans(address + step as u32 * 16 * row_bytes);
                 let mut m = 0;
-                while m < 2 {
+                while m < HALVES {
                     let o = &mut output[m * 16 + pair * 2];
                     *o = mma::m16n8k16_f16(p[m][step], [b[0], b[1]], *o);
                     let o = &mut output[m * 16 + pair * 2 + 1];

@@ -49,9 +49,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v<const HALVES: usize>(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
-                unsafe { multiply_v::<$head_dim>(p, v, head_dim, alpha, output, row_sum) }
+                unsafe { multiply_v::<$head_dim, HALVES>(p, v, head_dim, alpha, output, row_sum) }
             }
         }
     };
@@ -95,7 +95,7 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 2] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize>(
+unsafe fn multiply_v<const HEAD_DIM: usize, const HALVES: usize>(
     p: &[[[u32; 4]; 2]; 2],
     v: u32,
     head_dim: u32,
@@ -106,7 +106,7 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
         let mut m = 0;
-        while m < 2 {
+        while m < HALVES {
             let sum = mma::m16n8k32_e4m3(p[m][0], [ONES; 2], [0.0; 4]);
             let sum = mma::m16n8k32_e4m3(p[m][1], [ONES; 2], sum);
             // Every column of the product with ones is the row sum: elements 0 and 2 suffice.
@@ -121,7 +121,7 @@ unsafe fn multiply_v<const HEAD_DIM: usize>(
             }
             let b = ldmatrix::x4(v + c as u32 * 8 * BLOCK_KV as u32);
             let mut m = 0;
-            while m < 2 {
+            while m < HALVES {
                 let tile = mma::m16n8k32_e4m3(p[m][0], [b[0], b[1]], [0.0; 4]);
                 let tile = mma::m16n8k32_e4m3(p[m][1], [b[2], b[3]], tile);
                 let mut e = 0;

@@ -62,6 +62,7 @@ golden! {
     cp_async_commit_group() = cp_async::commit_group();
     cp_async_wait_group() = cp_async::wait_group::<1>();
 
+    global_load_u8(address: u64) -> u32 = global::load_u8(address);
     global_load_u16(address: u64) -> u32 = global::load_u16(address);
     global_load_u32(address: u64) -> u32 = global::load_u32(address);
     global_load_f32(address: u64) -> f32 = global::load_f32(address);
@@ -87,6 +88,7 @@ golden! {
     math_exp2(x: f32) -> f32 = math::exp2(x);
     math_log2(x: f32) -> f32 = math::log2(x);
     math_div_u32(a: u32, b: u32) -> u32 = math::div_u32(a, b);
+    math_reciprocal_approx(x: f32) -> f32 = math::reciprocal_approx(x);
     math_reciprocal(x: f32) -> f32 = math::reciprocal(x);
     math_distinct_copy(x: f32) -> f32 = math::distinct_copy(x);
     math_fma_saturate(a: f32, b: f32, c: f32) -> f32 = math::fma_saturate(a, b, c);

@@ -1,0 +1,81 @@
+//! Submitting packed sequences to a stream.
+
+use cudarc::driver::sys::CUstream;
+
+use super::Gpu;
+use super::args::{DeviceTensor, LaunchArgs, check_planned};
+use super::side::SideArgs;
+use crate::error::{Error, Invalid, Operand};
+use crate::plan::PackedPlan;
+use crate::problem::TensorSpec;
+
+impl LaunchArgs {
+    /// The arguments of packed sequence `index` of `plan`, which is less than the number of sequences, for
+    /// programs that launch the parts of a plan by their own means. `self` has the packed tensors.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid::LaunchMismatch`] if the tensors are not those planned for.
+    pub fn of_sequence(
+        &self,
+        plan: &PackedPlan,
+        side: &SideArgs,
+        index: usize,
+    ) -> Result<(LaunchArgs, SideArgs), Invalid> {
+        let problem = plan.problem();
+        for (operand, tensor, planned) in [
+            (Operand::Q, &self.q, problem.q()),
+            (Operand::K, &self.k, problem.k()),
+            (Operand::V, &self.v, problem.v()),
+            (Operand::Out, &self.out, problem.out()),
+        ] {
+            check_planned(operand, &tensor.spec, planned)?;
+        }
+        let (rows, keys) = (plan.sequences().q(index), plan.sequences().kv(index));
+        let of = |tensor: &DeviceTensor, first: usize, tokens: usize| {
+            let [batch, heads, _, head_dim] = tensor.spec.shape;
+            let spec = TensorSpec { shape: [batch, heads, tokens, head_dim], ..tensor.spec };
+            let offset = (first as i64).wrapping_mul(spec.strides[2]).wrapping_mul(spec.dtype.bytes() as i64);
+            DeviceTensor { ptr: tensor.ptr.wrapping_add(offset as u64), spec }
+        };
+        let args = LaunchArgs {
+            q: of(&self.q, rows.start, rows.len()),
+            k: of(&self.k, keys.start, keys.len()),
+            v: of(&self.v, keys.start, keys.len()),
+            out: of(&self.out, rows.start, rows.len()),
+            lse: self.lse.map(|lse| lse.wrapping_add((problem.dims().num_heads_q * rows.start * 4) as u64)),
+            workspace: self.workspace,
+        };
+        Ok((args, side.of_entry(problem, index)))
+    }
+}
+
+impl Gpu {
+    /// Submits the sequences of `plan` one after the other and returns without waiting; otherwise as
+    /// [`Gpu::launch_with`].
+    ///
+    /// `args` has the packed tensors, whose batch is 1. The log-sum-exp is sequence after sequence,
+    /// `[Hq, M of the sequence]` each. The workspace has [`PackedPlan::workspace_bytes`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Gpu::launch_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::launch_with`]. Work already submitted stays so.
+    pub unsafe fn launch_packed(
+        &self,
+        plan: &PackedPlan,
+        args: &LaunchArgs,
+        side: &SideArgs,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        for (index, part) in plan.parts() {
+            let (of_sequence, side) = args.of_sequence(plan, side, *index)?;
+            // SAFETY: each sequence is a part of the caller's tensors; the promise is the caller's.
+            unsafe { self.launch_with(part, &of_sequence, &side, stream) }?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! The general kernels: the same tiles and products as [`super::mainloop`], with modifiers between them.
+//!
+//! They are kernels of their own so that the plain ones pay nothing for them. A CTA takes half a query
+//! block, 16 rows a warp: with 32 the output alone fills half of the registers, and none are left for
+//! modifiers. Every tile subtracts the score bias exactly, whatever it hides, so that neutral modifiers
+//! change no bit. Tiles that no row of the half sees are skipped.
+
+use cuda_std::{cp_async, global, math, shared, thread, warp};
+use sage_spec::modifiers::GeneralAttentionParams;
+use sage_spec::params::AttentionParams;
+use sage_spec::quant::SCORE_BIAS;
+
+use super::config::{Config, OutputTile, Probabilities, Rows, Scores};
+use super::epilogue::{self, Weights};
+use super::load::TileCopy;
+use super::mainloop::{KEYS, QUERY_ROWS, Source, Work};
+use super::modifiers::{self, TileModifiers};
+use super::qk::{self, QkLane};
+use super::softmax::RowState;
+
+/// Rows of half a query block.
+const HALF_ROWS: u32 = QUERY_ROWS / 2;
+/// Rows of a warp.
+const WARP_ROWS: u32 = 16;
+
+/// What a CTA works on.
+pub struct HalfBlock {
+    /// The query block and its head.
+    pub work: Work,
+    /// Which half: 0 or 1.
+    half: u32,
+}
+
+impl HalfBlock {
+    /// Work of the CTA with these block indices: grid x is twice the query block.
+    #[inline(always)]
+    fn of_cta(p: &AttentionParams, block_idx_x: u32, block_idx_y: u32) -> Self {
+        HalfBlock { work: Work::of_cta(p, block_idx_x / 2, block_idx_y), half: 1 - block_idx_x % 2 }
+    }
+
+    /// Computed again, which is cheaper than registers through the main loop.
+    #[inline(always)]
+    pub fn reread(p: &AttentionParams) -> Self {
+        Self::of_cta(p, thread::reread_block_idx_x(), thread::reread_block_idx_y())
+    }
+
+    /// First row of the half.
+    #[inline(always)]
+    fn first_row(&self) -> u32 {
+        self.work.query_block * QUERY_ROWS + self.half * HALF_ROWS
+    }
+
+    /// First of the two rows, eight apart, that thread `thread` holds.
+    #[inline(always)]
+    pub fn lane_row(&self, thread: u32) -> u32 {
+        self.first_row() + thread / 32 * WARP_ROWS + thread % 32 / 4
+    }
+}
+
+/// Rounded probabilities of a tile relative to the new row maxima; otherwise as
+/// `softmax::probabilities::<true>`.
+///
+/// # Safety
+/// The whole warp calls it; the parameters are valid.
+#[inline(always)]
+unsafe fn round<C: Config>(
+    p: &GeneralAttentionParams,
+    tile: &TileModifiers,
+    scores: &Scores,
+    f: f32,
+    row_max: &mut Rows,
+    alpha: &mut Rows,
+) -> C::P {
+    let p_max_log2 = C::PV.p_max_log2();
+    let mut probabilities: Probabilities = [[0.0; 4]; 8];
+    let mut row = 0;
+    while row < 2 {
+        let mut x = [0.0f32; 16];
+        let mut i = 0;
+        while i < 16 {
+            x[i] = (f32::from_bits(scores[i / 2][row * 2 + i % 2]) - SCORE_BIAS) * f;
+            i += 1;
+        }
+        // SAFETY: forwarded contract.
+        unsafe { tile.modify(p, row, &mut x) };
+        let mut new_max = x[0];
+        let mut i = 1;
+        while i < 16 {
+            new_max = math::max(new_max, x[i]);
+            i += 1;
+        }
+        new_max -= p_max_log2;
+        // SAFETY: forwarded contract.
+        unsafe {
+            new_max = math::max(new_max, warp::shuffle_xor_f32(new_max, 1));
+            new_max = math::max(new_max, warp::shuffle_xor_f32(new_max, 2));
+        }
+        new_max = math::max(row_max[row], new_max);
+        alpha[row] = math::exp2(row_max[row] - new_max);
+        row_max[row] = new_max;
+        let mut i = 0;
+        while i < 16 {
+            probabilities[i / 2][row * 2 + i % 2] = math::exp2(x[i] - new_max);
+            i += 1;
+        }
+        row += 1;
+    }
+    C::round_p(&probabilities)
+}
+
+/// Adds the sink to every row's denominator; returns the part of it that is the keys'.
+///
+/// # Safety
+/// The parameters are valid.
+#[inline(always)]
+unsafe fn add_sinks<C: Config>(p: &GeneralAttentionParams, output: &mut OutputTile, state: &mut RowState) -> Weights {
+    let mut weights = Weights { keys: [1.0; 4], shift_lse: p.modifiers.softcap_log2 == 0.0 };
+    if p.modifiers.sinks == 0 {
+        return weights;
+    }
+    let first_row = HalfBlock::reread(&p.attention).lane_row(thread::reread_thread_idx_x());
+    let mut row = 0;
+    while row < 2 {
+        // SAFETY: forwarded contract; the row is inside the padded block.
+        let sink = unsafe { modifiers::sink_log2(p, first_row + 8 * row as u32) };
+        let max = math::max(state.row_max[row], sink - C::PV.p_max_log2());
+        let alpha = math::exp2(state.row_max[row] - max);
+        let keys = state.row_sum[row] * alpha;
+        state.row_max[row] = max;
+        state.row_sum[row] = keys + math::exp2(sink - max);
+        let sum = state.row_sum[row];
+        weights.keys[row] = if sum == keys { 1.0 } else { keys * math::reciprocal(sum) };
+        let mut c = 0;
+        while c < C::HEAD_DIM as usize / 8 {
+            output[c][row * 2] *= alpha;
+            output[c][row * 2 + 1] *= alpha;
+            c += 1;
+        }
+        row += 1;
+    }
+    weights
+}
+
+/// One CTA: the tiles of half a query block that one of its rows sees.
+///
+/// # Safety
+/// As for `mainloop::attend`, with valid modifiers.
+#[inline(always)]
+unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: &GeneralAttentionParams) {
+    const { assert!(C::ROW_BYTES == ROW_BYTES && C::SMEM_BYTES > 0) };
+    let p = &general.attention;
+    let (warp_idx, lane) = (thread::thread_idx_x() / 32, thread::thread_idx_x() % 32);
+    let (g, t) = (lane / 4, lane % 4);
+    let smem = shared::dynamic_shared_mem();
+    let half_block = HalfBlock::of_cta(p, thread::block_idx_x(), thread::block_idx_y());
+    let HalfBlock { work, half } = &half_block;
+    let &Work { head_q, query_block, .. } = work;
+    let first_row = half_block.first_row();
+    if first_row >= p.seqlen_q {
+        return;
+    }
+    let (_, head_kv) = work.batch_and_head_kv(p);
+    let k_scale_lane = if p.k_scales_per_block == 1 { 0 } else { t };
+    let q_scale_lane = match p.q_scales_per_block {
+        1 => 0,
+        // 32 rows to a group, which are two warps'.
+        4 => half * 2 + warp_idx / 2,
+        _ => (half * 2 + warp_idx / 2) * 8 + g,
+    };
+    let codes = head_kv as u64 * p.seqlen_kv_padded as u64;
+    let delta_s_row = work.head_local as u64 * p.chunk.block_count as u64 + work.block_local as u64;
+    let source: Source<C, ROW_BYTES> = Source {
+        k: TileCopy::new(p.k_codes + codes * ROW_BYTES as u64, ROW_BYTES as u64),
+        v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
+        delta_s: p.delta_s + delta_s_row * p.seqlen_kv_padded as u64 * 4,
+    };
+
+    let last_row = (first_row + HALF_ROWS).min(p.seqlen_q) - 1;
+    let (first_tile, end_tile) = modifiers::tiles(general, first_row, last_row);
+    let mut output: OutputTile = [[0.0; 4]; 32];
+    let mut state = RowState::EMPTY;
+    if first_tile < end_tile {
+        let q_block = head_q as u64 * p.seqlen_q.div_ceil(QUERY_ROWS) as u64 + query_block as u64;
+        // SAFETY: a scale for every padded row group (params); Q's tile is inside the padded tensor.
+        let q_scale =
+            unsafe { global::load_f32(p.q_scale + (q_block * p.q_scales_per_block as u64 + q_scale_lane as u64) * 4) };
+        let (q_factor, inverse_q_scale) = (q_scale * p.sm_scale_log2, math::reciprocal(q_scale));
+        let inverse_q_scale = [inverse_q_scale, math::distinct_copy(inverse_q_scale)];
+        // All scales of K number less than 2³²: one for 16 tokens at most.
+        let mut k_scale_index =
+            (head_kv * (p.seqlen_kv_padded / KEYS) + first_tile) * p.k_scales_per_block + k_scale_lane;
+        let mut stage = smem + C::RING_OFFSET;
+        // SAFETY: as above; nobody reads shared memory yet.
+        unsafe {
+            let rows = q_block * QUERY_ROWS as u64 + (half * HALF_ROWS) as u64;
+            let q = TileCopy::<HALF_ROWS, ROW_BYTES>::new(p.q_codes + rows * ROW_BYTES as u64, ROW_BYTES as u64);
+            q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
+            source.start_tile::<DELTA_S>(first_tile, stage, p.seqlen_kv_padded);
+        }
+        let qk_lane = QkLane::of_16_rows::<C>(smem + C::Q_OFFSET, warp_idx, lane);
+        let v_lane = C::V_OFFSET + C::v_lane_offset(lane);
+        let mut kv_block = first_tile;
+        while kv_block < end_tile {
+            let next_stage = 2 * (smem + C::RING_OFFSET) + C::STAGE_BYTES - stage;
+            cp_async::wait_group::<0>();
+            // Now this tile is complete in shared memory, and no warp reads the other stage.
+            // SAFETY: loop bounds are uniform over the CTA.
+            unsafe { thread::sync_threads() };
+            if kv_block + 1 < end_tile {
+                // SAFETY: the other stage is free and the tile exists.
+                unsafe { source.start_tile::<DELTA_S>(kv_block + 1, next_stage, p.seqlen_kv_padded) };
+            }
+            // SAFETY: the warp is converged; Q and the stage are complete.
+            unsafe {
+                let k_scale = global::load_f32(p.k_scale + k_scale_index as u64 * 4);
+                k_scale_index += p.k_scales_per_block;
+                let f = q_factor * k_scale;
+                let tile = TileModifiers::new(p, kv_block);
+                let mut alpha: Rows = [0.0; 4];
+                let scores = qk::scores_of_16_rows::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale);
+                let rounded = round::<C>(general, &tile, &scores, f, &mut state.row_max, &mut alpha);
+                C::multiply_v::<1>(&[rounded; 2], stage + v_lane, p.head_dim, &alpha, &mut output, &mut state.row_sum);
+            }
+            stage = next_stage;
+            kv_block += 1;
+        }
+    }
+    // SAFETY: forwarded contract.
+    unsafe {
+        let weights = add_sinks::<C>(general, &mut output, &mut state);
+        epilogue::store::<C, true>(p, &output, &state, &weights);
+    }
+}
+
+/// Dispatches on ΔS once, outside the main loop.
+///
+/// # Safety
+/// As for [`attend`].
+#[inline(always)]
+pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &GeneralAttentionParams) {
+    // SAFETY: forwarded contract.
+    unsafe {
+        if p.attention.delta_s != 0 {
+            attend::<C, true, ROW_BYTES>(p);
+        } else {
+            attend::<C, false, ROW_BYTES>(p);
+        }
+    }
+}

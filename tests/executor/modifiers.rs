@@ -1,0 +1,68 @@
+//! The general kernels: windows, alignments, soft-cap, ALiBi, bias, masks and sinks.
+
+use proptest::prelude::*;
+use sage_attn::problem::{BiasSpec, DType, Modifiers, PairSpec, Problem, Request, TensorSpec};
+use sage_spec::symbol::{Arch, STEMS, Stem};
+use sage_tests::case::{Case, Limits, Tensor};
+use sage_tests::generate::config;
+use sage_tests::judge::judge_with;
+use sage_tests::side::Side;
+
+use crate::device::run_with;
+
+/// Stems whose kernels have a general form.
+fn general() -> Vec<Stem> {
+    STEMS.into_iter().filter(|stem| stem.arch != Arch::Sm90a).collect()
+}
+
+proptest! {
+    #![proptest_config(config(80))]
+
+    #[test]
+    fn general_kernels_agree_with_the_reference(seed: u64, stem in prop::sample::select(general())) {
+        let mut case = Case::random_for(stem, seed, Limits::EXECUTOR);
+        let side = Side::random(&mut case, seed);
+        let fail = |what: String| TestCaseError::fail(format!("{} {:?}: {what}", case.describe(), side.modifiers));
+        let outcome = run_with(&case, Some(&side), seed).map_err(|fault| fail(fault.to_string()))?;
+        judge_with(&case, &side.reference(), &outcome).map_err(fail)?;
+    }
+}
+
+/// Neutral modifiers of all kinds make the same bits, in every stem.
+#[test]
+fn neutral_modifiers_change_no_bit() {
+    for (seed, stem) in general().into_iter().enumerate() {
+        let base = || Case::random_for(stem, 11 + seed as u64, Limits::EXECUTOR);
+        let dims = *base().problem.dims();
+        let heads = dims.num_heads_q;
+        let pairs = PairSpec { shape: [1, 1, 1, dims.seqlen_kv], strides: [0, 0, 0, 1] };
+        let spec = TensorSpec { dtype: DType::F32, shape: pairs.shape, strides: pairs.strides };
+        let variants: [fn(&mut Modifiers, usize, PairSpec); 4] = [
+            |modifiers, heads, _| modifiers.alibi = Some([1, heads]),
+            |modifiers, _, pairs| modifiers.bias = Some(BiasSpec { dtype: DType::F32, pairs }),
+            |modifiers, _, pairs| modifiers.mask = Some(pairs),
+            |modifiers, heads, _| modifiers.sinks = Some(heads),
+        ];
+        let outputs: Vec<Vec<u32>> = variants
+            .iter()
+            .map(|variant| {
+                let mut case = base();
+                let mut modifiers = Modifiers::default();
+                variant(&mut modifiers, heads, pairs);
+                case.problem = Problem::new(Request { modifiers, ..case.problem.request().clone() }).unwrap();
+                let side = Side {
+                    modifiers,
+                    alibi: modifiers.alibi.map(|_| vec![0.0; heads]),
+                    bias: modifiers.bias.map(|_| Tensor::fill(spec, |_, _, _| 0.0)),
+                    mask: modifiers.mask.map(|_| vec![true; dims.seqlen_kv]),
+                    sinks: modifiers.sinks.map(|_| vec![f32::NEG_INFINITY; heads]),
+                };
+                let outcome = run_with(&case, Some(&side), 3).unwrap_or_else(|fault| panic!("{fault}"));
+                outcome.out.iter().chain(outcome.lse.iter().flatten()).map(|x| x.to_bits()).collect()
+            })
+            .collect();
+        for output in &outputs[1..] {
+            assert!(*output == outputs[0], "{}", base().describe());
+        }
+    }
+}
