@@ -79,6 +79,16 @@ fn median(mut x: Vec<f64>) -> f64 {
     x[x.len() / 2]
 }
 
+/// Clock in MHz and power in W that the driver's tool reads at this moment; NaN where there is no tool.
+fn clock_and_power() -> [f64; 2] {
+    let output = std::process::Command::new("nvidia-smi")
+        .args(["--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "--id=0"])
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let mut fields = text.trim().split(',').map(|field| field.trim().parse().unwrap_or(f64::NAN));
+    [(); 2].map(|()| fields.next().unwrap_or(f64::NAN))
+}
+
 /// Bytes per second of a device-to-device copy, read and written bytes counted.
 fn copy_bandwidth(gpu: &Gpu, stream: &Arc<CudaStream>) -> Result<f64, Box<dyn Error>> {
     let bytes = 2usize << 30;
@@ -184,19 +194,24 @@ fn run(
     };
     gpu.prepare(&plan)?;
     let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let event = || stream.record_event(Some(cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT));
     let mut totals = Vec::new();
     for repeat in 0..options.repeats + 2 {
         // An untimed launch first, without waiting: the timed one then starts on a busy device.
         // SAFETY: all buffers were allocated above for this problem in this context, are used on this
         // stream only, and outlive the calls, of which the last waits.
-        let steps = unsafe {
+        let (total, steps) = unsafe {
             gpu.launch(&plan, &args, stream.cu_stream())?;
-            gpu.launch_timed_steps(&plan, &args, stream)?
+            let begin = event()?;
+            gpu.launch(&plan, &args, stream.cu_stream())?;
+            let end = event()?;
+            let steps = gpu.launch_timed_steps(&plan, &args, stream)?;
+            (f64::from(begin.elapsed_ms(&end)?), steps)
         };
         if repeat < 2 {
             continue;
         }
-        totals.push(steps.iter().map(|step| step.ms).sum());
+        totals.push(total);
         let mut sums: BTreeMap<String, f64> = BTreeMap::new();
         for step in steps {
             *sums.entry(step.symbol).or_default() += step.ms;
@@ -210,6 +225,17 @@ fn run(
         return Err(format!("{} D={head_dim}: relative L1 {difference} against the reference", stem.name).into());
     }
     let total = median(totals);
+    // One second of launches back to back: what a card at its power limit sustains.
+    let launches = (1e3 / total).clamp(10.0, 2000.0) as u32;
+    let begin = event()?;
+    for _ in 0..launches {
+        // SAFETY: as above; the wait is below.
+        unsafe { gpu.launch(&plan, &args, stream.cu_stream())? };
+    }
+    let end = event()?;
+    let [clock, power] = clock_and_power();
+    stream.synchronize()?;
+    let sustained = f64::from(begin.elapsed_ms(&end)?) / f64::from(launches);
     let mut steps = Vec::new();
     println!("\n{} D={head_dim}{}", stem.name, if causal { " causal" } else { "" });
     let mut attention_ms = 0.0;
@@ -225,10 +251,16 @@ fn run(
         steps.push(json!({ "kernel": symbol, "ms": ms, "bytes": moved, "share_of_copy": share }));
     }
     let tops = |ms: f64| problem.flops() / (ms * 1e-3) / 1e12;
-    println!("  attention {:.1} TOPS, end to end {total:.3} ms = {:.1} TOPS", tops(attention_ms), tops(total));
+    println!(
+        "  attention {:.1} TOPS, end to end {total:.3} ms = {:.1} TOPS, sustained {:.1} TOPS at {clock} MHz, {power} W",
+        tops(attention_ms),
+        tops(total),
+        tops(sustained),
+    );
     Ok(json!({
         "kernel": stem.name, "head_dim": head_dim, "causal": causal, "steps": steps,
         "rel_l1_against_reference": difference, "ms": attention_ms, "tops": tops(attention_ms), "e2e_ms": total, "e2e_tops": tops(total),
+        "sustained_e2e_ms": sustained, "sustained_e2e_tops": tops(sustained), "sm_clock_mhz": clock, "power_w": power,
     }))
 }
 
