@@ -13,6 +13,7 @@ use clap::Parser;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, driver_version};
 use sage_attn::error::Operand;
+use sage_attn::metrics::Metrics;
 use sage_attn::plan::{Plan, plan};
 use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::{self, Data, HostTensor};
@@ -220,7 +221,7 @@ fn run(
             times.entry(symbol).or_default().push(ms);
         }
     }
-    let difference = difference(stream, &problem, [q, k, v], &out)?;
+    let [difference, rel_l1, cosine] = differences(stream, &problem, [q, k, v], &out)?;
     if difference.is_nan() || difference >= 0.02 {
         return Err(format!("{} D={head_dim}: relative L1 {difference} against the reference", stem.name).into());
     }
@@ -251,6 +252,7 @@ fn run(
         steps.push(json!({ "kernel": symbol, "ms": ms, "bytes": moved, "share_of_copy": share }));
     }
     let tops = |ms: f64| problem.flops() / (ms * 1e-3) / 1e12;
+    println!("  against exact attention: relative L1 {rel_l1:.4}, cosine {cosine:.5}");
     println!(
         "  attention {:.1} TOPS, end to end {total:.3} ms = {:.1} TOPS, sustained {:.1} TOPS at {clock} MHz, {power} W",
         tops(attention_ms),
@@ -259,19 +261,20 @@ fn run(
     );
     Ok(json!({
         "kernel": stem.name, "head_dim": head_dim, "causal": causal, "steps": steps,
-        "rel_l1_against_reference": difference, "ms": attention_ms, "tops": tops(attention_ms), "e2e_ms": total, "e2e_tops": tops(total),
+        "rel_l1_against_reference": difference, "rel_l1": rel_l1, "cosine": cosine, "ms": attention_ms, "tops": tops(attention_ms), "e2e_ms": total, "e2e_tops": tops(total),
         "sustained_e2e_ms": sustained, "sustained_e2e_tops": tops(sustained), "sm_clock_mhz": clock, "power_w": power,
     }))
 }
 
-/// Relative L1 distance of the last query block of the last head from the CPU reference. (The last, because
-/// bottom-right causal alignment then makes it a problem of its own.)
-fn difference(
+/// Of the last query block of the last head: relative L1 distance from the CPU reference, then relative L1 distance and
+/// cosine against exact attention in f64. (The last, because bottom-right causal alignment then makes it a problem of
+/// its own.)
+fn differences(
     stream: &Arc<CudaStream>,
     problem: &Problem,
     [q, k, v]: [&CudaSlice<u8>; 3],
     out: &CudaSlice<u8>,
-) -> Result<f64, Box<dyn Error>> {
+) -> Result<[f64; 3], Box<dyn Error>> {
     let dims = *problem.dims();
     let rows = (dims.seqlen_q - 1) % BLOCK_Q + 1;
     let tail = |memory: &CudaSlice<u8>, tokens: usize| -> Result<Vec<half::bf16>, Box<dyn Error>> {
@@ -301,6 +304,10 @@ fn difference(
         Arch::Sm80 | Arch::Sm89 => reference::attention_quantized(&one, &quantized, &k, &options),
     };
     let actual = tail(out, rows)?;
-    let distance: f32 = actual.iter().zip(&expected.out).map(|(a, b)| (a.to_f32() - b).abs()).sum();
-    Ok(f64::from(distance / expected.out.iter().map(|x| x.abs()).sum::<f32>()))
+    let actual: Vec<f32> = actual.iter().map(|x| x.to_f32()).collect();
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    let exact = reference::attention_f64(&one, &q, &k, &v, options.causal, f64::from(options.sm_scale));
+    let against_exact = Metrics::compare(&actual, &exact.out, dims.head_dim);
+    let against_reference = Metrics::compare(&actual, &wide(&expected.out), dims.head_dim);
+    Ok([against_reference.rel_l1, against_exact.rel_l1, against_exact.cosine])
 }
