@@ -23,6 +23,8 @@
 //!
 //! One to four CTAs of a launch run at a time, as the seed says; a thread that looks at a word of global memory
 //! with acquire semantics lets the others go on first.
+// Words in brackets are chapters of the PTX ISA.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 pub(crate) mod barrier;
 pub(crate) mod bulk;

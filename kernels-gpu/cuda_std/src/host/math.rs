@@ -38,7 +38,7 @@ pub fn max_propagate_nan(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() { CANONICAL_NAN } else { max(a, b) }
 }
 
-/// `min.NaN.f32` [min]: NaN if either operand is NaN.
+/// `min.NaN.f32`: NaN if either operand is NaN.
 #[inline]
 #[track_caller]
 pub fn min_propagate_nan(a: f32, b: f32) -> f32 {
