@@ -93,7 +93,7 @@ pub mod hopper {
                 // SAFETY: forwarded contract.
                 unsafe {
                     crate::attention::sm90::kernel::kernel::<
-                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs($head_dim) }, $delta_s>,
+                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs() }, $delta_s>,
                     >(&p, maps)
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use cudarc::driver::DevicePtr;
 use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs};
 use sage_attn::error::{DeviceError, Error, Operand};
 use sage_attn::plan::plan;
@@ -75,9 +76,12 @@ fn the_process_that_breaks_its_device() {
     let problem = Attention::new().problem(spec, spec, spec, spec).expect("problem");
     let plan = plan(&problem, gpu.capability()).expect("plan");
     let stream = gpu.context().new_stream().expect("stream");
-    // Addresses that pass every check and belong to nobody.
+    // Addresses that pass every check and belong to nobody. The workspace is real: the driver itself would see
+    // that it is not when its counters are cleared, which is an error of the call and not a fault of the device.
     let nowhere = |index: u64| DeviceTensor { ptr: 0x10_0000 * index, spec };
-    let workspace = DeviceMemory { ptr: 0x100_0000, bytes: plan.workspace().total_bytes() };
+    let bytes = plan.workspace().total_bytes();
+    let memory = gpu.alloc(&stream, bytes).expect("memory");
+    let workspace = DeviceMemory { ptr: memory.device_ptr(&stream).0, bytes };
     let args = LaunchArgs { q: nowhere(1), k: nowhere(2), v: nowhere(3), out: nowhere(4), lse: None, workspace };
     // SAFETY: none; the promise about addresses is broken on purpose, and the process ends soon.
     let launched = unsafe { gpu.launch(&plan, &args, stream.cu_stream()) };

@@ -78,7 +78,7 @@ impl Scratch {
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
         let q_scales = problem.q_scales(flat_block);
 
-        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(depth, key));
+        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(key));
 
         unpack_int(problem.q_codes(flat_block), options.precision, q);
         out.fill(0.0);
@@ -220,7 +220,7 @@ mod tests {
             (0..8000)
                 .map(|i| {
                     let below = -8.0 * (i as f32 + 0.5) / 8000.0;
-                    let p = if Exponential::Mixed.is_exact_key(128, key) {
+                    let p = if Exponential::Mixed.is_exact_key(key) {
                         round_e4m3(exp2_fast(below + P_MAX_LOG2))
                     } else {
                         direct_p(below, 1.0, 0.0)
