@@ -60,6 +60,8 @@ fn every_published_crate_packs() {
         "package",
         "--workspace",
         "--exclude",
+        "sage-conformance-kernels",
+        "--exclude",
         "sage-tests",
         "--exclude",
         "sage-benches",

@@ -95,5 +95,7 @@ fn every_exported_kernel_is_in_the_tables() {
         .flat_map(|module| &module.entries)
         .filter(|entry| !names.contains(&entry.as_str()))
         .collect();
+    // Merging has no plan to take its parameters from; `tests/gpu/merge.rs` holds it to the CPU's.
+    let missing: Vec<_> = missing.into_iter().filter(|name| *name != sage_spec::merge::SYMBOL).collect();
     assert!(missing.is_empty(), "not in tests/executor/kernels.rs: {missing:?}");
 }

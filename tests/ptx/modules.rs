@@ -58,7 +58,7 @@ fn every_stem_has_its_kernels() {
         assert_eq!(entries, &inspect::entries(&module(arch)).unwrap());
         for stem in STEMS.iter().filter(|stem| stem.arch == arch) {
             for head_dim in [64, 128] {
-                let name = format!("{}_d{head_dim}", stem.name);
+                let name = format!("{}_d{head_dim}", stem.symbol);
                 assert!(entries.contains(&name), "{} has no {name}", arch.target());
             }
         }
@@ -153,22 +153,27 @@ fn tensor_cores_are_native() {
         let Some(machine) = machine(stem.arch, "tensor_cores_are_native") else {
             return;
         };
-        let qk = match stem.qk {
-            Precision::Int4 => "IMMA.16864.S4.S4",
-            Precision::Int8 => "IMMA.16832.S8.S8",
-        };
-        let pv = match stem.pv {
-            PvFormat::Fp8 => "QMMA.16832.F32.E4M3.E4M3",
-            PvFormat::F16 => "HMMA.16816.F32",
-        };
         for head_dim in [64, 128] {
-            let name = format!("{}_d{head_dim}", stem.name);
+            let qk = match (stem.arch, stem.qk) {
+                // Hopper takes 4-bit codes as 8-bit ones.
+                (Arch::Sm90a, _) => "IGMMA.64x128x32.S8.S8",
+                (_, Precision::Int4) => "IMMA.16864.S4.S4",
+                (_, Precision::Int8) => "IMMA.16832.S8.S8",
+            };
+            let pv: &[&str] = match (stem.arch, stem.pv) {
+                (Arch::Sm90a, _) if head_dim == 64 => &["QGMMA.64x72x32.F32.E4M3.E4M3"],
+                (Arch::Sm90a, _) => &["QGMMA.64x64x32.F32.E4M3.E4M3", "QGMMA.64x72x32.F32.E4M3.E4M3"],
+                (_, PvFormat::Fp8) => &["QMMA.16832.F32.E4M3.E4M3"],
+                (_, PvFormat::F16) => &["HMMA.16816.F32"],
+            };
+            let name = format!("{}_d{head_dim}", stem.symbol);
             let opcodes = machine.sass[&name].opcodes();
             for (opcode, count) in &opcodes {
-                let is_mma = ["IMMA", "QMMA", "HMMA"].iter().any(|mma| opcode.starts_with(mma));
-                assert!(!is_mma || [qk, pv].contains(opcode), "{name} has {count} {opcode}");
+                let is_mma = ["IMMA", "QMMA", "HMMA", "IGMMA", "QGMMA"].iter().any(|mma| opcode.starts_with(mma));
+                assert!(!is_mma || *opcode == qk || pv.contains(opcode), "{name} has {count} {opcode}");
             }
-            assert!(opcodes.contains_key(qk) && opcodes.contains_key(pv), "{name}: {opcodes:?}");
+            let has_all = opcodes.contains_key(qk) && pv.iter().all(|pv| opcodes.contains_key(pv));
+            assert!(has_all, "{name}: {opcodes:?}");
         }
     }
 }

@@ -76,9 +76,7 @@ impl Plan {
         let device = &self.capability;
         let mut notes = Vec::new();
         if device.major >= 9 && self.stem.qk == Precision::Int4 {
-            notes.push(
-                "INT4 matrix instructions are emulated through INT8 from 9.0 on: INT4 gains no speed over INT8 here",
-            );
+            notes.push("Tensor cores from 9.0 on take 4-bit codes as 8-bit ones: INT4 gains no speed over INT8 here");
         }
         if (device.major, device.minor) == (9, 0) && self.stem.pv == PvFormat::Fp8 && self.stem.arch != Arch::Sm90a {
             notes.push("FP8 mma.sync is emulated through FP16 on 9.0: results are the same, the speed is FP16's");
