@@ -78,10 +78,10 @@ fn output_rounding(dtype: DType) -> f64 {
 }
 
 /// What the FP8 accumulator of Hopper's tensor cores costs: it keeps 13 mantissa bits of a sum's largest term, where
-/// the reference adds in f32 (SageAttention2, section 3.4).
+/// the reference adds in f32 (SageAttention2, section 3.4). Largest measured over 2,000 problems: 0.8 of this.
 fn accumulator_error(arch: Arch) -> f64 {
     match arch {
-        Arch::Sm90a => 1.0 / 2048.0,
+        Arch::Sm90a => 1.0 / 1024.0,
         Arch::Sm80 | Arch::Sm89 => 0.0,
     }
 }
@@ -208,7 +208,9 @@ pub fn judge_with(case: &Case, modifiers: &Modifiers<'_>, outcome: &Outcome) -> 
             let (error, own) = (distance(*actual), distance(*own));
             // One tie of P that rounds the other way moves the sum by up to a sixteenth of that key's
             // weight: allowed for a key of twice the average weight.
-            let tie = 2.0 / dims.seqlen_kv.max(2) as f64 / 16.0;
+            // Where a window or a mask may hide most keys, 32 are taken to be left.
+            let keys = if case.problem.is_plain() { dims.seqlen_kv } else { dims.seqlen_kv.min(32) };
+            let tie = 2.0 / keys.max(2) as f64 / 16.0;
             let allowed = 2.0 * own + tie + accumulator_lse_error(case.stem.arch) + 1e-4 + 2e-6 * ideal.abs();
             if error.is_nan() || error > allowed {
                 return Err(format!(

@@ -97,6 +97,8 @@ impl Module {
         match loaded {
             CUresult::CUDA_SUCCESS => Ok(handle),
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => gpu.check("loading a kernel", Err(DriverError(loaded))),
+            // Not of this call: an earlier kernel's fault shows here first.
+            _ if driver::is_sticky(&DriverError(loaded)) => gpu.check("loading a kernel", Err(DriverError(loaded))),
             _ => {
                 log.truncate(log.iter().position(|&byte| byte == 0).unwrap_or(log.len()));
                 let log = String::from_utf8_lossy(&log).trim().replace('\n', "; ");
