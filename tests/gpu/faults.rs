@@ -59,7 +59,7 @@ fn a_fault_sticks_and_every_later_call_names_it() {
         .expect("the child runs");
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
-    let seen: Vec<&str> = stdout.lines().filter_map(|line| line.strip_prefix("seen: ")).collect();
+    let seen: Vec<&str> = stdout.lines().filter_map(|line| line.split_once("seen: ").map(|(_, seen)| seen)).collect();
     assert_eq!(seen.len(), 4, "{stdout}");
     record("gpu_fault", &json!({ "device": gpu.name(), "seen": seen }));
 }
