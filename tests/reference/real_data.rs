@@ -4,8 +4,10 @@ use half::bf16;
 use safetensors::SafeTensors;
 use sage_attn::metrics::Metrics;
 use sage_attn::reference::{
-    Data, HostTensor, Options, attention_f64, attention_quantized, attention_unrounded_p, quantize,
+    Data, HostTensor, Options, attention_f64, attention_quantized, attention_quantized_sm90, attention_unrounded_p,
+    quantize,
 };
+use sage_spec::sm90::Exponential;
 use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
 
 const DIMS: Dims = Dims { batch: 1, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 1024, seqlen_kv: 1024, head_dim: 128 };
@@ -67,5 +69,27 @@ fn recipe_is_accurate_on_real_layers() {
         assert!(int8.rel_l1 <= int8_rel_l1, "{layer}");
         assert!(int4.cosine >= int4_cosine, "{layer}");
         assert!(raw.rel_l1 >= smoothing_gain * int4.rel_l1, "{layer}: smoothing must help");
+    }
+}
+
+/// The Hopper kernels' mixed exponential costs nothing that matters where attention is peaked, as trained models' is.
+#[test]
+fn the_mixed_exponential_is_as_good_on_real_layers() {
+    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/data/rustlm_qkv.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for layer in ["layer0", "layer4", "layer7"] {
+        let [q, k, v] = ["q", "k", "v"].map(|name| load(&file, &format!("{layer}.{name}")));
+        let q = HostTensor::contiguous(Data::BF16(&q), 4, 1024, 128);
+        let k = HostTensor::contiguous(Data::BF16(&k), 2, 1024, 128);
+        let v = HostTensor::contiguous(Data::BF16(&v), 2, 1024, 128);
+        let truth = attention_f64(&DIMS, &q, &k, &v, true, 1.0 / 128f64.sqrt());
+        let options = options(Precision::Int8);
+        let quantized = quantize(&DIMS, &q, &k, &v, &options);
+        let [exact, mixed] = [Exponential::Exact, Exponential::Mixed].map(|exponential| {
+            let output = attention_quantized_sm90(&DIMS, &quantized, &k, &options, exponential);
+            Metrics::compare(&output.out, &truth.out, 128).rel_l1
+        });
+        println!("{layer}: relative L1 {exact:.5} exact, {mixed:.5} mixed");
+        assert!(mixed <= 1.02 * exact, "{layer}: {mixed} against {exact}");
     }
 }
