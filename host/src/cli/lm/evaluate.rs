@@ -60,12 +60,15 @@ pub fn evaluate(options: &LmOptions, variants: &[Variant]) -> Result<(), Failure
     }
     progress.finish_and_clear();
     if !options.json {
+        // Exact attention stays on the CPU, so there may be two.
+        let mut devices: Vec<&str> = outcomes.iter().map(|outcome| outcome.device.as_str()).collect();
+        devices.dedup();
         print(format_args!(
             "{} bytes in {} windows of up to {}; attention on {}",
             text.len(),
             windows.iter().len(),
             options.source.context,
-            outcomes.first().map_or("", |outcome| &outcome.device)
+            devices.join(", then ")
         ))?;
         print(summary(variants, &outcomes))?;
         if options.error_windows > 0 {
