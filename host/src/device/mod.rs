@@ -1,5 +1,5 @@
 //! GPUs through the CUDA driver, which is opened at run time: the crate links nothing of CUDA and
-//! works without it. All of the host's `unsafe` code is in this module.
+//! works without it. All of the host's calls into it are in this module (`docs/safety.md`).
 //!
 //! [`Gpu`] owns a context and the loaded kernels; [`Gpu::launch`] submits a [`crate::plan::Plan`] to
 //! a stream of the caller; [`Gpu::launch_slices`] is its safe form over cudarc's buffers; and

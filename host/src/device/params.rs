@@ -5,12 +5,12 @@ use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
 use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
 use sage_spec::sm90::{Sm90AttentionParams, TensorMap};
 use sage_spec::symbol::Arch;
-use sage_spec::{CodeStorage, Dims, sm90, tiling};
+use sage_spec::{CodeStorage, Dims, sm90};
 
 use super::args::LaunchArgs;
 use super::side::SideArgs;
 use crate::error::{DeviceError, Error};
-use crate::plan::{Kernel, Plan, Slot, Step};
+use crate::plan::{Kernel, Plan, Slot, Step, chunk_rows};
 
 /// The one argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -178,8 +178,7 @@ impl ParamsBuilder<'_> {
     /// [`DeviceError`] if the driver refuses a tensor map.
     fn attention_sm90(&self, chunk: Chunk) -> Result<Sm90AttentionParams, DeviceError> {
         let dims = self.dims();
-        let first_row = chunk.block_begin as usize * tiling::BLOCK_Q;
-        let rows = (chunk.block_count as usize * tiling::BLOCK_Q).min(dims.seqlen_q - first_row);
+        let rows = chunk_rows(dims, &chunk);
         let (q_map, k_map, v_map) = self.tensor_maps()?;
         // Interleaved heads keep their K and V within half of the L2 cache, so that other tensors pass through it.
         let kv_bytes = 2 * dims.seqlen_kv_padded() * dims.head_dim_padded();

@@ -4,9 +4,10 @@
 //! M · N; so the work is cut into rectangles of heads × query blocks whose ΔS fits a fixed budget,
 //! and each rectangle's ΔS overwrites the last one's.
 
+use sage_spec::Dims;
 use sage_spec::limits::MAX_GRID_Y;
 use sage_spec::params::Chunk;
-use sage_spec::tiling::DELTA_S_BLOCKS;
+use sage_spec::tiling::{BLOCK_Q, DELTA_S_BLOCKS};
 
 use crate::problem::Problem;
 
@@ -86,6 +87,12 @@ impl Chunks {
     pub fn everything(&self) -> Chunk {
         Chunk { head_begin: 0, head_count: self.heads, block_begin: 0, block_count: self.blocks }
     }
+}
+
+/// Query rows of each head that `chunk` covers: its query blocks are whole but for a head's last.
+pub fn chunk_rows(dims: &Dims, chunk: &Chunk) -> usize {
+    let first_row = chunk.block_begin as usize * BLOCK_Q;
+    (chunk.block_count as usize * BLOCK_Q).min(dims.seqlen_q - first_row)
 }
 
 /// Bytes of q, k and v.

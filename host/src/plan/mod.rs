@@ -8,7 +8,7 @@ mod packed;
 mod select;
 mod workspace;
 
-pub use chunks::Chunks;
+pub use chunks::{Chunks, chunk_rows};
 pub use packed::{PackedPlan, plan_packed};
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
@@ -17,8 +17,8 @@ use sage_spec::launch::{self, Cta};
 use sage_spec::limits::MAX_GRID;
 use sage_spec::params::Chunk;
 use sage_spec::schedule::{self, Schedule};
+use sage_spec::sm90;
 use sage_spec::symbol::{Arch, Stem};
-use sage_spec::{sm90, tiling};
 
 use crate::error::{Error, PlanError};
 use crate::problem::Problem;
@@ -244,7 +244,7 @@ impl Plan {
         let ctas = match kernel {
             Kernel::Attention if self.stem.arch == Arch::Sm90a => {
                 // Persistent: a CTA for every multiprocessor, or for every work item if those are fewer.
-                let rows = (blocks * tiling::BLOCK_Q).min(dims.seqlen_q - chunk.block_begin as usize * tiling::BLOCK_Q);
+                let rows = chunk_rows(dims, &chunk);
                 sm90::work_items(heads, rows).min(self.capability.sm_count.max(1) as usize)
             }
             Kernel::Attention => return launch::attention_grid(heads, blocks),
