@@ -5,6 +5,8 @@ use conformance_kernels::{self as kernels, Buffers, hopper};
 use sage_spec::symbol::Arch;
 use sage_tests::generate::Random;
 
+use crate::skeleton;
+
 /// How results are compared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
@@ -14,6 +16,8 @@ pub enum Rule {
     Relative(f64),
     /// f32 within this fraction of the sum of the magnitudes of what was added.
     Sum(f64),
+    /// The first words bit for bit, the others f32 within a distance.
+    BitsThen(usize, f64),
 }
 
 /// The kernel of a case.
@@ -40,23 +44,57 @@ pub struct Tiles {
 #[derive(Clone)]
 pub struct Case {
     pub name: &'static str,
+    /// Name of the kernel.
+    pub symbol: &'static str,
     pub kernel: Kernel,
     /// The module that has it.
     pub arch: Arch,
     pub threads: u32,
     /// Threads of a CTA.
     pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
     pub input: Vec<u32>,
     pub image: Vec<u8>,
     /// Words a thread writes.
     pub outputs: usize,
     pub tiles: Option<Tiles>,
     pub rule: Rule,
+    /// Seed of the executor's order of threads.
+    pub seed: u64,
     /// Type of the factors of a product, for [`Case::magnitudes`]: mask of their magnitude bits in a word.
-    magnitude: u32,
+    pub magnitude: u32,
 }
 
+/// Bytes of shared memory of most cases: images and a barrier.
+const SHARED_BYTES: u32 = 32 << 10;
+
 impl Case {
+    /// `kernel` of the module `arch`, which writes `outputs` words a thread, bit for bit.
+    pub fn new(name: &'static str, kernel: unsafe fn(Buffers), arch: Arch, threads: u32, outputs: usize) -> Case {
+        Case {
+            name,
+            symbol: name,
+            kernel: Kernel::Plain(kernel),
+            arch,
+            threads,
+            block: threads.min(128),
+            shared_bytes: SHARED_BYTES,
+            input: Vec::new(),
+            image: Vec::new(),
+            outputs,
+            tiles: None,
+            rule: Rule::Bits,
+            seed: 0,
+            magnitude: 0x7f7f_7f7f,
+        }
+    }
+
+    /// `kernel` of the module of Hopper, whose threads write four words each.
+    fn mapped(name: &'static str, kernel: unsafe fn(Mapped)) -> Case {
+        Case { kernel: Kernel::Mapped(kernel), ..Case::new(name, kernels::opaque, Arch::Sm90a, 128, 4) }
+    }
+
     /// The same case with all signs positive: its result is what [`Rule::Sum`] is relative to.
     pub fn magnitudes(&self) -> Case {
         // The accumulators of `mma`, operands 6 to 9, are f32.
@@ -66,6 +104,10 @@ impl Case {
         Case { input, image: self.image.iter().map(|x| x & 0x7f).collect(), ..self.clone() }
     }
 }
+
+/// FP8 products on Hopper keep 13 bits after the largest term (SageAttention2, arXiv 2411.10958, section 3.4).
+/// Measured on an H200: up to 1.2 · 2^-11 of the sum of magnitudes.
+const HOPPER_FP8: Rule = Rule::Sum(1.0 / (1 << 10) as f64);
 
 /// f32 of every kind: ordinary, huge, tiny, subnormal, infinite, NaN, zeros, near halves.
 fn float(random: &mut Random) -> u32 {
@@ -89,16 +131,30 @@ fn finite(random: &mut Random, e4m3: bool) -> u32 {
     }
 }
 
+/// Two f32 whose sum in global memory is worth looking at: subnormal, or of subnormal numbers, or ordinary.
+fn addends(random: &mut Random) -> [u32; 2] {
+    let bits = random.bits();
+    let (sign, fraction) = ((bits as u32) & 0x8000_0000, (bits >> 40) as u32 & 0x007f_ffff);
+    let small = 0x0080_0000 + (fraction & 0xffff);
+    match bits % 6 {
+        // A subnormal number and an ordinary one, a zero, or another one.
+        0 => [sign | fraction, random.normal().to_bits()],
+        1 => [sign | fraction, 0],
+        2 => [sign | fraction, 0x8000_0000 | fraction],
+        // A difference of small numbers that is subnormal.
+        3 => [sign | small, !sign & 0x8000_0000 | 0x0080_0000],
+        4 => [sign | small, sign | fraction],
+        _ => [random.normal().to_bits(), random.normal().to_bits()],
+    }
+}
+
 /// Every case.
 pub fn all() -> Vec<Case> {
     let mut random = Random(0x5a9e);
     let mut all = Vec::new();
     let mut add = |name, kernel, arch, threads: u32, outputs, rule, input: Vec<u32>, image: Vec<u8>| {
         assert_eq!(input.len() % threads as usize, 0, "{name}");
-        let block = threads.min(128);
-        let magnitude = 0x7f7f_7f7f;
-        let kernel = Kernel::Plain(kernel);
-        all.push(Case { name, kernel, arch, threads, block, input, image, outputs, tiles: None, rule, magnitude });
+        all.push(Case { input, image, rule, ..Case::new(name, kernel, arch, threads, outputs) });
     };
     macro_rules! words {
         ($count:expr, $word:expr) => {
@@ -133,6 +189,11 @@ pub fn all() -> Vec<Case> {
         kernels::exp2(1) -> 1, Sm80, Rule::Relative(2.4e-7), exponent;
         kernels::log2(1) -> 1, Sm80, Rule::Relative(4.8e-7), positive;
         kernels::reciprocal(1) -> 1, Sm80, Rule::Relative(1.2e-7), positive;
+        kernels::reciprocal_approx(1) -> 1, Sm80, Rule::Relative(1.2e-7), positive;
+        kernels::distinct_copy(1) -> 1, Sm80, Rule::Bits, float;
+        kernels::opaque(1) -> 1, Sm80, Rule::Bits, bits;
+        kernels::rereads(1) -> 3, Sm80, Rule::Bits, bits;
+        kernels::shuffles(2) -> 2, Sm80, Rule::Bits, bits;
         kernels::div_u32(2) -> 1, Sm80, Rule::Bits, bits;
         kernels::places(1) -> 4, Sm80, Rule::Bits, bits;
         kernels::shuffle_xor(1) -> 5, Sm80, Rule::Bits, bits;
@@ -157,19 +218,27 @@ pub fn all() -> Vec<Case> {
 
     let image = |random: &mut Random, bytes: usize| (0..bytes).map(|_| random.bits() as u8).collect::<Vec<u8>>();
     macro_rules! memory {
-        ($($module:ident::$name:ident -> $outputs:literal, $arch:ident, $bytes:literal, $below:literal;)*) => { $(
-            let input = words!(128, |random: &mut Random| random.bits() as u32 % $below);
+        ($($module:ident::$name:ident($inputs:literal) -> $outputs:literal, $arch:ident, $bytes:literal, $below:literal;)*) => { $(
+            let input = words!(128 * $inputs, |random: &mut Random| random.bits() as u32 % $below);
             let bytes = image(&mut random, $bytes);
             add(stringify!($name), $module::$name, Arch::$arch, 128, $outputs, Rule::Bits, input, bytes);
         )* };
     }
     memory! {
-        kernels::shared_words -> 5, Sm80, 16384, 4096;
-        kernels::matrices -> 4, Sm80, 16384, 1024;
-        kernels::matrices_transposed -> 4, Sm80, 16384, 1024;
-        kernels::copies -> 4, Sm80, 16384, 1024;
-        kernels::named_barrier -> 1, Sm80, 16, 4096;
-        hopper::bulk_copy -> 4, Sm90a, 16384, 1024;
+        kernels::shared_words(1) -> 5, Sm80, 16384, 4096;
+        kernels::matrices(1) -> 4, Sm80, 16384, 1024;
+        kernels::matrices_transposed(1) -> 4, Sm80, 16384, 1024;
+        kernels::copies(1) -> 4, Sm80, 16384, 1024;
+        kernels::named_barrier(1) -> 1, Sm80, 16, 4096;
+        kernels::barriers_of_pairs(1) -> 2, Sm80, 16, 4096;
+        kernels::copy_groups(2) -> 9, Sm80, 16384, 1024;
+        kernels::global_loads(1) -> 8, Sm80, 16384, 16384;
+        kernels::global_reads(1) -> 5, Sm80, 16384, 16384;
+        kernels::global_stores(4) -> 17, Sm80, 16, 0xffff_ffff;
+        kernels::shared_stores(4) -> 6, Sm80, 16, 0xffff_ffff;
+        hopper::bulk_copy(1) -> 4, Sm90a, 16384, 1024;
+        hopper::bytes_of_copies(1) -> 8, Sm90a, 16384, 320;
+        hopper::phases(1) -> 6, Sm90a, 16, 0xffff_ffff;
     }
     for (name, kernel, bytes) in [
         ("wgmma_s8_swizzle64", hopper::wgmma_s8_swizzle64 as unsafe fn(Buffers), 192 * 64),
@@ -178,43 +247,57 @@ pub fn all() -> Vec<Case> {
         let (input, bytes) = (words!(128 * 64, bits), image(&mut random, bytes));
         add(name, kernel, Arch::Sm90a, 128, 64, Rule::Bits, input, bytes);
     }
-    for (name, kernel, columns) in [
-        ("wgmma_e4m3_n64", hopper::wgmma_e4m3_n64 as unsafe fn(Buffers), 64),
-        ("wgmma_e4m3_n72", hopper::wgmma_e4m3_n72, 72),
-        ("wgmma_e4m3_n128", hopper::wgmma_e4m3_n128, 128),
-        ("wgmma_e4m3_n136", hopper::wgmma_e4m3_n136, 136),
+    for (name, kernel, rows, outputs) in [
+        ("wgmma_e4m3_n64", hopper::wgmma_e4m3_n64 as unsafe fn(Buffers), 64, 32),
+        ("wgmma_e4m3_n72", hopper::wgmma_e4m3_n72, 72, 36),
+        ("wgmma_e4m3_n128", hopper::wgmma_e4m3_n128, 128, 64),
+        ("wgmma_e4m3_n136", hopper::wgmma_e4m3_n136, 136, 68),
+        ("wgmma_groups", hopper::wgmma_groups, 72, 36),
     ] {
         let input = words!(128 * 4, |random: &mut Random| finite(random, true));
-        let words = words!(columns * 32, |random: &mut Random| finite(random, true));
+        let words = words!(rows * 32, |random: &mut Random| finite(random, true));
         let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        // FP8 products on Hopper keep 13 bits after the largest term (SageAttention2, arXiv 2411.10958, section 3.4).
-        // Measured on an H200: up to 1.2 · 2^-11 of the sum of magnitudes.
-        add(name, kernel, Arch::Sm90a, 128, columns / 2, Rule::Sum(1.0 / (1 << 10) as f64), input, bytes);
+        add(name, kernel, Arch::Sm90a, 128, outputs, HOPPER_FP8, input, bytes);
     }
-    // Boxes inside the tensor, over its end, and before its beginning.
-    for (name, width, origin) in [
-        ("tensor_copy_64", 64, [0, 5, 1]),
-        ("tensor_copy_64_end", 64, [0, 70, 2]),
-        ("tensor_copy_128", 128, [0, 5, 1]),
-        ("tensor_copy_128_before", 128, [0, -3i32 as u32, 0]),
+    let mut add = |case: Case| all.push(case);
+    // Words that the kernels count in start at zero.
+    add(Case {
+        input: vec![0; 4096],
+        image: vec![0; 8],
+        ..Case::new("tickets", kernels::tickets, Arch::Sm80, 4096, 2)
+    });
+    for (name, seed) in [("chain_of_single_ctas", 0), ("chain", 3)] {
+        let image = vec![0; 4 * 10];
+        let case = Case::new(name, kernels::chain, Arch::Sm80, 1024, 1);
+        add(Case { symbol: "chain", input: vec![0; 1024], image, seed, ..case });
+    }
+    let terms: Vec<[u32; 2]> = (0..1024).map(|_| addends(&mut random)).collect();
+    add(Case {
+        input: terms.iter().map(|pair| pair[0]).collect(),
+        image: terms.iter().flat_map(|pair| pair[1].to_le_bytes()).collect(),
+        ..Case::new("atomic_add_f32", kernels::atomic_add_f32, Arch::Sm80, 1024, 2)
+    });
+    // Boxes inside the tensor, over its end, and before its beginning; boxes of queries.
+    for (name, width, rows, origin) in [
+        ("tensor_copy_64", 64, 64, [0, 5, 1]),
+        ("tensor_copy_64_end", 64, 64, [0, 70, 2]),
+        ("tensor_copy_64_queries", 64, 192, [0, 40, 1]),
+        ("tensor_copy_128", 128, 64, [0, 5, 1]),
+        ("tensor_copy_128_before", 128, 64, [0, -3i32 as u32, 0]),
+        ("tensor_copy_128_keys", 128, 128, [0, 1, 2]),
+        ("tensor_copy_128_queries", 128, 192, [0, 0, 1]),
     ] {
-        let tiles = Tiles { extents: [width, 96, 3], box_extents: [width, 64], origin };
-        let input = (0..128).map(|thread| thread * (width * 64 / 16) / 128).collect();
-        let bytes = image(&mut random, (width * 96 * 3) as usize);
-        all.push(Case {
-            name,
-            kernel: Kernel::Mapped(hopper::tensor_copy),
-            arch: Arch::Sm90a,
-            threads: 128,
-            block: 128,
-            input,
+        let tiles = Tiles { extents: [width, rows + 32, 3], box_extents: [width, rows], origin };
+        let bytes = image(&mut random, (width * (rows + 32) * 3) as usize);
+        add(Case {
+            symbol: "tensor_copy",
+            input: (0..128).map(|thread| thread * (width * rows / 16) / 128).collect(),
             image: bytes,
-            outputs: 4,
             tiles: Some(tiles),
-            rule: Rule::Bits,
-            magnitude: u32::MAX,
+            ..Case::mapped(name, hopper::tensor_copy)
         });
     }
+    add(skeleton::case());
     if let Some(case) = all.iter_mut().find(|case| case.name == "mma_f16") {
         case.magnitude = 0x7fff_7fff;
     }

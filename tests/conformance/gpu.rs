@@ -13,8 +13,7 @@ use sage_attn::device::Gpu;
 use sage_attn::error::DeviceError;
 use sage_spec::symbol::Arch;
 
-use crate::cases::{Case, Kernel, Tiles};
-use crate::host::SHARED_BYTES;
+use crate::cases::{Case, Tiles};
 
 /// PTX by target.
 pub type Modules = BTreeMap<&'static str, String>;
@@ -115,10 +114,7 @@ impl Device {
             image_bytes: case.image.len() as u32,
             threads: case.threads,
         };
-        let symbol = match case.kernel {
-            Kernel::Plain(_) => case.name,
-            Kernel::Mapped(_) => "tensor_copy",
-        };
+        let symbol = case.symbol;
         let text = CString::new(modules[case.arch.target()].as_str()).expect("PTX has no zero byte");
         let mapped = case.tiles.map(|tiles| Mapped {
             map: encode(buffers.image, &tiles),
@@ -136,9 +132,12 @@ impl Device {
             let module = result::module::load_data(text.as_ptr().cast()).expect("the module loads");
             let function = result::module::get_function(module, CString::new(symbol).expect("a symbol"));
             let function = function.unwrap_or_else(|error| panic!("{symbol}: {error}"));
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            result::function::set_function_attribute(function, attribute, case.shared_bytes as i32)
+                .unwrap_or_else(|error| panic!("{symbol}: {error}"));
             let grid = (case.threads / case.block, 1, 1);
             let stream = stream.cu_stream();
-            result::launch_kernel(function, grid, (case.block, 1, 1), SHARED_BYTES, stream, &mut arguments)
+            result::launch_kernel(function, grid, (case.block, 1, 1), case.shared_bytes, stream, &mut arguments)
                 .unwrap_or_else(|error| panic!("{symbol}: {error}"));
             result::stream::synchronize(stream).unwrap_or_else(|error| panic!("{symbol}: {error}"));
             result::module::unload(module).expect("unload");

@@ -6,9 +6,6 @@ use cuda_std::executor::{Launch, Memory, TensorMap};
 
 use crate::cases::{Case, Kernel};
 
-/// Bytes of shared memory of every case: images and a barrier.
-pub const SHARED_BYTES: u32 = 32 << 10;
-
 /// The words that `case` writes.
 pub fn run(case: &Case) -> Vec<u32> {
     let memory = &mut Memory::new();
@@ -21,7 +18,8 @@ pub fn run(case: &Case) -> Vec<u32> {
         image_bytes: case.image.len() as u32,
         threads: case.threads,
     };
-    let launch = Launch { shared_bytes: SHARED_BYTES, ..Launch::new(case.name, case.threads / case.block, case.block) };
+    let Case { shared_bytes, seed, .. } = *case;
+    let launch = Launch { shared_bytes, seed, ..Launch::new(case.name, case.threads / case.block, case.block) };
     let result = match case.kernel {
         // SAFETY: the executor checks what the kernel asks for.
         Kernel::Plain(kernel) => launch.run(memory, || unsafe { kernel(buffers) }),

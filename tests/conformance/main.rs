@@ -7,9 +7,11 @@
 //! the device toolchain. So the folder and this binary can be carried to a machine with nothing but a driver.
 
 mod cases;
+mod coverage;
 mod gpu;
 mod host;
 mod maps;
+mod skeleton;
 
 use cases::{Case, Rule};
 
@@ -17,7 +19,7 @@ use cases::{Case, Rule};
 fn distance(case: &Case, actual: &[u32], expected: &[u32]) -> (f64, usize) {
     let scale = match case.rule {
         Rule::Sum(_) => host::run(&case.magnitudes()),
-        Rule::Bits | Rule::Relative(_) => Vec::new(),
+        Rule::Bits | Rule::Relative(_) | Rule::BitsThen(..) => Vec::new(),
     };
     let mut worst = (0.0, 0);
     for (i, (&a, &b)) in actual.iter().zip(expected).enumerate() {
@@ -25,7 +27,9 @@ fn distance(case: &Case, actual: &[u32], expected: &[u32]) -> (f64, usize) {
         let far = match case.rule {
             _ if a == b => 0.0,
             Rule::Bits => f64::INFINITY,
+            Rule::BitsThen(bits, _) if i < bits => f64::INFINITY,
             _ if x.is_nan() || y.is_nan() || x.is_infinite() || y.is_infinite() => f64::INFINITY,
+            Rule::BitsThen(_, bound) => (x - y).abs() / bound,
             Rule::Relative(bound) => (x - y).abs() / (y.abs() * bound),
             Rule::Sum(bound) => (x - y).abs() / (f64::from(f32::from_bits(scale[i])) * bound),
         };

@@ -1,6 +1,7 @@
 //! Where elements lie in fragments and swizzled tiles: one element at a time, all of them, on the executor, against
 //! products written out from the PTX ISA's figures ("Matrix Fragments for mma.m16n8k*", "Shared Memory Layout").
 
+use cuda_std::executor::numeric::e4m3_to_f32;
 use sage_spec::symbol::Arch;
 
 use crate::cases::{self, Case};
@@ -94,7 +95,7 @@ fn fragments_of_ldmatrix_are_where_the_isa_puts_them() {
 }
 
 /// Place of byte `k` of row `row` in a swizzled K-major tile.
-fn place(row: usize, k: usize, row_bytes: usize) -> usize {
+pub fn place(row: usize, k: usize, row_bytes: usize) -> usize {
     let chunk = match row_bytes {
         128 => (k / 16) ^ (row % 8),
         _ => (k / 16) ^ (row / 2 % 4),
@@ -102,61 +103,100 @@ fn place(row: usize, k: usize, row_bytes: usize) -> usize {
     row * row_bytes + chunk * 16 + k % 16
 }
 
-/// `wgmma` of integers against the product, by every element of A and B: their numbers differ.
+/// Row of a warpgroup's 64 and column that accumulator register `e` of thread `thread` holds.
+fn accumulator(thread: usize, e: usize) -> (usize, usize) {
+    (thread / 32 * 16 + thread % 32 / 4 + 8 * (e / 2 % 2), e / 4 * 8 + 2 * (thread % 4) + e % 2)
+}
+
+/// One 1 in each row of one operand, numbers that differ in the other: every element of both operands is met once
+/// by itself.
+#[derive(Clone, Copy)]
+struct OneHot {
+    k: usize,
+    /// K of the 1 of row 0; every further row has it one further.
+    first: usize,
+    /// Whether A has the ones; else B.
+    left: bool,
+}
+
+impl OneHot {
+    fn all(k: usize) -> impl Iterator<Item = OneHot> {
+        (0..2 * k).map(move |i| OneHot { k, first: i / 2, left: i % 2 == 0 })
+    }
+
+    /// Whether the 1 of row `row` is at `k`.
+    fn is_one(&self, row: usize, k: usize) -> bool {
+        k == (row + self.first) % self.k
+    }
+
+    /// A number of 0..126 for an element of the other operand.
+    fn number(&self, row: usize, k: usize) -> u8 {
+        ((row * 37 + k * 11 + row * k + self.first) % 127) as u8
+    }
+
+    /// Element of A, if `left`, or of B.
+    fn element(&self, left: bool, row: usize, k: usize, one: u8) -> u8 {
+        match (left == self.left, self.is_one(row, k)) {
+            (true, true) => one,
+            (true, false) => 0,
+            (false, _) => self.number(row, k),
+        }
+    }
+
+    /// The element that the product of `row` and `column` is.
+    fn product(&self, row: usize, column: usize) -> u8 {
+        let (one, other) = if self.left { (row, column) } else { (column, row) };
+        self.number(other, (one + self.first) % self.k)
+    }
+}
+
+/// Every element of A and of B in both swizzles.
 #[test]
 fn descriptors_and_swizzles_of_wgmma_are_where_the_isa_puts_them() {
     for (name, row_bytes) in [("wgmma_s8_swizzle64", 64), ("wgmma_s8_swizzle128", 128)] {
         let mut case = case(name);
-        let element = |tensor: usize, row: usize, k: usize| ((tensor * 7 + row * 31 + k * 17 + row * k) % 251) as u8;
-        for row in 0..64 {
-            (0..row_bytes).for_each(|k| case.image[place(row, k, row_bytes)] = element(0, row, k));
-        }
-        for row in 0..128 {
-            let b = 64 * row_bytes;
-            (0..row_bytes).for_each(|k| case.image[b + place(row, k, row_bytes)] = element(1, row, k));
-        }
-        let d = host::run(&case);
-        for (i, &word) in d.iter().enumerate() {
-            let (thread, e) = (i / 64, i % 64);
-            let row = thread / 32 * 16 + thread % 32 / 4 + 8 * (e / 2 % 2);
-            let column = e / 4 * 8 + 2 * (thread % 4) + e % 2;
-            let product = |k| i32::from(element(0, row, k) as i8) * i32::from(element(1, column, k) as i8);
-            let sum: i32 = (0..row_bytes).map(product).sum();
-            assert_eq!(word, case.input[i].wrapping_add(sum as u32), "{name} thread {thread} register {e}");
+        for hot in OneHot::all(row_bytes) {
+            for (left, rows, base) in [(true, 64, 0), (false, 128, 64 * row_bytes)] {
+                for (row, k) in (0..rows).flat_map(|row| (0..row_bytes).map(move |k| (row, k))) {
+                    case.image[base + place(row, k, row_bytes)] = hot.element(left, row, k, 1);
+                }
+            }
+            for (i, &word) in host::run(&case).iter().enumerate() {
+                let (row, column) = accumulator(i / 64, i % 64);
+                let expected = case.input[i].wrapping_add(hot.product(row, column).into());
+                assert_eq!(word, expected, "{name} {} {} row {row} column {column}", hot.first, hot.left);
+            }
         }
     }
 }
 
-/// `wgmma` of E4M3, one element of A at a time: rows of A of a warp are those of `mma`, and D's columns B's rows.
+/// `wgmma` of E4M3 in every width: rows of A of a warp are those of `mma`, and D's columns B's rows.
 #[test]
 fn register_operands_of_wgmma_are_where_the_isa_puts_them() {
-    for (name, columns) in [("wgmma_e4m3_n64", 64), ("wgmma_e4m3_n72", 72), ("wgmma_e4m3_n136", 136)] {
+    let widths = [("wgmma_e4m3_n64", 64), ("wgmma_e4m3_n72", 72), ("wgmma_e4m3_n128", 128), ("wgmma_e4m3_n136", 136)];
+    for (name, columns) in widths {
         let mut case = case(name);
-        // Small integers: 0x38 is 1, 0x40 is 2, 0x44 is 3.
-        let codes = [0x00u8, 0x38, 0x40, 0x44];
-        let value = |row: usize, k: usize| (row * 5 + k * 3 + row * k) % 4;
-        for row in 0..columns {
-            // K starts at chunk 2.
-            (0..32).for_each(|k| case.image[place(row, 32 + k, 128)] = codes[value(row, k)]);
-        }
-        for k in 0..32 {
-            case.input.fill(0);
-            // Row r of every warp has its one at k + r.
-            for thread in 0..128 {
-                for register in 0..4 {
-                    for byte in 0..4 {
-                        let (row, at) =
-                            (thread % 32 / 4 + 8 * (register % 2), thread % 4 * 4 + byte + 16 * (register / 2));
-                        if at == (k + row) % 32 {
-                            case.input[thread * 4 + register] |= 0x38 << (8 * byte);
-                        }
-                    }
-                }
+        for hot in OneHot::all(32) {
+            for (row, k) in (0..columns).flat_map(|row| (0..32).map(move |k| (row, k))) {
+                // K starts at chunk 2. All numbers below 127 are codes of finite values, 0x38 that of 1.
+                case.image[place(row, 32 + k, 128)] = hot.element(false, row, k, 0x38);
+            }
+            for (i, word) in case.input.iter_mut().enumerate() {
+                let (thread, register) = (i / 4, i % 4);
+                let row = thread / 32 * 16 + thread % 32 / 4 + 8 * (register % 2);
+                let k = |byte| thread % 4 * 4 + byte + 16 * (register / 2);
+                *word = u32::from_le_bytes([0, 1, 2, 3].map(|byte| hot.element(true, row, k(byte), 0x38)));
             }
             for (i, &word) in host::run(&case).iter().enumerate() {
-                let (thread, e) = (i / (columns / 2), i % (columns / 2));
-                let (row, column) = (thread % 32 / 4 + 8 * (e / 2 % 2), e / 4 * 8 + 2 * (thread % 4) + e % 2);
-                assert_eq!(f32::from_bits(word), value(column, (k + row) % 32) as f32, "{name} k {k} word {i}");
+                let (row, column) = accumulator(i / (columns / 2), i % (columns / 2));
+                let expected = e4m3_to_f32(hot.product(row, column));
+                assert_eq!(
+                    f32::from_bits(word),
+                    expected,
+                    "{name} {} {} row {row} column {column}",
+                    hot.first,
+                    hot.left
+                );
             }
         }
     }
@@ -170,6 +210,10 @@ fn boxes_of_tensor_maps_are_where_the_isa_puts_them() {
         let tiles = case.tiles.expect("filtered");
         let ([width, rows, _], [x, y, z]) = (tiles.extents, tiles.origin);
         assert_eq!(x, 0, "{}", case.name);
+        // Bytes at the same place of two chunks differ, in one of two of them at least.
+        for (i, chunk) in case.image.chunks_exact_mut(16).enumerate() {
+            (0..16).for_each(|byte| chunk[byte] = ((i >> (8 * (byte % 2))) ^ (byte * 29)) as u8);
+        }
         let bytes = (width * tiles.box_extents[1]) as usize;
         for first in (0..bytes / 16).step_by(128) {
             case.input = (0..128).map(|thread| (first + thread) as u32).collect();

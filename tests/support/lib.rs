@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod compare;
+pub mod functions;
 pub mod generate;
 pub mod judge;
 pub mod setup;

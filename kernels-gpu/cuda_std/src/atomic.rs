@@ -32,6 +32,21 @@ pub unsafe fn add_acq_rel(address: u64, value: u32) -> u32 {
     old
 }
 
+/// `atom.relaxed.gpu.global.add.f32` [atom]: adds, rounded to nearest even, and returns what was there. In global
+/// memory subnormal operands and sums become zeros of their sign. Sums depend on the order in which threads come.
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline(always)]
+pub unsafe fn add_f32(address: u64, value: f32) -> f32 {
+    let old: f32;
+    // SAFETY: the caller vouches for the address.
+    unsafe {
+        asm!("atom.relaxed.gpu.global.add.f32 {}, [{}], {};", out(reg32) old, in(reg64) address, in(reg32) value, options(nostack))
+    };
+    old
+}
+
 /// `ld.acquire.gpu.global.u32` [ld]: what the writer of the value had written before is visible from here on.
 ///
 /// # Safety

@@ -40,7 +40,7 @@ impl TensorMap {
         words
     }
 
-    fn decode(words: &[u64; 16]) -> Result<TensorMap, FaultKind> {
+    pub(crate) fn decode(words: &[u64; 16]) -> Result<TensorMap, FaultKind> {
         let illegal = |what: String| Err(FaultKind::Illegal(what));
         if words[0] != MAGIC {
             return illegal("the address is not that of a tensor map".into());

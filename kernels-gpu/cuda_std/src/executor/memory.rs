@@ -14,7 +14,8 @@ const BASE: u64 = 0x7_0000_0000;
 const ALIGN: u64 = 256;
 /// Unmapped bytes between allocations.
 const GAP: u64 = 1 << 16;
-/// Byte that memory holds before it is written: NaN in every float format, −1 as an integer.
+/// Byte that memory holds before it is written, unless a test says another: NaN in every float format, −1 as an
+/// integer.
 const POISON: u8 = 0xff;
 
 /// The byte has a value.
@@ -27,11 +28,17 @@ const READ_CONSTANT: u8 = 4;
 /// The device memory of a machine.
 ///
 /// Addresses are numbers that only [`crate::executor`] understands; they are the same in every run.
-#[derive(Default)]
 pub struct Memory {
     allocations: Vec<Allocation>,
+    poison: u8,
     /// The last allocation hit.
     recent: usize,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory::new()
+    }
 }
 
 struct Allocation {
@@ -76,7 +83,12 @@ pub(crate) enum Read {
 impl Memory {
     /// No memory.
     pub fn new() -> Self {
-        Memory::default()
+        Memory::poisoned(POISON)
+    }
+
+    /// No memory; bytes that nobody has written will be `poison`.
+    pub fn poisoned(poison: u8) -> Self {
+        Memory { allocations: Vec::new(), poison, recent: 0 }
     }
 
     /// Allocates `bytes` bytes without values, at a multiple of 256. Faults call the allocation `name`.
@@ -88,7 +100,7 @@ impl Memory {
         self.allocations.push(Allocation {
             name: name.into(),
             base,
-            data: vec![POISON; bytes],
+            data: vec![self.poison; bytes],
             state: vec![0; bytes],
             writers: vec![Writer::Nobody; bytes.div_ceil(2)],
             is_dirty: false,
@@ -120,8 +132,9 @@ impl Memory {
     ///
     /// If the bytes are not all in one allocation.
     pub fn undefine(&mut self, address: u64, bytes: usize) {
+        let poison = self.poison;
         let (allocation, at) = self.find_mut(address, bytes);
-        allocation.data[at..at + bytes].fill(POISON);
+        allocation.data[at..at + bytes].fill(poison);
         allocation.state[at..at + bytes].iter_mut().for_each(|state| *state &= !INIT);
     }
 

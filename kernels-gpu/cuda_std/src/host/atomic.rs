@@ -4,6 +4,7 @@ use std::panic::Location;
 
 use crate::executor::context::{call, call_waiting};
 use crate::executor::grid::Order;
+use crate::executor::numeric::{canonical, flush};
 
 /// `atom.relaxed.gpu.global.add.u32` [atom]: adds, returns what was there, orders nothing.
 ///
@@ -23,6 +24,18 @@ pub unsafe fn add_relaxed(address: u64, value: u32) -> u32 {
 #[track_caller]
 pub unsafe fn add_acq_rel(address: u64, value: u32) -> u32 {
     call(Location::caller(), |machine, _| machine.atomic(address, Order::AcquireRelease, |old| old.wrapping_add(value)))
+}
+
+/// `atom.relaxed.gpu.global.add.f32` [atom]: adds and returns what was there. "Current implementation of
+/// `atom.add.f32` on global memory flushes subnormal inputs and results to sign-preserving zero."
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline]
+#[track_caller]
+pub unsafe fn add_f32(address: u64, value: f32) -> f32 {
+    let sum = |old| canonical(flush(flush(f32::from_bits(old)) + flush(value))).to_bits();
+    f32::from_bits(call(Location::caller(), |machine, _| machine.atomic(address, Order::Relaxed, sum)))
 }
 
 /// `ld.acquire.gpu.global.u32` [ld]. Other threads go on first.

@@ -3,6 +3,7 @@
 
 use std::panic::Location;
 
+use crate::executor::TensorMap;
 use crate::executor::context::call;
 
 /// `fence.proxy.async.shared::cta` [membar/fence].
@@ -21,16 +22,21 @@ pub unsafe fn fence_proxy_async() {
 /// `prefetch.tensormap` [prefetch].
 ///
 /// # Safety
-/// As for [`fence_proxy_async`].
+/// `map` is the address of a [`TensorMap::encode`](crate::executor::TensorMap::encode) in host memory, a field
+/// of the kernel's parameter for instance.
 #[inline]
-pub unsafe fn prefetch_map(_map: u64) {}
+#[track_caller]
+pub unsafe fn prefetch_map(map: u64) {
+    // SAFETY: the caller vouches for the address.
+    let map = unsafe { (map as usize as *const [u64; 16]).read_unaligned() };
+    call(Location::caller(), |_, _| TensorMap::decode(&map).map(drop))
+}
 
 /// `cp.async.bulk.tensor.3d` from global to shared memory: the box at element `x`, row `y`, plane `z` of
 /// `map`. Elements outside the tensor arrive as zeros and count as bytes.
 ///
 /// # Safety
-/// `map` is the address of a [`TensorMap::encode`](crate::executor::TensorMap::encode) in host memory, a field
-/// of the kernel's parameter for instance.
+/// As for [`prefetch_map`].
 #[inline]
 #[track_caller]
 pub unsafe fn load_3d(shared: u32, map: u64, x: u32, y: u32, z: u32, barrier: u32) {

@@ -49,6 +49,7 @@ macro_rules! golden {
 golden! {
     atomic_add_relaxed(address: u64, value: u32) -> u32 = atomic::add_relaxed(address, value);
     atomic_add_acq_rel(address: u64, value: u32) -> u32 = atomic::add_acq_rel(address, value);
+    atomic_add_f32(address: u64, value: f32) -> f32 = atomic::add_f32(address, value);
     atomic_load_acquire(address: u64) -> u32 = atomic::load_acquire(address);
     atomic_store_release(address: u64, value: u32) = atomic::store_release(address, value);
 
