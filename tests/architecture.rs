@@ -45,9 +45,10 @@ const RULES: &[Rule] = &[
             "kernels-gpu/src/tile/",
             "kernels-gpu/src/pipeline/",
             "kernels-gpu/src/entry.rs",
-            "tests/gpu/harness.rs",       // launches single kernels
-            "tests/executor/kernels.rs",  // calls kernels, which are unsafe functions
-            "tests/executor/faults.rs",   // is kernels
+            "tests/gpu/harness.rs",      // launches single kernels
+            "tests/executor/kernels.rs", // calls kernels, which are unsafe functions
+            "tests/executor/faults.rs",  // is kernels
+            "tests/executor/faults/",
             "tests/conformance/kernels/", // a kernel crate
             "tests/conformance/host.rs",  // calls kernels
             "tests/conformance/gpu.rs",   // launches kernels

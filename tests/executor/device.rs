@@ -3,14 +3,14 @@
 use cuda_std::executor::{self, Fault, Launch, Memory};
 use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs, TiledBytes};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Capability, Plan, Slot, plan};
+use sage_attn::plan::{Capability, Kernel, Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
 use sage_spec::sm90::TensorMap;
 use sage_spec::symbol::Arch;
 use sage_tests::case::{Case, Tensor};
-use sage_tests::judge::{Outcome, f32s, gather};
+use sage_tests::judge::{Outcome, f32s, gather, poison};
 use sage_tests::side::Side;
 
 use crate::kernels;
@@ -26,7 +26,7 @@ fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
 }
 
 /// Forbids whatever lies between the rows of the tensor at `ptr`.
-fn forbid_gaps(memory: &mut Memory, ptr: u64, spec: &TensorSpec) {
+pub fn forbid_gaps(memory: &mut Memory, ptr: u64, spec: &TensorSpec) {
     let size = spec.dtype.bytes();
     let [batch, heads, tokens, head_dim] = spec.shape;
     let mut rows = Vec::new();
@@ -106,7 +106,23 @@ pub fn launch_plan(
     side: &SideArgs,
     seed: u64,
 ) -> Result<(), Fault> {
-    for step in plan.steps() {
+    launch_steps(memory, plan, args, side, seed, |_| true)
+}
+
+/// [`launch_plan`], but only steps of the kernels that `which` picks.
+///
+/// # Errors
+///
+/// What a kernel did wrong.
+pub fn launch_steps(
+    memory: &mut Memory,
+    plan: &Plan,
+    args: &LaunchArgs,
+    side: &SideArgs,
+    seed: u64,
+    which: impl Fn(Kernel) -> bool,
+) -> Result<(), Fault> {
+    for step in plan.steps().filter(|step| which(step.entry.kernel)) {
         if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
             memory.write(args.workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
         }
@@ -136,7 +152,8 @@ pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
 /// What a kernel did wrong.
 pub fn run_with(case: &Case, side: Option<&Side>, seed: u64) -> Result<Outcome, Fault> {
     let plan = plan(&case.problem, &CAPABILITY).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
-    let memory = &mut Memory::new();
+    let poison = poison(case.seed);
+    let memory = &mut Memory::poisoned(poison);
     let [q, k, v] = [("q", &case.q), ("k", &case.k), ("v", &case.v)].map(|(name, x)| upload(memory, name, x));
     let [alibi, bias, mask, sinks] = side.map_or([None, None, None, None], Side::bytes);
     let mut input = |name, bytes: Option<Vec<u8>>| bytes.map(|bytes| memory.upload(name, &bytes));
@@ -160,7 +177,7 @@ pub fn run_with(case: &Case, side: Option<&Side>, seed: u64) -> Result<Outcome, 
         assert_eq!(memory.first_undefined(lse, lse_bytes), None, "{}: an LSE was not written", case.describe());
     }
     Ok(Outcome {
-        out: gather(&spec, memory.read(out.ptr, out_bytes), "out"),
+        out: gather(&spec, memory.read(out.ptr, out_bytes), "out", poison),
         lse: lse.map(|lse| f32s(memory.read(lse, lse_bytes))),
         workspace: memory.read(workspace.ptr, workspace.bytes).to_vec(),
         plan,

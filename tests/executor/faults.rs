@@ -4,10 +4,15 @@
 use cuda_std::executor::{Access, Actor, Fault, FaultKind, Launch, Memory, Space};
 use cuda_std::{cp_async, global, mbarrier, shared, thread, tma, warp, wgmma};
 
-/// Line of this file that ends in the comment `// here: marker`.
+mod places;
+
+/// The kernels, as text.
+const SOURCES: [&str; 2] = [include_str!("faults.rs"), include_str!("faults/places.rs")];
+
+/// Line of its file that ends in the comment `// here: marker`.
 fn line_of(marker: &str) -> u32 {
     let end = format!("// here: {marker}");
-    let line = include_str!("faults.rs").lines().position(|line| line.ends_with(&end));
+    let line = SOURCES.iter().find_map(|source| source.lines().position(|line| line.ends_with(&end)));
     line.unwrap_or_else(|| panic!("no line ends in `{end}`")) as u32 + 1
 }
 
@@ -31,7 +36,7 @@ fn fault(marker: &str, threads: u32, shared_bytes: u32, kernel: impl Fn(bool, u6
     let fault = run(threads, shared_bytes, |buffer| kernel(true, buffer)).expect_err("there is a mistake");
     let at = fault.at.unwrap_or_else(|| panic!("{fault}"));
     let is_marked = marker.split('|').any(|marker| at.line() == line_of(marker));
-    assert!(at.file().ends_with("faults.rs") && is_marked, "{fault}");
+    assert!(at.file().contains("faults") && is_marked, "{fault}");
     assert_eq!((fault.kernel.as_str(), fault.block), ("planted", [0; 3]));
     let text = fault.to_string();
     assert!(text.contains("kernel planted") && text.contains(&format!("thread {}", fault.thread)), "{text}");
@@ -420,7 +425,9 @@ fn a_panic_is_a_fault() {
 fn copies_that_nobody_waits_for_are_named() {
     let fault = run(1, 16, |buffer| {
         // SAFETY: the executor checks.
-        unsafe { cp_async::copy16(smem(), buffer) }
+        unsafe { cp_async::copy16(smem(), buffer) } // here: unawaited
     });
-    assert!(matches!(fault.unwrap_err().kind, FaultKind::Unawaited { .. }));
+    let fault = fault.unwrap_err();
+    assert!(matches!(fault.kind, FaultKind::Unawaited { .. }), "{fault}");
+    assert!(fault.to_string().contains(&format!("faults.rs:{}", line_of("unawaited"))), "{fault}");
 }

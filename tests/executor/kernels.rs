@@ -3,6 +3,7 @@
 use sage_attn::device::KernelParams;
 use sage_kernels_gpu::entry;
 use sage_kernels_gpu::entry::hopper;
+use sage_spec::merge::MergeParams;
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams, ScoresParams};
 use sage_spec::sm90::Sm90AttentionParams;
@@ -73,6 +74,12 @@ pub fn scores(symbol: &str, params: ScoresParams) -> Option<Thread> {
     find(SCORES, symbol, params)
 }
 
+/// The kernel that merges two parts, with `params`.
+pub fn merge(params: MergeParams) -> Thread {
+    // SAFETY: what a kernel asks of its caller is what the executor checks.
+    Box::new(move || unsafe { entry::merge_parts(params) })
+}
+
 /// A kernel that is built into a PTX module can be run here too.
 #[test]
 fn every_exported_kernel_is_in_the_tables() {
@@ -95,7 +102,6 @@ fn every_exported_kernel_is_in_the_tables() {
         .flat_map(|module| &module.entries)
         .filter(|entry| !names.contains(&entry.as_str()))
         .collect();
-    // Merging has no plan to take its parameters from; `tests/gpu/merge.rs` holds it to the CPU's.
     let missing: Vec<_> = missing.into_iter().filter(|name| *name != sage_spec::merge::SYMBOL).collect();
     assert!(missing.is_empty(), "not in tests/executor/kernels.rs: {missing:?}");
 }

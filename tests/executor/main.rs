@@ -4,8 +4,10 @@
 mod device;
 mod faults;
 mod kernels;
+mod merge;
 mod modifiers;
 mod packed;
+mod pairs;
 mod reference;
 mod relations;
 mod tails;

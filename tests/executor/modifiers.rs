@@ -15,17 +15,30 @@ fn general() -> Vec<Stem> {
     STEMS.into_iter().filter(|stem| stem.arch != Arch::Sm90a).collect()
 }
 
+/// The problem of `seed` with its modifiers; what is wrong comes with the command that repeats it.
+fn check(stem: Stem, seed: u64) -> Result<(), String> {
+    let mut case = Case::random_for(stem, seed, Limits::EXECUTOR);
+    let side = Side::random(&mut case, seed);
+    let repeat = case.repeat("one_general_case");
+    let fail = |what: String| format!("{} {:?}: {what}\nrepeat: {repeat}", case.describe(), side.modifiers);
+    let outcome = run_with(&case, Some(&side), seed).map_err(|fault| fail(fault.to_string()))?;
+    judge_with(&case, &side.reference(), &outcome).map(drop).map_err(fail)
+}
+
 proptest! {
     #![proptest_config(config(80))]
 
     #[test]
     fn general_kernels_agree_with_the_reference(seed: u64, stem in prop::sample::select(general())) {
-        let mut case = Case::random_for(stem, seed, Limits::EXECUTOR);
-        let side = Side::random(&mut case, seed);
-        let fail = |what: String| TestCaseError::fail(format!("{} {:?}: {what}", case.describe(), side.modifiers));
-        let outcome = run_with(&case, Some(&side), seed).map_err(|fault| fail(fault.to_string()))?;
-        judge_with(&case, &side.reference(), &outcome).map_err(fail)?;
+        check(stem, seed).map_err(TestCaseError::fail)?;
     }
+}
+
+/// The problem that `SAGE_CASE` names, or a first one.
+#[test]
+fn one_general_case() {
+    let (stem, seed) = Case::of_environment().unwrap_or((general()[0], 1));
+    check(stem, seed).unwrap_or_else(|what| panic!("{what}"));
 }
 
 /// Neutral modifiers of all kinds make the same bits, in every stem.

@@ -202,3 +202,28 @@ fn one_visible_key_returns_its_value_and_none_returns_zero() {
         }
     }
 }
+
+/// Every key twice: weights halve, and the log of their sum grows by ln 2. Not to the last bit: weights are
+/// rounded relative to the largest score so far.
+#[test]
+fn keys_given_twice_change_only_the_lse() {
+    for stem in stems() {
+        let dims = Dims { batch: 1, seqlen_q: 40, seqlen_kv: 128, ..DIMS };
+        let plain = Smoothing { q: false, k: false, v: false };
+        let setup = |seqlen_kv| Setup { smoothing: plain, ..Setup::new(stem, Dims { seqlen_kv, ..dims }) };
+        let once = Result::of(&setup(128).noisy());
+        let case = setup(256).case(&noisy_q, &|h, n, d| noisy_k(h, n % 128, d), &|h, n, d| noisy_v(h, n % 128, d));
+        let twice = Result::of(&case);
+        for (a, b) in once.lse.iter().zip(&twice.lse) {
+            let growth = f32::from_bits(*b) - f32::from_bits(*a);
+            assert!((growth - std::f32::consts::LN_2).abs() < 0.04, "{}: {growth}", stem.name);
+        }
+        for row in 0..3 * 40 {
+            let value = |x: &u32| f64::from(f32::from_bits(*x));
+            let pairs = || once.row(row).iter().map(value).zip(twice.row(row).iter().map(value));
+            let (error, size) =
+                pairs().fold((0.0, 0.0), |(error, size), (a, b)| (error + (a - b).abs(), size + a.abs()));
+            assert!(error < 0.1 * size, "{}: row {row} moves by {}", stem.name, error / size);
+        }
+    }
+}

@@ -8,7 +8,7 @@ use sage_attn::error::{DeviceError, Operand};
 use sage_attn::plan::{Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
 use sage_tests::case::{Case, Tensor};
-use sage_tests::judge::{Outcome, POISON, f32s, gather};
+use sage_tests::judge::{Outcome, f32s, gather, poison};
 use sage_tests::side::Side;
 
 /// Poisoned bytes on either side of each buffer.
@@ -49,21 +49,20 @@ pub fn record(name: &str, figures: &serde_json::Value) {
 pub struct Buffer {
     memory: CudaSlice<u8>,
     len: usize,
+    poison: u8,
 }
 
 impl Buffer {
-    pub fn poisoned(gpu: &Gpu, stream: &Arc<CudaStream>, len: usize) -> Buffer {
-        let mut memory = gpu.alloc(stream, len + 2 * RED_ZONE).expect("memory");
-        stream.memcpy_htod(&vec![POISON; len + 2 * RED_ZONE], &mut memory).expect("upload");
-        Buffer { memory, len }
+    pub fn poisoned(gpu: &Gpu, stream: &Arc<CudaStream>, len: usize, poison: u8) -> Buffer {
+        Buffer::of(gpu, stream, &vec![poison; len], poison)
     }
 
-    pub fn of(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8]) -> Buffer {
-        let mut padded = vec![POISON; bytes.len() + 2 * RED_ZONE];
+    pub fn of(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8], poison: u8) -> Buffer {
+        let mut padded = vec![poison; bytes.len() + 2 * RED_ZONE];
         padded[RED_ZONE..RED_ZONE + bytes.len()].copy_from_slice(bytes);
         let mut memory = gpu.alloc(stream, padded.len()).expect("memory");
         stream.memcpy_htod(&padded, &mut memory).expect("upload");
-        Buffer { memory, len: bytes.len() }
+        Buffer { memory, len: bytes.len(), poison }
     }
 
     pub fn address(&self, stream: &Arc<CudaStream>) -> u64 {
@@ -75,7 +74,7 @@ impl Buffer {
         let bytes = stream.clone_dtoh(&self.memory).expect("download");
         let (before, rest) = bytes.split_at(RED_ZONE);
         let (inside, after) = rest.split_at(self.len);
-        assert!(before.iter().chain(after).all(|&byte| byte == POISON), "{name}: written outside its buffer");
+        assert!(before.iter().chain(after).all(|&byte| byte == self.poison), "{name}: written outside its buffer");
         inside.to_vec()
     }
 }
@@ -89,18 +88,19 @@ pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
 pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
     let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let stream = gpu.context().new_stream().expect("stream");
-    let upload = |tensor: &Tensor| Buffer::of(gpu, &stream, &tensor.bytes());
+    let poison = poison(case.seed);
+    let upload = |tensor: &Tensor| Buffer::of(gpu, &stream, &tensor.bytes(), poison);
     let (q, k, v) = (upload(&case.q), upload(&case.k), upload(&case.v));
     let inputs = side.map_or([None, None, None, None], Side::bytes);
-    let inputs = inputs.map(|bytes| bytes.map(|bytes| (Buffer::of(gpu, &stream, &bytes), bytes)));
+    let inputs = inputs.map(|bytes| bytes.map(|bytes| (Buffer::of(gpu, &stream, &bytes, poison), bytes)));
     let [alibi, bias, mask, sinks] =
         inputs.each_ref().map(|input| input.as_ref().map(|(buffer, _)| buffer.address(&stream)));
     let inputs_at = SideArgs { alibi, bias, mask, sinks };
     let out_spec = *case.problem.out();
     let out_bytes = out_spec.span_elems(Operand::Out).expect("span") * out_spec.dtype.bytes();
-    let out = Buffer::poisoned(gpu, &stream, out_bytes);
-    let lse = case.problem.return_lse().then(|| Buffer::poisoned(gpu, &stream, case.problem.lse_elems() * 4));
-    let workspace = Buffer::poisoned(gpu, &stream, plan.workspace().total_bytes());
+    let out = Buffer::poisoned(gpu, &stream, out_bytes, poison);
+    let lse = case.problem.return_lse().then(|| Buffer::poisoned(gpu, &stream, case.problem.lse_elems() * 4, poison));
+    let workspace = Buffer::poisoned(gpu, &stream, plan.workspace().total_bytes(), poison);
     let tensor = |buffer: &Buffer, spec: &TensorSpec| DeviceTensor { ptr: buffer.address(&stream), spec: *spec };
     let args = LaunchArgs {
         q: tensor(&q, &case.q.spec),
@@ -122,7 +122,7 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
         assert!(buffer.read(&stream, "side input") == *bytes, "a side input was written");
     }
     Outcome {
-        out: gather(&out_spec, &out.read(&stream, "out"), "out"),
+        out: gather(&out_spec, &out.read(&stream, "out"), "out", poison),
         lse: lse.map(|lse| f32s(&lse.read(&stream, "lse"))),
         workspace: workspace.read(&stream, "workspace"),
         plan,
@@ -143,7 +143,7 @@ fn scores(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case, plan: &Plan, wo
         return None;
     }
     let (depth, rows, keys) = (dims.head_dim_padded(), dims.seqlen_q_padded(), dims.seqlen_kv_padded());
-    let scores = Buffer::poisoned(gpu, stream, dims.batch * dims.num_heads_q * rows * keys * 4);
+    let scores = Buffer::poisoned(gpu, stream, dims.batch * dims.num_heads_q * rows * keys * 4, poison(case.seed));
     let params = ScoresParams {
         q_codes,
         k_codes: plan.workspace().address(workspace, Slot::KCodes),

@@ -207,6 +207,25 @@ impl Case {
         Case { seed, stem, problem, options, q, k, v }
     }
 
+    /// The stem and the seed that [`Case::repeat`] has put into the environment variable `SAGE_CASE`.
+    ///
+    /// # Panics
+    ///
+    /// If the variable is something else.
+    pub fn of_environment() -> Option<(Stem, u64)> {
+        let text = std::env::var("SAGE_CASE").ok()?;
+        let parts = text
+            .split_once(':')
+            .and_then(|(name, seed)| Some((STEMS.into_iter().find(|stem| stem.name == name)?, seed.parse().ok()?)));
+        Some(parts.unwrap_or_else(|| panic!("SAGE_CASE is stem:seed, not {text:?}")))
+    }
+
+    /// The command that runs this problem alone, by `test` of the test binary `executor`.
+    pub fn repeat(&self, test: &str) -> String {
+        let (stem, seed) = (self.stem.name, self.seed);
+        format!("SAGE_CASE={stem}:{seed} cargo test --release -p sage-tests --test executor {test}")
+    }
+
     /// Puts other elements into the same tensors.
     pub fn refill(&mut self, seed: u64) {
         let mut random = Random(seed);
