@@ -54,15 +54,16 @@ const RULES: &[Rule] = &[
             "tests/conformance/gpu.rs",   // launches kernels
             "tests/conformance/cases.rs", // names the type of a kernel
             "tests/ptx/wrappers/",        // a kernel crate
-            "tests/ptx/golden.rs",        // reads such code as text
             "kernels-gpu/src/merge.rs",
             "tests/host/dlpack.rs",   // plays the other side of the C struct
             "tests/gpu/harness.rs",   // launches single kernels
             "tests/gpu/embedding.rs", // launches on raw addresses
             "tests/gpu/merge.rs",
-            "tests/gpu/faults.rs", // breaks the promises of a launch
-            "tests/ptx/wrappers/", // a kernel crate
-            "tests/ptx/golden.rs", // reads such code as text
+            "tests/gpu/pollution.rs",     // launches a kernel of the conformance tests
+            "tests/gpu/faults.rs",        // breaks the promises of a launch
+            "tests/ptx/wrappers/",        // a kernel crate
+            "tests/support/functions.rs", // reads such code as text
+            "tests/conformance/coverage.rs",
         ],
         words: &["unsafe"],
     },

@@ -235,6 +235,7 @@ pub fn all() -> Vec<Case> {
         kernels::global_loads(1) -> 8, Sm80, 16384, 16384;
         kernels::global_reads(1) -> 5, Sm80, 16384, 16384;
         kernels::global_stores(4) -> 17, Sm80, 16, 0xffff_ffff;
+        kernels::pollute(1) -> 1, Sm80, 32768, 0xffff_ffff;
         kernels::shared_stores(4) -> 6, Sm80, 16, 0xffff_ffff;
         hopper::bulk_copy(1) -> 4, Sm90a, 16384, 1024;
         hopper::bytes_of_copies(1) -> 8, Sm90a, 16384, 320;

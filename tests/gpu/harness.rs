@@ -11,6 +11,8 @@ use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, f32s, gather, poison};
 use sage_tests::side::Side;
 
+use crate::pollution;
+
 /// Poisoned bytes on either side of each buffer.
 const RED_ZONE: usize = 1024;
 
@@ -110,6 +112,7 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
         lse: lse.as_ref().map(|lse| lse.address(&stream)),
         workspace: DeviceMemory { ptr: workspace.address(&stream), bytes: plan.workspace().total_bytes() },
     };
+    pollution::pollute(gpu, &stream, case.seed);
     // SAFETY: every buffer was allocated above for this problem, is used on this stream only, and lives
     // until the downloads below have synchronised it.
     unsafe { gpu.launch_with(&plan, &args, &inputs_at, stream.cu_stream()) }

@@ -11,4 +11,5 @@ mod harness;
 mod kernels;
 mod merge;
 mod modifiers;
+mod pollution;
 mod real_data;

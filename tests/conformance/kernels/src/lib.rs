@@ -237,6 +237,8 @@ kernels! {
 }
 
 #[cfg(feature = "sm_90a")]
+mod codes;
+#[cfg(feature = "sm_90a")]
 pub mod hopper;
 mod memory;
 #[cfg(feature = "sm_90a")]

@@ -153,6 +153,27 @@ pub unsafe fn shared_stores(p: Buffers) {
     }
 }
 
+/// Fills shared memory with a word, so that what the next kernel finds there is no accident.
+///
+/// # Safety
+/// [`Buffers`] of as many threads as the grid has, in CTAs of 128; `image_bytes` is the dynamic shared memory of a CTA,
+/// at least 2 KiB.
+#[kernel(max_threads = 128)]
+pub unsafe fn pollute(p: Buffers) {
+    let (smem, me) = (shared::dynamic_shared_mem(), thread::thread_idx_x());
+    // SAFETY: forwarded contract; a barrier lies between stores and loads.
+    unsafe {
+        let [x] = read::<1>(&p);
+        let mut offset = me * 16;
+        while offset + 16 <= p.image_bytes {
+            shared::store_u32x4(smem + offset, [x; 4]);
+            offset += 128 * 16;
+        }
+        thread::sync_threads();
+        write(&p, [shared::load_u32(smem + (me ^ 65) * 16)]);
+    }
+}
+
 /// `cp.async` in groups: the older of two is waited for first, and read.
 ///
 /// # Safety
