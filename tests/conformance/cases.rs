@@ -5,6 +5,7 @@ use conformance_kernels::{self as kernels, Buffers, hopper};
 use sage_spec::symbol::Arch;
 use sage_tests::generate::Random;
 
+use crate::host::SHARED_BYTES;
 use crate::skeleton;
 
 /// How results are compared.
@@ -65,9 +66,6 @@ pub struct Case {
     /// Type of the factors of a product, for [`Case::magnitudes`]: mask of their magnitude bits in a word.
     pub magnitude: u32,
 }
-
-/// Bytes of shared memory of most cases: images and a barrier.
-const SHARED_BYTES: u32 = 32 << 10;
 
 impl Case {
     /// `kernel` of the module `arch`, which writes `outputs` words a thread, bit for bit.

@@ -69,5 +69,8 @@ fn kernels(source: &str) -> BTreeSet<String> {
 #[test]
 fn every_kernel_is_a_case() {
     let cases: BTreeSet<String> = cases::all().iter().map(|case| case.symbol.to_owned()).collect();
-    assert_eq!(kernels(&source()), cases);
+    // Kernels called so have a mistake, for tools to find: there is no result to compare.
+    let compared: BTreeSet<String> =
+        kernels(&source()).into_iter().filter(|name| !name.starts_with("control_")).collect();
+    assert_eq!(compared, cases);
 }

@@ -6,6 +6,9 @@ use cuda_std::executor::{Launch, Memory, TensorMap};
 
 use crate::cases::{Case, Kernel};
 
+/// Bytes of shared memory of most cases: images and a barrier.
+pub const SHARED_BYTES: u32 = 32 << 10;
+
 /// The words that `case` writes.
 pub fn run(case: &Case) -> Vec<u32> {
     let memory = &mut Memory::new();

@@ -3,7 +3,7 @@
 use cuda_std::executor::{self, Fault, Launch, Memory};
 use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs, TiledBytes};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Capability, Kernel, Plan, Slot, plan};
+use sage_attn::plan::{Capability, Plan, Slot, Step, plan};
 use sage_attn::problem::TensorSpec;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
@@ -106,23 +106,23 @@ pub fn launch_plan(
     side: &SideArgs,
     seed: u64,
 ) -> Result<(), Fault> {
-    launch_steps(memory, plan, args, side, seed, |_| true)
+    launch_steps(memory, plan, args, side, seed, plan.steps())
 }
 
-/// [`launch_plan`], but only steps of the kernels that `which` picks.
+/// Launches `steps`, which are `plan`'s or parts of them.
 ///
 /// # Errors
 ///
 /// What a kernel did wrong.
-pub fn launch_steps(
+pub fn launch_steps<'a>(
     memory: &mut Memory,
     plan: &Plan,
     args: &LaunchArgs,
     side: &SideArgs,
     seed: u64,
-    which: impl Fn(Kernel) -> bool,
+    steps: impl Iterator<Item = Step<'a>>,
 ) -> Result<(), Fault> {
-    for step in plan.steps().filter(|step| which(step.entry.kernel)) {
+    for step in steps {
         if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
             memory.write(args.workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
         }
