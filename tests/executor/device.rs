@@ -10,7 +10,7 @@ use sage_spec::params::ScoresParams;
 use sage_spec::sm90::TensorMap;
 use sage_spec::symbol::Arch;
 use sage_tests::case::{Case, Tensor};
-use sage_tests::judge::{Outcome, f32s, gather, poison};
+use sage_tests::judge::{Outcome, f32s, gather_between, poison};
 use sage_tests::side::Side;
 
 use crate::kernels;
@@ -177,7 +177,7 @@ pub fn run_with(case: &Case, side: Option<&Side>, seed: u64) -> Result<Outcome, 
         assert_eq!(memory.first_undefined(lse, lse_bytes), None, "{}: an LSE was not written", case.describe());
     }
     Ok(Outcome {
-        out: gather(&spec, memory.read(out.ptr, out_bytes), "out", poison),
+        out: gather_between(&spec, memory.read(out.ptr, out_bytes), "out", poison),
         lse: lse.map(|lse| f32s(memory.read(lse, lse_bytes))),
         workspace: memory.read(workspace.ptr, workspace.bytes).to_vec(),
         plan,

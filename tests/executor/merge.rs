@@ -10,7 +10,7 @@ use sage_spec::merge::{CTA, MergeParams, SYMBOL, grid, row_threads};
 use sage_spec::params::TensorArg;
 use sage_tests::case::Tensor;
 use sage_tests::generate::{Random, config};
-use sage_tests::judge::{f32s, gather, poison};
+use sage_tests::judge::{f32s, gather, gather_between, poison};
 
 use crate::device::{forbid_gaps, launch};
 use crate::kernels;
@@ -59,7 +59,7 @@ proptest! {
             let spec = TensorSpec::new(Operand::Tensor, specs[part].dtype, &shape, Layout::Hnd).unwrap();
             let size = spec.dtype.bytes();
             let rows: Vec<u8> = (0..rows).flat_map(|r| bytes[r * row as usize * size..][..head_dim * size].to_vec()).collect();
-            gather(&spec, &rows, "part", 0)
+            gather(&spec, &rows, "part")
         });
         let view = |x| TensorView::new(x, &shape, Layout::Hnd).unwrap();
         let expected = merge(&view(&values[0][..]), &lses[0], &view(&values[1][..]), &lses[1]).unwrap();
@@ -97,7 +97,7 @@ proptest! {
             .map_err(|fault| fail(fault.to_string()))?;
 
         let unit = [1.0 / 1024.0, 1.0 / 128.0, 1e-6][types[2].code() as usize];
-        let actual = gather(&specs[2], memory.read(out, out_bytes), "out", poison);
+        let actual = gather_between(&specs[2], memory.read(out, out_bytes), "out", poison);
         for (i, (actual, expected)) in actual.iter().zip(expected.out.to_f32()).enumerate() {
             let allowed = unit * expected.abs() + 4e-6;
             if (actual - expected).abs() > allowed || actual.is_nan() {

@@ -8,7 +8,7 @@ use sage_attn::error::{DeviceError, Operand};
 use sage_attn::plan::{Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
 use sage_tests::case::{Case, Tensor};
-use sage_tests::judge::{Outcome, f32s, gather, poison};
+use sage_tests::judge::{Outcome, POISON, f32s, gather_between, poison};
 use sage_tests::side::Side;
 
 use crate::pollution;
@@ -55,11 +55,16 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    pub fn poisoned(gpu: &Gpu, stream: &Arc<CudaStream>, len: usize, poison: u8) -> Buffer {
-        Buffer::of(gpu, stream, &vec![poison; len], poison)
+    pub fn poisoned(gpu: &Gpu, stream: &Arc<CudaStream>, len: usize) -> Buffer {
+        Buffer::of(gpu, stream, &vec![POISON; len])
     }
 
-    pub fn of(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8], poison: u8) -> Buffer {
+    pub fn of(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8]) -> Buffer {
+        Buffer::between(gpu, stream, bytes, POISON)
+    }
+
+    /// `bytes` between red zones of `poison`.
+    fn between(gpu: &Gpu, stream: &Arc<CudaStream>, bytes: &[u8], poison: u8) -> Buffer {
         let mut padded = vec![poison; bytes.len() + 2 * RED_ZONE];
         padded[RED_ZONE..RED_ZONE + bytes.len()].copy_from_slice(bytes);
         let mut memory = gpu.alloc(stream, padded.len()).expect("memory");
@@ -91,18 +96,19 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
     let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let stream = gpu.context().new_stream().expect("stream");
     let poison = poison(case.seed);
-    let upload = |tensor: &Tensor| Buffer::of(gpu, &stream, &tensor.bytes(), poison);
+    let upload = |tensor: &Tensor| Buffer::between(gpu, &stream, &tensor.bytes(), poison);
+    let poisoned = |len: usize| Buffer::between(gpu, &stream, &vec![poison; len], poison);
     let (q, k, v) = (upload(&case.q), upload(&case.k), upload(&case.v));
     let inputs = side.map_or([None, None, None, None], Side::bytes);
-    let inputs = inputs.map(|bytes| bytes.map(|bytes| (Buffer::of(gpu, &stream, &bytes, poison), bytes)));
+    let inputs = inputs.map(|bytes| bytes.map(|bytes| (Buffer::between(gpu, &stream, &bytes, poison), bytes)));
     let [alibi, bias, mask, sinks] =
         inputs.each_ref().map(|input| input.as_ref().map(|(buffer, _)| buffer.address(&stream)));
     let inputs_at = SideArgs { alibi, bias, mask, sinks };
     let out_spec = *case.problem.out();
     let out_bytes = out_spec.span_elems(Operand::Out).expect("span") * out_spec.dtype.bytes();
-    let out = Buffer::poisoned(gpu, &stream, out_bytes, poison);
-    let lse = case.problem.return_lse().then(|| Buffer::poisoned(gpu, &stream, case.problem.lse_elems() * 4, poison));
-    let workspace = Buffer::poisoned(gpu, &stream, plan.workspace().total_bytes(), poison);
+    let out = poisoned(out_bytes);
+    let lse = case.problem.return_lse().then(|| poisoned(case.problem.lse_elems() * 4));
+    let workspace = poisoned(plan.workspace().total_bytes());
     let tensor = |buffer: &Buffer, spec: &TensorSpec| DeviceTensor { ptr: buffer.address(&stream), spec: *spec };
     let args = LaunchArgs {
         q: tensor(&q, &case.q.spec),
@@ -125,7 +131,7 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
         assert!(buffer.read(&stream, "side input") == *bytes, "a side input was written");
     }
     Outcome {
-        out: gather(&out_spec, &out.read(&stream, "out"), "out", poison),
+        out: gather_between(&out_spec, &out.read(&stream, "out"), "out", poison),
         lse: lse.map(|lse| f32s(&lse.read(&stream, "lse"))),
         workspace: workspace.read(&stream, "workspace"),
         plan,
@@ -146,7 +152,7 @@ fn scores(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case, plan: &Plan, wo
         return None;
     }
     let (depth, rows, keys) = (dims.head_dim_padded(), dims.seqlen_q_padded(), dims.seqlen_kv_padded());
-    let scores = Buffer::poisoned(gpu, stream, dims.batch * dims.num_heads_q * rows * keys * 4, poison(case.seed));
+    let scores = Buffer::poisoned(gpu, stream, dims.batch * dims.num_heads_q * rows * keys * 4);
     let params = ScoresParams {
         q_codes,
         k_codes: plan.workspace().address(workspace, Slot::KCodes),

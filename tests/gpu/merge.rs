@@ -8,7 +8,7 @@ use sage_attn::{DType, Element, Layout, TensorView, merge};
 use sage_tests::generate::Random;
 use serde_json::json;
 
-use sage_tests::judge::{f32s, poison};
+use sage_tests::judge::f32s;
 
 use crate::harness::{Buffer, gpu, record};
 
@@ -77,10 +77,10 @@ fn merging_on_the_gpu_is_merging_on_the_cpu() {
             let expected = merge(&view(&x1, shape), &lse1, &view(&x2, shape), &lse2).expect("the CPU merges");
 
             let le = |lse: &[f32]| -> Vec<u8> { lse.iter().flat_map(|x| x.to_le_bytes()).collect() };
-            let upload = |bytes: &[u8]| Buffer::of(&gpu, &stream, bytes, poison(cases));
+            let upload = |bytes: &[u8]| Buffer::of(&gpu, &stream, bytes);
             let (o1, o2, l1, l2) = (upload(&bytes1), upload(&bytes2), upload(&le(&lse1)), upload(&le(&lse2)));
-            let out = Buffer::poisoned(&gpu, &stream, len * out_dtype.bytes(), poison(cases));
-            let lse = Buffer::poisoned(&gpu, &stream, rows * 4, poison(cases));
+            let out = Buffer::poisoned(&gpu, &stream, len * out_dtype.bytes());
+            let lse = Buffer::poisoned(&gpu, &stream, rows * 4);
             let tensor = |buffer: &Buffer, dtype| DeviceTensor {
                 ptr: buffer.address(&stream),
                 spec: TensorSpec::new(Operand::Tensor, dtype, &shape, Layout::Hnd).expect("spec"),

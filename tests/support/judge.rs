@@ -11,11 +11,13 @@ use sage_spec::symbol::Arch;
 
 use crate::case::Case;
 
-/// Byte that memory holds before a launch, of the case `seed`. 0xFF is NaN as f32, f16, bf16 and E4M3; 0x80 is the one
-/// INT8 code that no value has, and a zero or a tiny number in the other formats, which sums hide but scores do not.
-/// (The gaps of a tensor's own strides are NaN of its type.)
+/// Byte that memory holds before a launch. As f32, f16, bf16 and E4M3 it is NaN, as INT8 it is −1.
+pub const POISON: u8 = 0xff;
+
+/// The same for the case `seed`: [`POISON`], or 0x80, the one INT8 code that no value has. (The gaps of a tensor's own
+/// strides are NaN of its type.)
 pub fn poison(seed: u64) -> u8 {
-    if seed.is_multiple_of(2) { 0xff } else { 0x80 }
+    if seed.is_multiple_of(2) { POISON } else { 0x80 }
 }
 
 /// What a launch left behind.
@@ -45,8 +47,13 @@ pub fn f32s(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
+/// [`gather_between`] of [`POISON`].
+pub fn gather(spec: &TensorSpec, bytes: &[u8], name: &str) -> Vec<f32> {
+    gather_between(spec, bytes, name, POISON)
+}
+
 /// The elements of a tensor, widened; fails if a gap between rows does not hold `poison` any more.
-pub fn gather(spec: &TensorSpec, bytes: &[u8], name: &str, poison: u8) -> Vec<f32> {
+pub fn gather_between(spec: &TensorSpec, bytes: &[u8], name: &str, poison: u8) -> Vec<f32> {
     let size = spec.dtype.bytes();
     let [batch, heads, tokens, head_dim] = spec.shape;
     let mut gaps = vec![true; bytes.len()];
