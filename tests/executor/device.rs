@@ -3,7 +3,7 @@
 use cuda_std::executor::{self, Fault, Launch, Memory};
 use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs, TiledBytes};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Capability, Plan, Slot, plan};
+use sage_attn::plan::{Capability, Plan, Slot, Step, plan};
 use sage_attn::problem::TensorSpec;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
@@ -19,7 +19,7 @@ use crate::kernels;
 pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
 
 /// Uploads a tensor. The gaps of its strides, and their NaNs, may not even be looked at.
-fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
+pub fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
     let ptr = memory.upload(name, &tensor.bytes());
     forbid_gaps(memory, ptr, &tensor.spec);
     DeviceTensor { ptr, spec: tensor.spec }
@@ -48,7 +48,7 @@ fn forbid_gaps(memory: &mut Memory, ptr: u64, spec: &TensorSpec) {
 
 /// A workspace whose gaps between buffers are forbidden, but for what belongs to a buffer's last 16 bytes: bulk
 /// copies read whole chunks (`sage_spec::sm90::Sm90AttentionParams::k_scale`).
-fn workspace(memory: &mut Memory, plan: &Plan) -> DeviceMemory {
+pub fn workspace(memory: &mut Memory, plan: &Plan) -> DeviceMemory {
     let bytes = plan.workspace().total_bytes();
     let ptr = memory.alloc("workspace", bytes);
     let mut end = 0;
@@ -106,7 +106,23 @@ pub fn launch_plan(
     side: &SideArgs,
     seed: u64,
 ) -> Result<(), Fault> {
-    for step in plan.steps() {
+    launch_steps(memory, plan, args, side, seed, plan.steps())
+}
+
+/// Launches `steps`, which are `plan`'s or parts of them.
+///
+/// # Errors
+///
+/// What a kernel did wrong.
+pub fn launch_steps<'a>(
+    memory: &mut Memory,
+    plan: &Plan,
+    args: &LaunchArgs,
+    side: &SideArgs,
+    seed: u64,
+    steps: impl Iterator<Item = Step<'a>>,
+) -> Result<(), Fault> {
+    for step in steps {
         if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
             memory.write(args.workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
         }

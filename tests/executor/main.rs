@@ -1,11 +1,15 @@
 //! Every kernel, run on the CPU by the executor, against the reference. `docs/testing.md` says what that
 //! proves and how a failure is repeated.
 
+mod chunks;
 mod device;
+mod edges;
+mod far;
 mod faults;
 mod kernels;
 mod modifiers;
 mod packed;
 mod reference;
 mod relations;
+mod ring;
 mod tails;
