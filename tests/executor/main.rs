@@ -2,6 +2,7 @@
 //! proves and how a failure is repeated.
 
 mod chunks;
+mod conversions;
 mod device;
 mod edges;
 mod far;
@@ -12,4 +13,5 @@ mod packed;
 mod reference;
 mod relations;
 mod ring;
+mod schedules;
 mod tails;

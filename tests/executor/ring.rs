@@ -29,7 +29,7 @@ fn the_ring_goes_round() {
 fn later_keys_may_be_larger() {
     for stem in STEMS {
         // Every fourth row looks along a direction in which keys grow with their number.
-        let q = |h, n: usize, d| if n % 4 == 0 { 1.0 } else { 0.0 } + 0.3 * noise(1, h, n, d);
+        let q = |h, n: usize, d| if n.is_multiple_of(4) { 1.0 } else { 0.0 } + 0.3 * noise(1, h, n, d);
         let k = |h, n: usize, d| n as f32 / 200.0 + 0.3 * noise(2, h, n, d);
         check(&Setup::new(stem, Dims { seqlen_kv: 400, ..DIMS }).case(&q, &k, &noisy_v));
     }

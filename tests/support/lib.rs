@@ -5,5 +5,6 @@ pub mod case;
 pub mod compare;
 pub mod generate;
 pub mod judge;
+pub mod patterns;
 pub mod setup;
 pub mod side;
