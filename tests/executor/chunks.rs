@@ -23,7 +23,8 @@ fn on<'a>(plan: &Plan, step: Step<'a>, chunk: Chunk) -> Step<'a> {
     let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
     let grid = match step.entry.kernel {
         Kernel::DeltaS => [launch::delta_s_grid(dims, heads, blocks), 1],
-        _ if plan.arch() == Arch::Sm90a => [sm90::work_items(heads, chunk_rows(dims, &chunk)).min(2), 1],
+        // Two items a CTA, so that each launch counts them.
+        _ if plan.arch() == Arch::Sm90a => [sm90::work_items(heads, chunk_rows(dims, &chunk)).div_ceil(2), 1],
         _ => launch::attention_grid(heads, blocks),
     };
     Step { chunk, grid: grid.map(|extent| extent as u32), ..step }

@@ -3,22 +3,21 @@
 use cuda_std::executor::Memory;
 use sage_attn::device::{DeviceTensor, LaunchArgs, SideArgs};
 use sage_attn::plan::plan;
-use sage_attn::problem::TensorSpec;
+use sage_attn::problem::{DType, TensorSpec};
 use sage_spec::Dims;
 use sage_spec::symbol::{STEMS, Stem};
 use sage_tests::case::{Case, Tensor};
-use sage_tests::judge::f32s;
 use sage_tests::setup::Setup;
 
-use crate::device::{CAPABILITY, launch_plan, run, workspace};
+use crate::device::{CAPABILITY, launch_plan, workspace};
 
 /// Several entries along every axis.
 const DIMS: Dims = Dims { batch: 2, num_heads_q: 2, num_heads_kv: 2, seqlen_q: 3, seqlen_kv: 4, head_dim: 24 };
 
-/// Contiguous strides, but for entries along `axis`, which are `apart` elements apart.
-fn strides([_, heads, tokens, head_dim]: [usize; 4], axis: usize, apart: i64) -> [i64; 4] {
+/// Contiguous strides, but for entries along `axis`, which are `apart` elements apart if that is given.
+fn strides([_, heads, tokens, head_dim]: [usize; 4], axis: usize, apart: Option<i64>) -> [i64; 4] {
     let mut strides = [heads * tokens * head_dim, tokens * head_dim, head_dim, 1].map(|stride| stride as i64);
-    strides[axis] = apart;
+    strides[axis] = apart.unwrap_or(strides[axis]);
     strides
 }
 
@@ -58,8 +57,8 @@ fn fill(memory: &mut Memory, to: &DeviceTensor, from: &Tensor) {
     }
 }
 
-/// Bits of the output with all tensors stretched along `axis`.
-fn stretched(case: &Case, axis: usize, apart: i64) -> Vec<u32> {
+/// Bytes of the output with all tensors stretched along `axis`.
+fn stretched(case: &Case, axis: usize, apart: Option<i64>) -> Vec<u8> {
     let plan = plan(&case.problem, &CAPABILITY).unwrap();
     let memory = &mut Memory::new();
     let stretch = |spec: &TensorSpec| TensorSpec { strides: strides(spec.shape, axis, apart), ..*spec };
@@ -72,10 +71,9 @@ fn stretched(case: &Case, axis: usize, apart: i64) -> Vec<u32> {
     let lse = memory.alloc("lse", case.problem.lse_elems() * 4);
     let args = LaunchArgs { q, k, v, out, lse: Some(lse), workspace: workspace(memory, &plan) };
     launch_plan(memory, &plan, &args, &SideArgs::default(), 1)
-        .unwrap_or_else(|fault| panic!("{} axis {axis}, {apart} apart: {fault}", case.describe()));
-    let row_bytes = out.spec.shape[3] * 4;
-    let values = rows(&out.spec).into_iter().flat_map(|row| f32s(memory.read(out.ptr + row, row_bytes)));
-    values.map(f32::to_bits).collect()
+        .unwrap_or_else(|fault| panic!("{} axis {axis}, {apart:?} apart: {fault}", case.describe()));
+    let row_bytes = out.spec.shape[3] * out.spec.dtype.bytes();
+    rows(&out.spec).into_iter().flat_map(|row| memory.read(out.ptr + row, row_bytes).to_vec()).collect()
 }
 
 /// One kernel of each kind.
@@ -85,29 +83,33 @@ fn stems() -> impl Iterator<Item = Stem> {
         .filter(|stem| ["sm80_int8_f16_fwd", "sm89_int4_fp8_fwd", "sm90_int8_fp8_fwd"].contains(&stem.name))
 }
 
-fn check(axis: usize) {
+fn check(axis: usize, dtype: DType) {
     for stem in stems() {
-        let case = Setup::new(stem, DIMS).noisy();
-        let near = run(&case, 1).unwrap_or_else(|fault| panic!("{fault}"));
-        let near: Vec<u32> = near.out.iter().map(|x| x.to_bits()).collect();
+        let case = Setup { dtype, out_dtype: dtype, ..Setup::new(stem, DIMS) }.noisy();
+        let near = stretched(&case, axis, None);
         // Beyond 31 and 32 bits, in elements and in bytes; multiples of eight, and not.
         for apart in [(1 << 29) + 8, (1 << 31) + 8, (1 << 32) + 8, (1 << 32) + 31, (1 << 40) + 8] {
-            assert!(stretched(&case, axis, apart) == near, "{} axis {axis}, {apart} apart", stem.name);
+            assert!(stretched(&case, axis, Some(apart)) == near, "{} axis {axis}, {apart} apart", stem.name);
         }
     }
 }
 
 #[test]
 fn batch_entries_farther_apart_than_32_bits_reach() {
-    check(0);
+    check(0, DType::F32);
 }
 
 #[test]
 fn heads_farther_apart_than_32_bits_reach() {
-    check(1);
+    check(1, DType::F32);
 }
 
 #[test]
 fn tokens_farther_apart_than_32_bits_reach() {
-    check(2);
+    check(2, DType::F32);
+}
+
+#[test]
+fn tokens_of_16_bits_farther_apart_than_32_bits_reach() {
+    check(2, DType::BF16);
 }

@@ -35,7 +35,7 @@ pub const FAULTS: &[Fault] = &[
         file: CONSUMER,
         text: "«warp::sync_warp()»; if self.lane.leads { mbarrier::arrive(barriers.empty_k(tile.index));",
         bad: "()",
-        tests: &[K90, Q90, RING, ORDER, REF],
+        tests: &[RING, LATER],
     },
     Fault {
         name: "item-let-go-early",
@@ -43,7 +43,7 @@ pub const FAULTS: &[Fault] = &[
         file: CONSUMER,
         text: "«warp::sync_warp()»; if lane.leads { mbarrier::arrive(barriers.empty_q(query.index)); }",
         bad: "()",
-        tests: &[K90, Q90, BATCH, ORDER, REF],
+        tests: &[CH, MANY, ORDER],
     },
     Fault {
         name: "every-lane-arrives",
@@ -51,7 +51,7 @@ pub const FAULTS: &[Fault] = &[
         file: CONSUMER,
         text: "if «self.lane.leads» { mbarrier::arrive(barriers.empty_v(tile.index)); } } }",
         bad: "true",
-        tests: &[K90, Q90, REF],
+        tests: &[RING, LATER],
     },
     Fault {
         name: "tail-taken-for-whole",
@@ -99,7 +99,7 @@ pub const FAULTS: &[Fault] = &[
         file: PRODUCER,
         text: "«mbarrier::wait(barriers.empty_k(tile.index), tile.parity ^ 1)»;",
         bad: "()",
-        tests: &[RING, GRAN, REF],
+        tests: &[RING, LATER, GRAN],
     },
     Fault {
         name: "parity-of-empty-v-flipped",
@@ -115,7 +115,7 @@ pub const FAULTS: &[Fault] = &[
         file: PRODUCER,
         text: "«mbarrier::wait(barriers.empty_q(query.index), query.parity ^ 1)»;",
         bad: "()",
-        tests: &[BATCH, ORDER, RING, REF],
+        tests: &[CH, MANY, BATCH, ORDER],
     },
     Fault {
         name: "too-few-bytes-expected",
@@ -155,7 +155,7 @@ pub const FAULTS: &[Fault] = &[
         file: KERNEL,
         text: "mbarrier::init(barriers.empty_k(i), «CONSUMER_WARPS»);",
         bad: "CONSUMER_WARPS - 1",
-        tests: &[K90, Q90, RING, REF],
+        tests: &[RING, LATER],
     },
     Fault {
         name: "ones-too-short",

@@ -87,7 +87,7 @@ pub const FAULTS: &[Fault] = &[
         file: "host/src/plan/select.rs",
         text: "} else if «!stem.arch.loads_on(major, minor)» { Some(format!(",
         bad: "!stem.arch.loads_on(major, minor) && major < 8",
-        tests: &[PLANDEV, ERRNEW],
+        tests: &[PLANNAMED, ERRNEW],
     },
     Fault {
         name: "no-queries-is-work",

@@ -217,7 +217,7 @@ pub const FAULTS: &[Fault] = &[
         file: TILE,
         text: "column.wrapping_add((«token as i64 * self.stride») as u64)",
         bad: "token.wrapping_mul(self.stride as u32) as i64",
-        tests: &[FT, C1],
+        tests: &[FT, FT16],
     },
     Fault {
         name: "v-padding-gets-codes",

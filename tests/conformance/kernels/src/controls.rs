@@ -24,6 +24,8 @@ pub unsafe fn control_shared_race(p: Buffers) {
     let (thread, smem) = (thread::thread_idx_x(), shared::dynamic_shared_mem());
     // SAFETY: broken on purpose.
     unsafe {
+        shared::store_u32(smem + thread * 4, 0);
+        thread::sync_threads();
         shared::store_u32(smem + thread * 4, thread);
         let other = shared::load_u32(smem + (thread ^ 32) * 4);
         global::store_u32(p.output + thread as u64 * 4, other);
