@@ -37,8 +37,8 @@ limit=${SAGE_SANITIZE_SECONDS:-540}
 
 # Findings of a log: errors of most tools, hazards of racecheck; "none" if the tool has not got as far as counting.
 findings() {
-    sed -n -e 's/.*ERROR SUMMARY: \([0-9]*\) error.*/\1/p' \
-        -e 's/.*RACECHECK SUMMARY: \([0-9]*\) hazard.*/\1/p' "$1" | tail -n 1 | grep . || echo none
+    { sed -n 's/.*ERROR SUMMARY: \([0-9]*\) error.*/\1/p' "$1"; sed -n 's/.*RACECHECK SUMMARY: \([0-9]*\) hazard.*/\1/p' "$1"; } |
+        tail -n 1 | grep . || echo none
 }
 
 # run LOG TOOL PROGRAM ARGUMENTS...
@@ -72,13 +72,15 @@ for tool in $tools; do
     run "$log" "$tool" "$gpu" --exact sanitize::problems_for_a_tool --ignored --nocapture
     code=$?
     count=$(findings "$log")
-    problems=$(sed -n 's/^sanitized: //p' "$log" | tail -n 1)
+    problems=$(sed -n 's/.*sanitized: //p' "$log" | tail -n 1)
     if [ "$code" = 124 ]; then
         verdict="NOT DONE after $limit s, $log"; bad=1
     elif [ "$count" = 0 ] && [ "$code" = 0 ] && [ -n "$problems" ]; then
         verdict="clean: $problems"
+    elif [ "$count" != 0 ] && [ "$count" != none ]; then
+        verdict="FINDINGS, $log"; bad=1
     else
-        verdict="exit code $code, $log"; bad=1
+        verdict="FAILED with exit code $code, $log"; bad=1
     fi
     row "$tool" kernels "$count" "$verdict"
 done
