@@ -93,3 +93,8 @@ fn chunks_of_blocks_change_no_bit() {
 fn chunks_of_one_block_change_no_bit() {
     same_in_chunks(1, 1);
 }
+
+#[test]
+fn chunks_of_blocks_of_two_heads_change_no_bit() {
+    same_in_chunks(2, 2);
+}

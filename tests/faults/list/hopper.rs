@@ -227,7 +227,7 @@ pub const FAULTS: &[Fault] = &[
         file: SCHEDULE,
         text: "if «atomic::add_acq_rel(done, 1) == thread::grid_dim_x() - 1» {",
         bad: "atomic::add_acq_rel(done, 1) == thread::grid_dim_x()",
-        tests: &[CH, CB],
+        tests: &[CH, CH2],
     },
     Fault {
         name: "maximum-of-two-lanes",

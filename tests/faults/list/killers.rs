@@ -17,6 +17,7 @@ pub const FEAT: &str = "executor relations::zero_features_are_padding";
 pub const NEUTRAL: &str = "executor modifiers::neutral_modifiers_change_no_bit";
 pub const MODS: &str = "executor modifiers::modifiers_at_their_edges";
 pub const CH: &str = "executor chunks::chunks_of_heads_change_no_bit";
+pub const CH2: &str = "executor chunks::chunks_of_blocks_of_two_heads_change_no_bit";
 pub const CB: &str = "executor chunks::chunks_of_blocks_change_no_bit";
 pub const C1: &str = "executor chunks::chunks_of_one_block_change_no_bit";
 pub const FB: &str = "executor far::batch_entries_farther_apart_than_32_bits_reach";
