@@ -1,7 +1,7 @@
 //! What is compared: kernels with their inputs.
 
 use conformance_kernels::hopper::Mapped;
-use conformance_kernels::{self as kernels, Buffers, hopper};
+use conformance_kernels::{self as kernels, Buffers, controls, hopper};
 use sage_spec::symbol::Arch;
 use sage_tests::generate::Random;
 
@@ -106,6 +106,19 @@ impl Case {
 /// FP8 products on Hopper keep 13 bits after the largest term (SageAttention2, arXiv 2411.10958, section 3.4).
 /// Measured on an H200: up to 1.2 · 2^-11 of the sum of magnitudes.
 const HOPPER_FP8: Rule = Rule::Sum(1.0 / (1 << 10) as f64);
+/// A tool of `compute-sanitizer`, and the name of the kernel that it must complain about, with the kernel.
+pub type Control = (&'static str, &'static str, unsafe fn(Buffers));
+
+/// Of every tool one.
+pub const CONTROLS: [Control; 4] = [
+    ("memcheck", "control_out_of_bounds", controls::control_out_of_bounds),
+    ("racecheck", "control_shared_race", controls::control_shared_race),
+    ("initcheck", "control_uninitialised", controls::control_uninitialised),
+    ("synccheck", "control_divergent_barrier", controls::control_divergent_barrier),
+];
+
+/// Threads of a control, one CTA.
+pub const CONTROL_THREADS: u32 = 64;
 
 /// f32 of every kind: ordinary, huge, tiny, subnormal, infinite, NaN, zeros, near halves.
 fn float(random: &mut Random) -> u32 {

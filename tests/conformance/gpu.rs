@@ -13,7 +13,8 @@ use sage_attn::device::Gpu;
 use sage_attn::error::DeviceError;
 use sage_spec::symbol::Arch;
 
-use crate::cases::{Case, Tiles};
+use crate::cases::{CONTROL_THREADS, Case, Kernel, Tiles};
+use crate::host::SHARED_BYTES;
 
 /// PTX by target.
 pub type Modules = BTreeMap<&'static str, String>;
@@ -143,5 +144,30 @@ impl Device {
             result::module::unload(module).expect("unload");
         }
         Some(self.stream.clone_dtoh(&output).expect("download"))
+    }
+
+    /// Runs a kernel that has a mistake, on buffers of exactly the bytes that it may touch; what the driver says.
+    pub fn run_control(&self, modules: &Modules, symbol: &str) -> Result<(), String> {
+        self.context.bind_to_thread().expect("the context");
+        let bytes = CONTROL_THREADS as usize * 4;
+        let text = CString::new(modules[Arch::Sm80.target()].as_str()).expect("PTX has no zero byte");
+        // SAFETY: not kept, which a tool is there to notice: the kernel may touch a word behind its buffers, and
+        // reads memory without values. All of it belongs to this process, which does nothing else.
+        unsafe {
+            // From the driver and not from a pool, which rounds sizes up and hands out what was used before.
+            let [input, image, output] = [(); 3].map(|()| result::malloc_sync(bytes).expect("memory"));
+            for memory in [input, output] {
+                result::memset_d8_sync(memory, 0, bytes).expect("a memset");
+            }
+            let buffers = Buffers { input, image, output, image_bytes: bytes as u32, threads: CONTROL_THREADS };
+            let mut arguments = [std::ptr::from_ref(&buffers).cast_mut().cast::<c_void>()];
+            let module = result::module::load_data(text.as_ptr().cast()).expect("the module loads");
+            let function = result::module::get_function(module, CString::new(symbol).expect("a symbol"));
+            let function = function.unwrap_or_else(|error| panic!("{symbol}: {error}"));
+            let (grid, block, stream) = ((1, 1, 1), (CONTROL_THREADS, 1, 1), self.stream.cu_stream());
+            result::launch_kernel(function, grid, block, SHARED_BYTES, stream, &mut arguments)
+                .and_then(|()| result::stream::synchronize(stream))
+                .map_err(|error| error.to_string())
+        }
     }
 }

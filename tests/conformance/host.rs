@@ -2,9 +2,9 @@
 
 use conformance_kernels::Buffers;
 use conformance_kernels::hopper::Mapped;
-use cuda_std::executor::{Launch, Memory, TensorMap};
+use cuda_std::executor::{Fault, Launch, Memory, TensorMap};
 
-use crate::cases::{Case, Kernel};
+use crate::cases::{CONTROL_THREADS, Case, Kernel};
 
 /// Bytes of shared memory of most cases: images and a barrier.
 pub const SHARED_BYTES: u32 = 32 << 10;
@@ -47,4 +47,24 @@ pub fn run(case: &Case) -> Vec<u32> {
     assert_eq!(memory.first_undefined(buffers.output, output_bytes), None, "{}", case.name);
     let bytes = memory.read(buffers.output, output_bytes);
     bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Runs a kernel that has a mistake, on buffers of exactly the bytes that it may touch.
+///
+/// # Errors
+///
+/// What it does wrong.
+pub fn run_control(name: &str, kernel: unsafe fn(Buffers)) -> Result<(), Fault> {
+    let memory = &mut Memory::new();
+    let bytes = CONTROL_THREADS as usize * 4;
+    let buffers = Buffers {
+        input: memory.upload("input", &vec![0; bytes]),
+        image: memory.alloc("image", bytes),
+        output: memory.upload("output", &vec![0; bytes]),
+        image_bytes: bytes as u32,
+        threads: CONTROL_THREADS,
+    };
+    let launch = Launch { shared_bytes: SHARED_BYTES, ..Launch::new(name, 1, CONTROL_THREADS) };
+    // SAFETY: the executor checks what the kernel asks for, and refuses what it does.
+    launch.run(memory, || unsafe { kernel(buffers) })
 }

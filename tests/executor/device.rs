@@ -19,7 +19,7 @@ use crate::kernels;
 pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
 
 /// Uploads a tensor. The gaps of its strides, and their NaNs, may not even be looked at.
-fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
+pub fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {
     let ptr = memory.upload(name, &tensor.bytes());
     forbid_gaps(memory, ptr, &tensor.spec);
     DeviceTensor { ptr, spec: tensor.spec }
@@ -48,7 +48,7 @@ pub fn forbid_gaps(memory: &mut Memory, ptr: u64, spec: &TensorSpec) {
 
 /// A workspace whose gaps between buffers are forbidden, but for what belongs to a buffer's last 16 bytes: bulk
 /// copies read whole chunks (`sage_spec::sm90::Sm90AttentionParams::k_scale`).
-fn workspace(memory: &mut Memory, plan: &Plan) -> DeviceMemory {
+pub fn workspace(memory: &mut Memory, plan: &Plan) -> DeviceMemory {
     let bytes = plan.workspace().total_bytes();
     let ptr = memory.alloc("workspace", bytes);
     let mut end = 0;

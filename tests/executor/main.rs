@@ -1,7 +1,11 @@
 //! Every kernel, run on the CPU by the executor, against the reference. `docs/testing.md` says what that
 //! proves and how a failure is repeated.
 
+mod chunks;
+mod conversions;
 mod device;
+mod edges;
+mod far;
 mod faults;
 mod kernels;
 mod merge;
@@ -10,4 +14,6 @@ mod packed;
 mod pairs;
 mod reference;
 mod relations;
+mod ring;
+mod schedules;
 mod tails;

@@ -1,11 +1,15 @@
 //! The general kernels: windows, alignments, soft-cap, ALiBi, bias, masks and sinks.
 
 use proptest::prelude::*;
+use sage_attn::problem::Smoothing;
 use sage_attn::problem::{BiasSpec, DType, Modifiers, PairSpec, Problem, Request, TensorSpec};
+use sage_attn::{Alignment, Window};
+use sage_spec::Dims;
 use sage_spec::symbol::{Arch, STEMS, Stem};
 use sage_tests::case::{Case, Limits, Tensor};
 use sage_tests::generate::config;
 use sage_tests::judge::judge_with;
+use sage_tests::setup::{Setup, noise, noisy_k, noisy_q, noisy_v};
 use sage_tests::side::Side;
 
 use crate::device::run_with;
@@ -76,6 +80,46 @@ fn neutral_modifiers_change_no_bit() {
             .collect();
         for output in &outputs[1..] {
             assert!(*output == outputs[0], "{}", base().describe());
+        }
+    }
+}
+
+/// Modifiers that decide the result, one at a time: narrow windows, steep slopes, tight caps, sinks above every
+/// score, a bias that ends where memory does.
+#[test]
+fn modifiers_at_their_edges() {
+    let dims = Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q: 100, seqlen_kv: 90, head_dim: 64 };
+    let heads = dims.num_heads_q;
+    let pairs = PairSpec { shape: [1, 1, 100, 90], strides: [0, 0, 90, 1] };
+    let spec = TensorSpec { dtype: DType::F16, shape: pairs.shape, strides: [9000, 9000, 90, 1] };
+    let plain = Modifiers::default();
+    let window = |left, right| Modifiers { window: Window { left: Some(left), right: Some(right) }, ..plain };
+    let variants = [
+        window(5, 3),
+        Modifiers { alignment: Alignment::TopLeft, ..window(0, 40) },
+        Modifiers { softcap: Some(2.0), ..plain },
+        Modifiers { alibi: Some([1, heads]), ..plain },
+        Modifiers { bias: Some(BiasSpec { dtype: DType::F16, pairs }), ..plain },
+        Modifiers { mask: Some(pairs), ..plain },
+        Modifiers { sinks: Some(heads), ..plain },
+        Modifiers { sinks: Some(heads), ..window(9, 0) },
+    ];
+    for stem in general() {
+        for modifiers in variants {
+            let smoothing = Smoothing { q: true, k: true, v: true };
+            let setup = Setup { smoothing, ..Setup::new(stem, dims) };
+            let mut case = setup.case(&noisy_q, &noisy_k, &|h, n, d| 2.0 + noisy_v(h, n, d));
+            case.problem = Problem::new(Request { modifiers, ..case.problem.request().clone() }).unwrap();
+            let side = Side {
+                modifiers,
+                alibi: modifiers.alibi.map(|_| vec![0.5, 0.05]),
+                bias: modifiers.bias.map(|_| Tensor::fill(spec, |_, n, d| 3.0 * noise(7, 0, n, d))),
+                mask: modifiers.mask.map(|_| (0..9000).map(|i| i % 7 == 0).collect()),
+                sinks: modifiers.sinks.map(|_| vec![30.0, 1.0]),
+            };
+            let outcome = run_with(&case, Some(&side), 6).unwrap_or_else(|fault| panic!("{modifiers:?}: {fault}"));
+            judge_with(&case, &side.reference(), &outcome)
+                .unwrap_or_else(|what| panic!("{} {modifiers:?}: {what}", case.describe()));
         }
     }
 }

@@ -102,6 +102,17 @@ fn grouped_heads_are_repeated_heads() {
 }
 
 #[test]
+fn two_groups_of_heads_are_repeated_heads() {
+    for stem in stems() {
+        let dims = Dims { batch: 1, num_heads_q: 6, num_heads_kv: 2, ..DIMS };
+        let grouped = Result::of(&Setup::new(stem, dims).noisy());
+        let repeated = Setup::new(stem, Dims { num_heads_kv: 6, ..dims });
+        let repeated = repeated.case(&noisy_q, &|h, n, d| noisy_k(h / 3, n, d), &|h, n, d| noisy_v(h / 3, n, d));
+        same(stem, "repeated K and V", &grouped, &Result::of(&repeated));
+    }
+}
+
+#[test]
 fn layouts_and_types_do_not_matter() {
     for stem in stems() {
         let plain = Setup::new(stem, DIMS);

@@ -29,16 +29,23 @@ fn stem(arch: Arch) -> Stem {
     STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists")
 }
 
-#[test]
-fn every_number_of_keys() {
-    for arch in Arch::ALL {
-        LENGTHS.for_each(|keys| check(stem(arch), 3, keys));
-    }
+/// Tests of one architecture, so that a failure says which.
+macro_rules! every_number {
+    ($($arch:ident: $keys:ident, $queries:ident;)*) => { $(
+        #[test]
+        fn $keys() {
+            LENGTHS.for_each(|keys| check(stem(Arch::$arch), 3, keys));
+        }
+
+        #[test]
+        fn $queries() {
+            LENGTHS.for_each(|queries| check(stem(Arch::$arch), queries, 5));
+        }
+    )* };
 }
 
-#[test]
-fn every_number_of_queries() {
-    for arch in Arch::ALL {
-        LENGTHS.for_each(|queries| check(stem(arch), queries, 5));
-    }
+every_number! {
+    Sm80: every_number_of_keys_sm80, every_number_of_queries_sm80;
+    Sm89: every_number_of_keys_sm89, every_number_of_queries_sm89;
+    Sm90a: every_number_of_keys_sm90a, every_number_of_queries_sm90a;
 }

@@ -8,7 +8,7 @@ use sage_attn::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMo
 use sage_attn::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Plan, plan};
+use sage_attn::plan::{Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
 use serde_json::json;
 
@@ -26,19 +26,19 @@ fn cases(gpu: &Gpu, count: usize) -> Vec<Case> {
 }
 
 /// A plan with memory of its own on one stream.
-struct Session {
+pub struct Session {
     gpu: Arc<Gpu>,
     stream: Arc<CudaStream>,
     plan: Plan,
     inputs: [CudaSlice<u8>; 3],
     out: CudaSlice<u8>,
     lse: Option<CudaSlice<u8>>,
-    _workspace: CudaSlice<u8>,
+    workspace: CudaSlice<u8>,
     args: LaunchArgs,
 }
 
 impl Session {
-    fn new(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case) -> Session {
+    pub fn new(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case) -> Session {
         let plan = plan(&case.problem, gpu.capability()).expect("a plan");
         let upload = |bytes: &[u8]| {
             let mut memory = gpu.alloc(stream, bytes.len()).expect("memory");
@@ -63,10 +63,10 @@ impl Session {
             workspace: DeviceMemory { ptr: address(&workspace), bytes },
         };
         stream.synchronize().expect("uploads");
-        Session { gpu: gpu.clone(), stream: stream.clone(), plan, inputs, out, lse, _workspace: workspace, args }
+        Session { gpu: gpu.clone(), stream: stream.clone(), plan, inputs, out, lse, workspace, args }
     }
 
-    fn launch(&self) {
+    pub fn launch(&self) {
         // SAFETY: the buffers are this session's own, made for this plan, and used on this stream only.
         unsafe { self.gpu.launch(&self.plan, &self.args, self.stream.cu_stream()) }.expect("a launch");
     }
@@ -77,15 +77,22 @@ impl Session {
         }
     }
 
-    fn poison(&mut self) {
+    pub fn poison(&mut self) {
         self.stream.memcpy_htod(&vec![0xffu8; self.out.len()], &mut self.out).expect("upload");
         if let Some(lse) = &mut self.lse {
             self.stream.memcpy_htod(&vec![0xffu8; lse.len()], lse).expect("upload");
         }
     }
 
+    /// Contents of a buffer of the workspace.
+    pub fn slot(&self, slot: Slot) -> Vec<u8> {
+        let buffer = self.plan.workspace().get(slot).expect("the plan uses it");
+        let range = buffer.offset_bytes..buffer.offset_bytes + buffer.bytes;
+        self.stream.clone_dtoh(&self.workspace.slice(range)).expect("download")
+    }
+
     /// Every byte of the results.
-    fn results(&self) -> Vec<u8> {
+    pub fn results(&self) -> Vec<u8> {
         let mut bytes = self.stream.clone_dtoh(&self.out).expect("download");
         if let Some(lse) = &self.lse {
             bytes.extend(self.stream.clone_dtoh(lse).expect("download"));

@@ -28,12 +28,14 @@ pub fn gpu() -> Option<Arc<Gpu>> {
     }
 }
 
+/// The number in the environment variable `name`.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
+}
+
 /// Number of random problems and the first seed.
 pub fn seeds() -> std::ops::Range<u64> {
-    let number = |name: &str, default: u64| {
-        std::env::var(name)
-            .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
-    };
     let first = number("SAGE_GPU_SEED", 1);
     first..first + number("SAGE_GPU_CASES", 200)
 }
@@ -136,6 +138,44 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
         workspace: workspace.read(&stream, "workspace"),
         plan,
         scores,
+    }
+}
+
+/// Launches `case` on buffers of exactly the bytes that are needed, of which only inputs have values.
+pub fn run_bare(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) {
+    use cudarc::driver::result;
+
+    let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let stream = gpu.context().new_stream().expect("stream");
+    gpu.context().bind_to_thread().expect("the context");
+    let mut allocations = Vec::new();
+    let mut alloc = |bytes: usize| {
+        // SAFETY: freed below. From the driver itself: a pool would round up, and hand out what was used before.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.expect("memory");
+        allocations.push(address);
+        address
+    };
+    let mut upload = |bytes: &[u8]| {
+        let address = alloc(bytes.len());
+        // SAFETY: the allocation has as many bytes.
+        unsafe { result::memcpy_htod_sync(address, bytes) }.expect("upload");
+        address
+    };
+    let [q, k, v] = [&case.q, &case.k, &case.v].map(|x| DeviceTensor { ptr: upload(&x.bytes()), spec: x.spec });
+    let [alibi, bias, mask, sinks] =
+        side.map_or([None, None, None, None], Side::bytes).map(|bytes| bytes.map(|bytes| upload(&bytes)));
+    let spec = *case.problem.out();
+    let out = DeviceTensor { ptr: alloc(spec.span_elems(Operand::Out).expect("span") * spec.dtype.bytes()), spec };
+    let lse = case.problem.return_lse().then(|| alloc(case.problem.lse_elems() * 4));
+    let bytes = plan.workspace().total_bytes();
+    let workspace = DeviceMemory { ptr: alloc(bytes), bytes };
+    let args = LaunchArgs { q, k, v, out, lse, workspace };
+    // SAFETY: every buffer was allocated above for this problem and lives until the stream has run the launch.
+    unsafe {
+        gpu.launch_with(&plan, &args, &SideArgs { alibi, bias, mask, sinks }, stream.cu_stream())
+            .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+        result::stream::synchronize(stream.cu_stream()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+        allocations.into_iter().for_each(|address| result::free_sync(address).expect("free"));
     }
 }
 

@@ -3,8 +3,10 @@
 //!
 //! `SAGE_GPU_CASES` sets the number of random problems (default 200), `SAGE_GPU_SEED` the first seed. With
 //! `SAGE_RESULTS` naming a folder, each test leaves its figures there as JSON. `SAGE_GPU_SECONDS` is how long the
-//! threads of `embedding` submit work (default 5).
+//! threads of `embedding` submit work, and how long `residues` and `conversions` go on (default 5); `SAGE_GPU_REPEATS`
+//! is how often `repeats` launches each kernel (default 100).
 
+mod conversions;
 mod embedding;
 mod faults;
 mod harness;
@@ -13,3 +15,6 @@ mod merge;
 mod modifiers;
 mod pollution;
 mod real_data;
+mod repeats;
+mod residues;
+mod sanitize;

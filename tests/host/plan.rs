@@ -2,7 +2,7 @@
 //! whatever is asked.
 
 use proptest::prelude::*;
-use sage_attn::error::Operand;
+use sage_attn::error::{Error, Operand, PlanError};
 use sage_attn::plan::{Capability, Kernel, Plan, Slot, plan};
 use sage_attn::problem::{Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Precision, PvFormat, ScaleGranularity, Smoothing};
@@ -41,6 +41,15 @@ fn each_device_gets_its_kernel() {
     let plan = planned(named, &HOPPER);
     assert_eq!(plan.stem().name, "sm80_int4_f16_fwd");
     assert!(plan.problem().smoothing().q, "INT4 by the kernel's name smooths Q as INT4 does");
+}
+
+#[test]
+fn a_named_kernel_is_refused_where_it_does_not_load() {
+    for (name, device) in [("sm90_int8_fp8_fwd", ADA), ("sm90_int4_fp8_fwd", AMPERE), ("sm89_int8_fp8_fwd", AMPERE)] {
+        let named = Request { kernel: Some(name.into()), ..request(1, [8, 8], [512, 512], 128) };
+        let error = plan(&Problem::new(named).unwrap(), &device).unwrap_err();
+        assert!(matches!(error, Error::Plan(PlanError::KernelNeeds { .. })), "{name}: {error}");
+    }
 }
 
 #[test]

@@ -35,6 +35,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Contents of all buffers of the workspace that quantization fills, one after the other.
+    pub fn slot_bytes(&self) -> Vec<u8> {
+        let quantized = Slot::ALL.into_iter().filter(|slot| *slot != Slot::Progress);
+        quantized.filter_map(|slot| self.slot(slot)).flatten().copied().collect()
+    }
+
     /// Contents of a workspace buffer.
     pub fn slot(&self, slot: Slot) -> Option<&[u8]> {
         let buffer = self.plan.workspace().get(slot)?;

@@ -6,5 +6,6 @@ pub mod compare;
 pub mod functions;
 pub mod generate;
 pub mod judge;
+pub mod patterns;
 pub mod setup;
 pub mod side;

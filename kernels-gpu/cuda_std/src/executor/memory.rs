@@ -93,10 +93,31 @@ impl Memory {
 
     /// Allocates `bytes` bytes without values, at a multiple of 256. Faults call the allocation `name`.
     pub fn alloc(&mut self, name: &str, bytes: usize) -> u64 {
-        let base = match self.allocations.last() {
-            Some(last) => (last.base + last.data.len() as u64 + GAP).next_multiple_of(ALIGN),
-            None => BASE,
+        let base = match self.allocations.is_empty() {
+            true => BASE,
+            false => (self.end() + GAP).next_multiple_of(ALIGN),
         };
+        self.push(name, base, bytes);
+        base
+    }
+
+    /// Allocates `bytes` bytes at `address`, beyond everything that is allocated: rows of a tensor that lie far
+    /// apart need no memory between them.
+    ///
+    /// # Panics
+    ///
+    /// If an allocation lies at `address` or beyond.
+    pub fn alloc_at(&mut self, name: &str, address: u64, bytes: usize) {
+        assert!(address >= self.end(), "{address:#x} lies before the end of what is allocated");
+        self.push(name, address, bytes);
+    }
+
+    /// The end of all allocations.
+    pub fn end(&self) -> u64 {
+        self.allocations.last().map_or(BASE, |last| last.base + last.data.len() as u64)
+    }
+
+    fn push(&mut self, name: &str, base: u64, bytes: usize) {
         self.allocations.push(Allocation {
             name: name.into(),
             base,
@@ -105,7 +126,6 @@ impl Memory {
             writers: vec![Writer::Nobody; bytes.div_ceil(2)],
             is_dirty: false,
         });
-        base
     }
 
     /// Allocates a copy of `data`.

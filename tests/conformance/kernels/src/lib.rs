@@ -9,6 +9,8 @@
 
 use cuda_std::{convert, cp_async, global, kernel, ldmatrix, math, mma, shared, thread, warp};
 
+pub mod controls;
+
 cuda_std::declare_dynamic_shared_memory!();
 
 /// Nothing in a kernel may panic.

@@ -1,0 +1,48 @@
+//! The same bits whatever the order: at each instruction that waits or arrives, a seeded scheduler may let any other
+//! thread, copy or CTA go first, for as long as it likes.
+
+use sage_attn::problem::Smoothing;
+use sage_spec::Dims;
+use sage_spec::symbol::STEMS;
+use sage_tests::setup::Setup;
+
+use crate::device::run;
+
+/// Two work items of the Hopper kernel, two tiles of keys, two query blocks, two heads for the quantizers.
+const DIMS: Dims = Dims { batch: 1, num_heads_q: 2, num_heads_kv: 2, seqlen_q: 132, seqlen_kv: 140, head_dim: 16 };
+
+/// Schedules of each kernel: `SAGE_SCHEDULES`, by default a few.
+fn schedules() -> u64 {
+    std::env::var("SAGE_SCHEDULES").map_or(12, |text| text.parse().expect("SAGE_SCHEDULES is a number"))
+}
+
+fn check(name: &str) {
+    let stem = STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists");
+    let smoothing = Smoothing { q: true, k: true, v: true };
+    let case = Setup { causal: true, smoothing, ..Setup::new(stem, DIMS) }.noisy();
+    let bits = |seed| {
+        let outcome = run(&case, seed).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
+        let values = outcome.out.iter().chain(outcome.lse.iter().flatten());
+        (values.map(|x| x.to_bits()).collect::<Vec<_>>(), outcome.slot_bytes())
+    };
+    let first = bits(0);
+    for seed in 1..schedules() {
+        assert!(bits(seed) == first, "{name}: schedule {seed} gives other bits");
+    }
+    println!("{name}: {} schedules, the same bits", schedules());
+}
+
+#[test]
+fn hopper_in_any_order() {
+    check("sm90_int8_fp8_fwd");
+}
+
+#[test]
+fn mma_sync_with_fp8_in_any_order() {
+    check("sm89_int4_fp8_fwd");
+}
+
+#[test]
+fn mma_sync_with_f16_in_any_order() {
+    check("sm80_int8_f16_fwd");
+}

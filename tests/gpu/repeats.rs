@@ -1,0 +1,77 @@
+//! The same launch again and again, while the GPU does other work too and memory moves about: the same bits.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sage_spec::symbol::STEMS;
+use sage_tests::case::{Case, Limits};
+use serde_json::json;
+
+use crate::embedding::Session;
+use crate::harness::{gpu, number, record};
+
+/// Launches between two moves of all buffers.
+const LAUNCHES_PER_MOVE: u64 = 250;
+
+#[test]
+fn repeats_under_load_have_the_same_bits() {
+    let Some(gpu) = gpu() else { return };
+    let capability = gpu.capability();
+    let repeats = number("SAGE_GPU_REPEATS", 100);
+    let mut done = BTreeMap::new();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Copies and other attention on streams of their own, until the last repeat.
+        for load in 0..2u64 {
+            let (gpu, stop) = (&gpu, &stop);
+            scope.spawn(move || {
+                let stream = gpu.context().new_stream().expect("stream");
+                let case = (1000 * (load + 1)..)
+                    .map(|seed| Case::random(seed, Limits::GPU))
+                    .find(|case| {
+                        case.stem.arch.loads_on(capability.major, capability.minor) && !case.problem.is_empty()
+                    })
+                    .expect("there are such problems");
+                let session = Session::new(gpu, &stream, &case);
+                let bytes = vec![0x5au8; 1 << 24];
+                let mut memory = gpu.alloc(&stream, bytes.len()).expect("memory");
+                while !stop.load(Ordering::Relaxed) {
+                    (0..8).for_each(|_| session.launch());
+                    stream.memcpy_htod(&bytes, &mut memory).expect("upload");
+                    stream.synchronize().expect("the load");
+                }
+            });
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for stem in STEMS.into_iter().filter(|stem| stem.arch.loads_on(capability.major, capability.minor)) {
+                // The largest of some problems, so that CTAs meet.
+                let case = (1..40)
+                    .map(|seed| Case::random_for(stem, seed, Limits::GPU))
+                    .max_by_key(|case| case.problem.flops() as u64)
+                    .expect("there are some");
+                let stream = gpu.context().new_stream().expect("stream");
+                let (mut expected, mut session, mut spacers) = (None, None, Vec::new());
+                for repeat in 0..repeats {
+                    if repeat % LAUNCHES_PER_MOVE == 0 {
+                        // Keep some memory, so that the next buffers lie elsewhere.
+                        let spacer = gpu.alloc(&stream, 1 + (repeat as usize * 7919) % (1 << 20)).expect("memory");
+                        spacers.push(spacer);
+                        session = Some(Session::new(&gpu, &stream, &case));
+                    }
+                    let session = session.as_mut().expect("made in the first round");
+                    session.poison();
+                    session.launch();
+                    let results = session.results();
+                    let expected = expected.get_or_insert_with(|| results.clone());
+                    assert!(results == *expected, "{}: repeat {repeat} differs", case.describe());
+                    *done.entry(stem.name).or_insert(0u64) += 1;
+                }
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    record("gpu_repeats", &json!({ "device": gpu.name(), "differences": 0, "repeats": done }));
+}
