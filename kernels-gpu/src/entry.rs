@@ -93,7 +93,7 @@ pub mod hopper {
                 // SAFETY: forwarded contract.
                 unsafe {
                     crate::attention::sm90::kernel::kernel::<
-                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs() }, $delta_s>,
+                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs($head_dim) }, $delta_s>,
                     >(&p, maps)
                 }
             }
@@ -131,10 +131,10 @@ macro_rules! quantizers {
 #[cfg(feature = "sm_80")]
 quantizers! {
     true;
-    F16, 64, 128 x 10 => quantize_f16_f16_d64;
-    F16, 128, 256 x 5 => quantize_f16_f16_d128;
-    Bf16, 64, 128 x 10 => quantize_f16_bf16_d64;
-    Bf16, 128, 256 x 5 => quantize_f16_bf16_d128;
+    F16, 64, 128 x 6 => quantize_f16_f16_d64;
+    F16, 128, 256 x 3 => quantize_f16_f16_d128;
+    Bf16, 64, 128 x 6 => quantize_f16_bf16_d64;
+    Bf16, 128, 256 x 3 => quantize_f16_bf16_d128;
     F32, 64, 128 x 6 => quantize_f16_f32_d64;
     F32, 128, 256 x 3 => quantize_f16_f32_d128;
 }
@@ -142,10 +142,10 @@ quantizers! {
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
 quantizers! {
     false;
-    F16, 64, 128 x 10 => quantize_fp8_f16_d64;
-    F16, 128, 256 x 5 => quantize_fp8_f16_d128;
-    Bf16, 64, 128 x 10 => quantize_fp8_bf16_d64;
-    Bf16, 128, 256 x 5 => quantize_fp8_bf16_d128;
+    F16, 64, 128 x 6 => quantize_fp8_f16_d64;
+    F16, 128, 256 x 3 => quantize_fp8_f16_d128;
+    Bf16, 64, 128 x 6 => quantize_fp8_bf16_d64;
+    Bf16, 128, 256 x 3 => quantize_fp8_bf16_d128;
     F32, 64, 128 x 6 => quantize_fp8_f32_d64;
     F32, 128, 256 x 3 => quantize_fp8_f32_d128;
 }

@@ -188,10 +188,12 @@ pub fn all() -> Vec<Case> {
         kernels::f16_to_f32(1) -> 1, Sm80, Rule::Bits, bits;
         kernels::bf16_to_f32(1) -> 1, Sm80, Rule::Bits, bits;
         kernels::f32_to_f16x2(2) -> 1, Sm80, Rule::Bits, float;
+        kernels::f32_to_f16x2_relu(2) -> 1, Sm80, Rule::Bits, float;
         kernels::f32_to_bf16x2(2) -> 1, Sm80, Rule::Bits, float;
         kernels::permute_bytes(2) -> 4, Sm80, Rule::Bits, bits;
         kernels::fma(3) -> 1, Sm80, Rule::Bits, float;
         kernels::fma_saturate(3) -> 1, Sm80, Rule::Bits, float;
+        kernels::add_f16x2(2) -> 1, Sm80, Rule::Bits, bits;
         kernels::max(2) -> 1, Sm80, Rule::Bits, float;
         kernels::max_propagate_nan(2) -> 1, Sm80, Rule::Bits, float;
         kernels::min_propagate_nan(2) -> 1, Sm80, Rule::Bits, float;

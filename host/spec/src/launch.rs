@@ -25,20 +25,29 @@ pub struct QuantizeSmem {
     pub amax: usize,
     /// f32 `[64]`: reciprocals of their scales.
     pub inverse_scale: usize,
-    /// u32 `[8]`: the work of this round.
+    /// u32 `[8]` a buffer: the work of this round, and of the next.
     pub work: usize,
     /// Bytes in all.
     pub total: usize,
 }
 
-/// `quantize_*`: a tile of 128 tokens as the caller has them, from byte 0, and tables.
+/// Bytes of a buffer's work.
+pub const WORK_BYTES: u32 = 32;
+
+/// Tiles in shared memory: the one that is worked on and, if a tile has no more than 32 KiB, the next one.
+pub const fn quantize_buffers(head_dim_padded: usize, element_bytes: usize) -> usize {
+    if QUANTIZE_TILE * head_dim_padded * element_bytes <= 32 << 10 { 2 } else { 1 }
+}
+
+/// `quantize_*`: tiles of 128 tokens as the caller has them, from byte 0, and tables.
 pub const fn quantize_smem(head_dim_padded: usize, element_bytes: usize) -> QuantizeSmem {
-    let lanes = QUANTIZE_TILE * head_dim_padded * element_bytes;
+    let buffers = quantize_buffers(head_dim_padded, element_bytes);
+    let lanes = buffers * QUANTIZE_TILE * head_dim_padded * element_bytes;
     let mean = lanes + TOKEN_LANES * head_dim_padded * 4;
     let amax = mean + head_dim_padded * 4;
     let inverse_scale = amax + 256;
     let work = inverse_scale + 256;
-    QuantizeSmem { lanes, mean, amax, inverse_scale, work, total: work + 32 }
+    QuantizeSmem { lanes, mean, amax, inverse_scale, work, total: work + buffers * WORK_BYTES as usize }
 }
 
 /// `quantize_*`: sixteen token lanes, each a row of threads that span the features.
@@ -49,8 +58,8 @@ pub const fn quantize(head_dim_padded: usize, element_bytes: usize) -> Cta {
 
 /// CTAs of `quantize_*` for each multiprocessor: as many as one of compute capability 9.0 holds. Where fewer
 /// fit, the others find no tile left.
-pub const fn quantize_ctas_per_sm(head_dim_padded: usize, element_bytes: usize) -> usize {
-    (if element_bytes == 4 { 3 } else { 5 }) * (128 / head_dim_padded)
+pub const fn quantize_ctas_per_sm(head_dim_padded: usize) -> usize {
+    3 * 128 / head_dim_padded
 }
 
 /// Query blocks of a CTA of `delta_s_*`.

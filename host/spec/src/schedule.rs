@@ -56,14 +56,24 @@ pub struct Schedule {
 
 impl Schedule {
     /// The schedule of `dims`, whose tickets must fit a `u32` ([`tickets`]), for a device that runs about
-    /// `resident` CTAs at a time.
-    pub const fn new(dims: &Dims, smooth_k: bool, resident: usize) -> Schedule {
+    /// `resident` CTAs at a time, each of which has drawn up to three tickets, and whose cache keeps K and V of
+    /// `cached_heads` heads.
+    pub const fn new(dims: &Dims, smooth_k: bool, resident: usize, cached_heads: usize) -> Schedule {
         let tiles_kv = dims.seqlen_kv_padded() / QUANTIZE_TILE;
         let statistics = if smooth_k { 2 * tiles_kv } else { tiles_kv };
         let tiles_q = dims.num_query_blocks() * dims.gqa_group();
         let heads = dims.batch * dims.num_heads_kv;
-        // At least `resident` tickets between the last statistics of a head and its first codes.
-        let lookahead = 1 + resident / (statistics + tiles_q + 2 * tiles_kv);
+        // Between the last statistics of a head and its first codes at least the tickets that are worked on and
+        // next, and those after them where the cache bears it.
+        let tickets = statistics + tiles_q + 2 * tiles_kv;
+        let (near, far) = (1 + 2 * resident / tickets, 1 + 3 * resident / tickets);
+        let lookahead = if cached_heads < near {
+            near
+        } else if cached_heads < far {
+            cached_heads
+        } else {
+            far
+        };
         Schedule {
             heads: heads as u32,
             lookahead: (if lookahead < heads { lookahead } else { heads }) as u32,
@@ -199,7 +209,9 @@ mod tests {
             };
             for smooth_k in [false, true] {
                 for resident in [1, 7, 40, 1000] {
-                    check(&dims, smooth_k, &Schedule::new(&dims, smooth_k, resident));
+                    for cached_heads in [0, 5, 100] {
+                        check(&dims, smooth_k, &Schedule::new(&dims, smooth_k, resident, cached_heads));
+                    }
                 }
             }
         }

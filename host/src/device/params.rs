@@ -10,7 +10,7 @@ use sage_spec::{CodeStorage, Dims, sm90};
 use super::args::LaunchArgs;
 use super::side::SideArgs;
 use crate::error::{DeviceError, Error};
-use crate::plan::{Kernel, Plan, Slot, Step, chunk_rows};
+use crate::plan::{Kernel, L2_BUDGET_BYTES, Plan, Slot, Step, chunk_rows};
 
 /// The one argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,9 +70,6 @@ impl LaunchArgs {
         Ok(ParamsBuilder { plan, args: self, side, encode }.of(step)?)
     }
 }
-
-/// Bytes of K and V that interleaved heads may have together: half of the H100's and H200's L2 cache.
-const L2_BUDGET_BYTES: usize = 25 << 20;
 
 /// Fills in parameter structs. Planning has checked that every count fits its `u32` field.
 pub(super) struct ParamsBuilder<'a> {

@@ -23,6 +23,10 @@ use sage_spec::symbol::{Arch, Stem};
 use crate::error::{Error, PlanError};
 use crate::problem::Problem;
 
+/// Bytes of K and V that are to stay in the L2 cache: half of the H100's and H200's, so that other tensors pass through
+/// the other half.
+pub(crate) const L2_BUDGET_BYTES: usize = 25 << 20;
+
 /// What a plan needs to know about a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Capability {
@@ -258,7 +262,7 @@ impl Plan {
     /// CTAs of the quantizer that the device runs at a time.
     fn quantize_resident(&self) -> usize {
         let dims = self.problem.dims();
-        let per_sm = launch::quantize_ctas_per_sm(dims.head_dim_padded(), self.problem.input_dtype().bytes());
+        let per_sm = launch::quantize_ctas_per_sm(dims.head_dim_padded());
         (self.capability.sm_count as usize).saturating_mul(per_sm).max(1)
     }
 
@@ -270,7 +274,12 @@ impl Plan {
 
     /// Order of the quantizer's tiles.
     pub fn schedule(&self) -> Schedule {
-        Schedule::new(self.problem.dims(), self.problem.smoothing().k, self.quantize_resident())
+        let dims = self.problem.dims();
+        let token_bytes = 2 * dims.head_dim * self.problem.input_dtype().bytes();
+        let kv_bytes = dims.seqlen_kv.saturating_mul(token_bytes);
+        // Half of it, as codes pass through as well.
+        let cached_heads = L2_BUDGET_BYTES / 2 / kv_bytes.max(1);
+        Schedule::new(dims, self.problem.smoothing().k, self.quantize_resident(), cached_heads)
     }
 
     /// Fails if a grid is too large. The first chunk is the largest.

@@ -4,7 +4,9 @@
 use rayon::prelude::*;
 use sage_spec::Dims;
 use sage_spec::quant::{LOG2_E, SCORE_BIAS};
-use sage_spec::sm90::{BLOCK_KV as TILE, DIRECT_MAX_CODE, Exponential, P_MAX_LOG2};
+use sage_spec::sm90::{
+    BLOCK_KV as TILE, DIRECT_MAX_CODE, Exponential, P_MAX_LOG2, round_code, round_to_f16, rounds_in_f16,
+};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
@@ -78,7 +80,7 @@ impl Scratch {
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
         let q_scales = problem.q_scales(flat_block);
 
-        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(key));
+        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(key, depth));
 
         unpack_int(problem.q_codes(flat_block), options.precision, q);
         out.fill(0.0);
@@ -106,6 +108,7 @@ impl Scratch {
                     k_scale: &k_scale,
                     delta_s: &shift,
                     sm_scale_log2: options.sm_scale * LOG2_E,
+                    rounds_in_f16: rounds_in_f16(depth),
                 };
                 softmax_row(p, visible(row).saturating_sub(first).min(TILE), &dequantize, &is_exact, &mut states[row]);
                 alpha[row] = states[row].alpha;
@@ -149,6 +152,8 @@ struct Dequantize<'a> {
     /// ΔS of each key over its scale; 0 if Q is not smoothed.
     delta_s: &'a [f32; TILE],
     sm_scale_log2: f32,
+    /// [`rounds_in_f16`] of the head dimension.
+    rounds_in_f16: bool,
 }
 
 /// The larger number, NaN if either is.
@@ -180,7 +185,7 @@ fn softmax_row(
         *x = if is_exact[key] {
             round_e4m3(exp2_fast(x.mul_add(factor, P_MAX_LOG2 - max)))
         } else {
-            direct_p(*x, factor, max)
+            direct_p(*x, factor, max, dequantize.rounds_in_f16)
         };
         sum += *x;
     }
@@ -190,12 +195,17 @@ fn softmax_row(
     state.max = max;
 }
 
-/// P of a score without an exponential (`sage_spec::sm90::direct_code`), in the kernels' own operations.
-fn direct_p(score: f32, factor: f32, max: f32) -> f32 {
-    let u = score.mul_add(factor * (8.0 / 128.0), max.mul_add(-8.0 / 128.0, DIRECT_MAX_CODE / 128.0));
-    // NaN saturates to 0; the row is NaN through its maximum.
-    let u = if u > 0.0 { u.min(1.0) } else { 0.0 };
-    E4M3[(u * 128.0).round_ties_even() as usize]
+/// P of a score without an exponential (`sage_spec::sm90::direct_code`), in the kernels' own operations. NaN becomes
+/// 0 here; the row is NaN through its maximum.
+fn direct_p(score: f32, factor: f32, max: f32, rounds_in_f16: bool) -> f32 {
+    let code = if rounds_in_f16 {
+        round_to_f16(score.mul_add(factor * 8.0, max.mul_add(-8.0, DIRECT_MAX_CODE)))
+    } else {
+        // In units of 128 codes, clamped to 0..=1.
+        let u = score.mul_add(factor * (8.0 / 128.0), max.mul_add(-8.0 / 128.0, DIRECT_MAX_CODE / 128.0));
+        if u > 0.0 { u.min(1.0) * 128.0 } else { 0.0 }
+    };
+    E4M3[usize::from(round_code(code))]
 }
 
 #[cfg(test)]
@@ -209,30 +219,34 @@ mod tests {
         for step in 0..4000 {
             let below = -(step as f32) / 200.0;
             // Exact powers of two keep the operations' rounding out of the comparison.
-            let p = direct_p(below, 1.0, 0.0);
-            assert_eq!(p, E4M3[usize::from(direct_code(below))], "{below}");
+            for d in [64, 128] {
+                let p = direct_p(below, 1.0, 0.0, rounds_in_f16(d));
+                assert_eq!(p, E4M3[usize::from(direct_code(below, d))], "{below}, {d}");
+            }
         }
     }
 
     #[test]
     fn both_halves_of_a_mixed_row_weigh_the_same() {
-        let sum = |key: usize| -> f64 {
+        let sum = |key: usize, head_dim: usize| -> f64 {
             (0..8000)
                 .map(|i| {
                     let below = -8.0 * (i as f32 + 0.5) / 8000.0;
-                    let p = if Exponential::Mixed.is_exact_key(key) {
+                    let p = if Exponential::Mixed.is_exact_key(key, head_dim) {
                         round_e4m3(exp2_fast(below + P_MAX_LOG2))
                     } else {
-                        direct_p(below, 1.0, 0.0)
+                        direct_p(below, 1.0, 0.0, rounds_in_f16(head_dim))
                     };
                     f64::from(p) / f64::from(below + P_MAX_LOG2).exp2()
                 })
                 .sum::<f64>()
                 / 8000.0
         };
-        let (exact, direct) = (sum(0), sum(16));
-        assert!((exact - 1.0).abs() < 1e-3, "{exact}");
-        assert!((direct - 1.0).abs() < 2e-3, "{direct}");
+        for head_dim in [64, 128] {
+            let (exact, direct) = (sum(0, head_dim), sum(16, head_dim));
+            assert!((exact - 1.0).abs() < 1e-3, "{exact}");
+            assert!((direct - 1.0).abs() < 2e-3, "{direct}");
+        }
     }
 
     #[test]
@@ -241,7 +255,13 @@ mod tests {
             let mut scores = [1.0; TILE];
             let mut k_scale = [0.1; TILE];
             k_scale[64] = f32::NAN;
-            let dequantize = Dequantize { q_scale: 0.1, k_scale: &k_scale, delta_s: &[0.0; TILE], sm_scale_log2: 1.0 };
+            let dequantize = Dequantize {
+                q_scale: 0.1,
+                k_scale: &k_scale,
+                delta_s: &[0.0; TILE],
+                sm_scale_log2: 1.0,
+                rounds_in_f16: true,
+            };
             let mut state = RowState::new(ROW_MAX_START);
             softmax_row(&mut scores, visible, &dequantize, &[true; TILE], &mut state);
             assert_eq!(state.alpha.is_nan(), is_nan);

@@ -16,6 +16,46 @@ pub unsafe fn copy16(dst_shared: u32, src_global: u64) {
     };
 }
 
+/// How long a line stays in the L2 cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachePolicy(pub u64);
+
+/// `createpolicy.fractional.L2::evict_first.b64 1.0` [createpolicy]: leaves the cache before other lines. For what
+/// nobody reads again.
+#[inline(always)]
+pub fn evict_first() -> CachePolicy {
+    let policy: u64;
+    // SAFETY: makes a number.
+    unsafe {
+        asm!("createpolicy.fractional.L2::evict_first.b64 {}, 1.0;", out(reg64) policy, options(pure, nomem, nostack))
+    };
+    CachePolicy(policy)
+}
+
+/// `createpolicy.fractional.L2::evict_last.b64 1.0` [createpolicy]: stays in the cache longer than other lines. For
+/// what is read again soon.
+#[inline(always)]
+pub fn evict_last() -> CachePolicy {
+    let policy: u64;
+    // SAFETY: makes a number.
+    unsafe {
+        asm!("createpolicy.fractional.L2::evict_last.b64 {}, 1.0;", out(reg64) policy, options(pure, nomem, nostack))
+    };
+    CachePolicy(policy)
+}
+
+/// [`copy16`] with a cache policy: `cp.async.cg.shared.global.L2::cache_hint` [cp.async].
+///
+/// # Safety
+/// As for [`copy16`].
+#[inline(always)]
+pub unsafe fn copy16_with_policy(dst_shared: u32, src_global: u64, policy: CachePolicy) {
+    // SAFETY: the caller vouches for both addresses.
+    unsafe {
+        asm!("cp.async.cg.shared.global.L2::cache_hint [{}], [{}], 16, {};", in(reg32) dst_shared, in(reg64) src_global, in(reg64) policy.0, options(nostack))
+    };
+}
+
 /// `cp.async.commit_group` [cp.async.commit_group]: closes the group of copies started so far.
 #[inline(always)]
 pub fn commit_group() {

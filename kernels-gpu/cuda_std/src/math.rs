@@ -117,6 +117,17 @@ pub fn fma_saturate(a: f32, b: f32, c: f32) -> f32 {
     value
 }
 
+/// `add.rn.f16x2` [add]: two sums of f16, each rounded once.
+#[inline(always)]
+pub fn add_f16x2(a: u32, b: u32) -> u32 {
+    let value: u32;
+    // SAFETY: register arithmetic.
+    unsafe {
+        asm!("add.rn.f16x2 {}, {}, {};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+    };
+    value
+}
+
 /// `max.s32` [max]: the larger of two integers given by their bits. On sm_90, `max(max(a, b), c)` is one
 /// machine instruction.
 #[inline(always)]

@@ -52,7 +52,7 @@ pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32>(p: &DeltaSParams) {
     unsafe {
         let job = Job::new::<E>(&p.k, batch, head_kv, tile);
         let position = Position::new::<HEAD_DIM>();
-        job.stage::<E, HEAD_DIM, true>(keys, position, p.seqlen_kv, p.head_dim, p.vectorized != 0);
+        job.stage::<E, HEAD_DIM, true>(keys, position, p.seqlen_kv, p.head_dim, p.vectorized != 0, None);
         cp_async::commit_group();
         if thread < HEAD_DIM {
             let mut mean = 0.0;

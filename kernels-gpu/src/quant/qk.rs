@@ -193,11 +193,17 @@ unsafe fn store_tile<const HEAD_DIM: u32, const SEGMENTS: usize>(
 /// rows for the LSE.
 ///
 /// # Safety
-/// All threads of the CTA call it; the tile is in shared memory at `base`, `k_mean` is visible.
+/// All threads of the CTA call it; the tile is in shared memory at `base`, tables from `cta` on, `k_mean` is visible.
 #[inline(always)]
-pub unsafe fn q<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, base: u32, position: Position) {
+pub unsafe fn q<E: Element, const HEAD_DIM: u32>(
+    p: &QuantizeParams,
+    job: &Job,
+    cta: u32,
+    base: u32,
+    position: Position,
+) {
     let tables = const { smem::<E, HEAD_DIM>() };
-    let (table, inverse) = (base + tables.amax as u32, base + tables.inverse_scale as u32);
+    let (table, inverse) = (cta + tables.amax as u32, cta + tables.inverse_scale as u32);
     let block = job.head as u64 * p.seqlen_q.div_ceil(TOKENS) as u64 + job.tile as u64;
     let exists = |token: u32| job.first_token() + token < p.seqlen_q;
     // SAFETY: the tile is there.
@@ -245,9 +251,9 @@ pub unsafe fn q<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, 
         }
         // SAFETY: all threads are here; a thread writes its feature's mean, everybody reads after the barrier.
         unsafe {
-            let sum = reduce_lanes::<HEAD_DIM>(base + tables.lanes as u32, position, sum, |a, b| a + b);
+            let sum = reduce_lanes::<HEAD_DIM>(cta + tables.lanes as u32, position, sum, |a, b| a + b);
             let feature = position.thread;
-            let mean_slot = base + tables.mean as u32;
+            let mean_slot = cta + tables.mean as u32;
             if feature < HEAD_DIM {
                 let mean = sum / TOKENS.min(p.seqlen_q - job.first_token()) as f32;
                 shared::store_f32(mean_slot + feature * 4, mean);
@@ -306,9 +312,15 @@ pub unsafe fn q<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, 
 /// # Safety
 /// As for [`q`].
 #[inline(always)]
-pub unsafe fn k<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, base: u32, position: Position) {
+pub unsafe fn k<E: Element, const HEAD_DIM: u32>(
+    p: &QuantizeParams,
+    job: &Job,
+    cta: u32,
+    base: u32,
+    position: Position,
+) {
     let tables = const { smem::<E, HEAD_DIM>() };
-    let (table, inverse) = (base + tables.amax as u32, base + tables.inverse_scale as u32);
+    let (table, inverse) = (cta + tables.amax as u32, cta + tables.inverse_scale as u32);
     let tile = job.head as u64 * p.schedule.tiles_kv as u64 + job.tile as u64;
     let exists = |token: u32| job.first_token() + token < p.seqlen_kv;
     let mut mean = [0.0; 8];

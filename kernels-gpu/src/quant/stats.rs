@@ -26,6 +26,7 @@ fn add_weighted(sum: f32, x: f32, weight: f32) -> f32 {
 /// [`reduce_lanes`] does. `accumulate` gets the sum so far, an element, and 1 or 0 for whether it exists.
 #[inline(always)]
 unsafe fn over_tokens<E: Element, const HEAD_DIM: u32>(
+    cta: u32,
     base: u32,
     position: Position,
     exists: impl Fn(u32) -> bool,
@@ -48,7 +49,7 @@ unsafe fn over_tokens<E: Element, const HEAD_DIM: u32>(
         i += 1;
     }
     // SAFETY: all threads are here; the table is free.
-    unsafe { reduce_lanes::<HEAD_DIM>(base + const { smem::<E, HEAD_DIM>() }.lanes as u32, position, all, combine) }
+    unsafe { reduce_lanes::<HEAD_DIM>(cta + const { smem::<E, HEAD_DIM>() }.lanes as u32, position, all, combine) }
 }
 
 /// Counts this tile at `counter` once all its results are written; whether it was the head's last.
@@ -91,9 +92,15 @@ pub unsafe fn wait(counter: u64) {
 /// Sums of one tile of K; after the head's last one, its mean.
 ///
 /// # Safety
-/// All threads of the CTA call it; the tile is in shared memory at `base`.
+/// All threads of the CTA call it; the tile is in shared memory at `base`, tables from `cta` on.
 #[inline(always)]
-pub unsafe fn k<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, base: u32, position: Position) {
+pub unsafe fn k<E: Element, const HEAD_DIM: u32>(
+    p: &QuantizeParams,
+    job: &Job,
+    cta: u32,
+    base: u32,
+    position: Position,
+) {
     let feature = position.thread;
     let tiles = p.schedule.tiles_kv;
     let parts = p.k_sum + job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
@@ -101,10 +108,10 @@ pub unsafe fn k<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, 
     let exists = |token| job.first_token() + token < p.seqlen_kv;
     // SAFETY: forwarded contract; `k_sum` has a row for every tile.
     unsafe {
-        let sum = over_tokens::<E, HEAD_DIM>(base, position, exists, 0.0, add_weighted, add);
+        let sum = over_tokens::<E, HEAD_DIM>(cta, base, position, exists, 0.0, add_weighted, add);
         store_row::<HEAD_DIM>(position.thread, parts + tiles_row::<HEAD_DIM>(job.tile), sum);
-        if is_last(position.thread, counter, tiles, base + const { smem::<E, HEAD_DIM>() }.amax as u32) {
-            let table = base + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+        if is_last(position.thread, counter, tiles, cta + const { smem::<E, HEAD_DIM>() }.amax as u32) {
+            let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
             let sum = reduce_chunks::<HEAD_DIM>(table, position.thread, parts, tiles, 0.0, add);
             if feature < HEAD_DIM {
                 let index = job.head as u64 * HEAD_DIM as u64 + feature as u64;
@@ -124,6 +131,7 @@ pub unsafe fn k<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, 
 pub unsafe fn v<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(
     p: &QuantizeParams,
     job: &Job,
+    cta: u32,
     base: u32,
     position: Position,
 ) {
@@ -134,25 +142,27 @@ pub unsafe fn v<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(
     let exists = |token| job.first_token() + token < p.seqlen_kv;
     let (max, min) = (math::max_propagate_nan, math::min_propagate_nan);
     let counter = p.progress + Progress::v(job.head) * 4;
-    let table = base + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+    let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
     // SAFETY: forwarded contract; the scratch tensors have a row for every tile. Between two reductions a
     // barrier frees the table.
     unsafe {
         if smoothed {
-            let sum = over_tokens::<E, HEAD_DIM>(base, position, exists, 0.0, add_weighted, add);
+            let sum = over_tokens::<E, HEAD_DIM>(cta, base, position, exists, 0.0, add_weighted, add);
             store_row::<HEAD_DIM>(position.thread, p.v_sum + row, sum);
             thread::sync_threads();
             let largest =
-                over_tokens::<E, HEAD_DIM>(base, position, exists, f32::NEG_INFINITY, |a, x, _| max(a, x), max);
+                over_tokens::<E, HEAD_DIM>(cta, base, position, exists, f32::NEG_INFINITY, |a, x, _| max(a, x), max);
             store_row::<HEAD_DIM>(position.thread, p.v_max + row, largest);
             thread::sync_threads();
-            let smallest = over_tokens::<E, HEAD_DIM>(base, position, exists, f32::INFINITY, |a, x, _| min(a, x), min);
+            let smallest =
+                over_tokens::<E, HEAD_DIM>(cta, base, position, exists, f32::INFINITY, |a, x, _| min(a, x), min);
             store_row::<HEAD_DIM>(position.thread, p.v_min + row, smallest);
         } else {
-            let largest = over_tokens::<E, HEAD_DIM>(base, position, exists, 0.0, |a, x, _| max(a, math::abs(x)), max);
+            let largest =
+                over_tokens::<E, HEAD_DIM>(cta, base, position, exists, 0.0, |a, x, _| max(a, math::abs(x)), max);
             store_row::<HEAD_DIM>(position.thread, p.v_max + row, largest);
         }
-        if is_last(position.thread, counter, tiles, base + const { smem::<E, HEAD_DIM>() }.amax as u32) {
+        if is_last(position.thread, counter, tiles, cta + const { smem::<E, HEAD_DIM>() }.amax as u32) {
             let largest =
                 reduce_chunks::<HEAD_DIM>(table, position.thread, p.v_max + head, tiles, f32::NEG_INFINITY, max);
             let (mut mean, mut amax) = (0.0, largest);

@@ -1,6 +1,7 @@
 //! A tile of 128 tokens on its way from the caller's tensor to shared memory: f16, bf16 or f32, any strides
 //! with a unit last one.
 
+use cuda_std::cp_async::CachePolicy;
 use cuda_std::{cp_async, hint, math, shared};
 use sage_spec::launch::{QuantizeSmem, quantize_smem};
 use sage_spec::params::{QuantizeParams, TensorArg};
@@ -129,6 +130,7 @@ impl Job {
         tokens: u32,
         head_dim: u32,
         vectorized: bool,
+        policy: Option<CachePolicy>,
     ) {
         let row_bytes = HEAD_DIM * E::BYTES;
         let feature = position.first_feature;
@@ -157,7 +159,10 @@ impl Job {
                     let (from, to) = (from(token), to(token));
                     let mut byte = 0;
                     while byte < 8 * E::BYTES {
-                        cp_async::copy16(to + byte, from + byte as u64);
+                        match policy {
+                            Some(policy) => cp_async::copy16_with_policy(to + byte, from + byte as u64, policy),
+                            None => cp_async::copy16(to + byte, from + byte as u64),
+                        }
                         byte += 16;
                     }
                     i += 1;

@@ -51,14 +51,20 @@ impl Channels {
 /// 128 tokens to FP16, token-major.
 ///
 /// # Safety
-/// All threads of the CTA call it; the tile is in shared memory at `base`, the head's statistics are visible.
+/// All threads of the CTA call it; the tile is in shared memory at `base`, tables from `cta` on, the head's statistics are visible.
 #[cfg(feature = "sm_80")]
 #[inline(always)]
-pub unsafe fn f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, base: u32, position: Position) {
+pub unsafe fn f16<E: Element, const HEAD_DIM: u32>(
+    p: &QuantizeParams,
+    job: &Job,
+    cta: u32,
+    base: u32,
+    position: Position,
+) {
     let tables = const { smem::<E, HEAD_DIM>() };
     // SAFETY: forwarded contract.
     let channels = unsafe {
-        Channels::load::<HEAD_DIM>(p, base + tables.lanes as u32, position.thread, job.head, position.first_feature)
+        Channels::load::<HEAD_DIM>(p, cta + tables.lanes as u32, position.thread, job.head, position.first_feature)
     };
     let first_row = (job.head as u64 * p.schedule.tiles_kv as u64 + job.tile as u64) * TOKENS as u64;
     let mut i = 0;
@@ -92,10 +98,16 @@ pub unsafe fn f16<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job
 /// together.
 ///
 /// # Safety
-/// All threads of the CTA call it; the tile is in shared memory at `base`, the head's statistics are visible.
+/// All threads of the CTA call it; the tile is in shared memory at `base`, tables from `cta` on, the head's statistics are visible.
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
 #[inline(always)]
-pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, base: u32, position: Position) {
+pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(
+    p: &QuantizeParams,
+    job: &Job,
+    cta: u32,
+    base: u32,
+    position: Position,
+) {
     let tables = const { smem::<E, HEAD_DIM>() };
     const { assert!(E::BYTES >= 2, "the codes fit half of the tile") };
     let warps = LANES * HEAD_DIM / 8 / 32;
@@ -107,7 +119,7 @@ pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job
     let (warp_index, lane) = (thread / 32, thread % 32);
     let (octet, t) = (warp_index % halves * 8 + lane % 8, lane / 8);
     // SAFETY: forwarded contract.
-    let channels = unsafe { Channels::load::<HEAD_DIM>(p, base + tables.lanes as u32, thread, job.head, octet * 8) };
+    let channels = unsafe { Channels::load::<HEAD_DIM>(p, cta + tables.lanes as u32, thread, job.head, octet * 8) };
     let mut round = 0;
     while round < ROUNDS {
         let group = warp_index / halves + round * (TOKENS / 16 / ROUNDS);

@@ -137,6 +137,7 @@ kernels! {
     f16_to_f32(x: 1) -> 1 = [convert::f16_to_f32(x[0]).to_bits()];
     bf16_to_f32(x: 1) -> 1 = [convert::bf16_to_f32(x[0]).to_bits()];
     f32_to_f16x2(x: 2) -> 1 = [convert::f32_to_f16x2(f(x[0]), f(x[1]))];
+    f32_to_f16x2_relu(x: 2) -> 1 = [convert::f32_to_f16x2_relu(f(x[0]), f(x[1]))];
     f32_to_bf16x2(x: 2) -> 1 = [convert::f32_to_bf16x2(f(x[0]), f(x[1]))];
     permute_bytes(x: 2) -> 4 = [
         convert::permute_bytes::<0x5410>(x[0], x[1]),
@@ -146,6 +147,7 @@ kernels! {
     ];
     fma(x: 3) -> 1 = [math::fma(f(x[0]), f(x[1]), f(x[2])).to_bits()];
     fma_saturate(x: 3) -> 1 = [math::fma_saturate(f(x[0]), f(x[1]), f(x[2])).to_bits()];
+    add_f16x2(x: 2) -> 1 = [math::add_f16x2(x[0], x[1])];
     max(x: 2) -> 1 = [math::max(f(x[0]), f(x[1])).to_bits()];
     max_propagate_nan(x: 2) -> 1 = [math::max_propagate_nan(f(x[0]), f(x[1])).to_bits()];
     min_propagate_nan(x: 2) -> 1 = [math::min_propagate_nan(f(x[0]), f(x[1])).to_bits()];

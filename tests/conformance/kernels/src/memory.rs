@@ -186,8 +186,8 @@ pub unsafe fn copy_groups(p: Buffers) {
         let [first, second] = read::<2>(&p);
         cp_async::copy16(smem + me * 16, p.image + first as u64 * 16);
         cp_async::commit_group();
-        cp_async::copy16(smem + 2048 + me * 16, p.image + second as u64 * 16);
-        cp_async::copy16(smem + 4096 + me * 16, p.image + first as u64 * 16);
+        cp_async::copy16_with_policy(smem + 2048 + me * 16, p.image + second as u64 * 16, cp_async::evict_first());
+        cp_async::copy16_with_policy(smem + 4096 + me * 16, p.image + first as u64 * 16, cp_async::evict_last());
         cp_async::commit_group();
         cp_async::wait_group::<1>();
         thread::sync_threads();

@@ -56,10 +56,15 @@ golden! {
     convert_f16_to_f32(bits: u32) -> f32 = convert::f16_to_f32(bits);
     convert_bf16_to_f32(bits: u32) -> f32 = convert::bf16_to_f32(bits);
     convert_f32_to_f16x2(lo: f32, hi: f32) -> u32 = convert::f32_to_f16x2(lo, hi);
+    convert_f32_to_f16x2_relu(lo: f32, hi: f32) -> u32 = convert::f32_to_f16x2_relu(lo, hi);
     convert_f32_to_bf16x2(lo: f32, hi: f32) -> u32 = convert::f32_to_bf16x2(lo, hi);
     convert_permute_bytes(a: u32, b: u32) -> u32 = convert::permute_bytes::<0x5410>(a, b);
 
     cp_async_copy16(dst: u32, src: u64) = cp_async::copy16(dst, src);
+    cp_async_evict_first() -> u64 = cp_async::evict_first().0;
+    cp_async_evict_last() -> u64 = cp_async::evict_last().0;
+    cp_async_copy16_with_policy(dst: u32, src: u64, policy: u64) =
+        cp_async::copy16_with_policy(dst, src, cp_async::CachePolicy(policy));
     cp_async_commit_group() = cp_async::commit_group();
     cp_async_wait_group() = cp_async::wait_group::<1>();
 
@@ -93,6 +98,7 @@ golden! {
     math_reciprocal(x: f32) -> f32 = math::reciprocal(x);
     math_distinct_copy(x: f32) -> f32 = math::distinct_copy(x);
     math_fma_saturate(a: f32, b: f32, c: f32) -> f32 = math::fma_saturate(a, b, c);
+    math_add_f16x2(a: u32, b: u32) -> u32 = math::add_f16x2(a, b);
     math_max_s32(a: u32, b: u32) -> u32 = math::max_s32(a, b);
 
     mma_m16n8k64_s4(
