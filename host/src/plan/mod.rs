@@ -268,8 +268,11 @@ impl Plan {
         tickets.min(self.quantize_resident() as u128) as usize
     }
 
-    /// Order of the quantizer's tiles.
+    /// Order of the quantizer's tiles; of none if there is no output element.
     pub fn schedule(&self) -> Schedule {
+        if self.problem.is_empty() {
+            return Schedule::default();
+        }
         Schedule::new(self.problem.dims(), self.problem.smoothing().k, self.quantize_resident())
     }
 
