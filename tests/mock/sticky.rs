@@ -10,11 +10,6 @@ use sage_attn::{Attention, Device, Layout, TensorView};
 use crate::mock::{Config, Live, with_driver};
 use crate::work::{self, forward};
 
-/// Whether an error leaves its context unusable.
-pub fn is_sticky(code: u32) -> bool {
-    code >= 700
-}
-
 /// The cause that a poisoned device names.
 fn cause(result: Result<(), Error>) -> Option<String> {
     match result {

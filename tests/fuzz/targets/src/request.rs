@@ -81,6 +81,11 @@ fn modify(request: &mut Request, bytes: &mut Bytes<'_>, pairs: [usize; 4]) {
     if bytes.once_in(3) {
         modifiers.mask = contiguous(shape(bytes));
     }
+    if bytes.once_in(8) {
+        let pairs = [modifiers.bias.as_mut().map(|bias| &mut bias.pairs), modifiers.mask.as_mut()];
+        let axis = bytes.below(4);
+        pairs.into_iter().flatten().for_each(|pairs| pairs.strides[axis] = stride(bytes));
+    }
     modifiers.window = window(bytes);
 }
 

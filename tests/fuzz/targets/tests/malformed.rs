@@ -10,11 +10,11 @@ use sage_fuzz_targets::{outcome::Outcome, planning};
 /// The usual number of requests.
 const REQUESTS: u64 = 200_000;
 
-/// Threads that share the work; what they do does not depend on their number.
+/// Requests of a seed. Threads share the blocks, so that their number changes nothing.
 const BLOCK: u64 = 10_000;
 
 /// Every error that a request by itself can meet.
-const ERRORS: [&str; 39] = [
+const ERRORS: [&str; 40] = [
     "Invalid::BatchMismatch",
     "Invalid::KvHeadsMismatch",
     "Invalid::OutHeadsMismatch",
@@ -44,6 +44,7 @@ const ERRORS: [&str; 39] = [
     "Modifier::SinksLength",
     "Modifier::PairShape",
     "Modifier::PairStride",
+    "Modifier::PairOverflow",
     "Modifier::SequencesEnd",
     "Modifier::PackedBatch",
     "Modifier::NotPacked",
