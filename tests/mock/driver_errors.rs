@@ -2,10 +2,10 @@
 
 use cudarc::driver::{CudaContext, DevicePtr};
 use half::f16;
-use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, SliceArgs, driver_version};
+use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, HostSide, LaunchArgs, SliceArgs, driver_version};
 use sage_attn::error::{DeviceError, Error, Invalid, Operand, PlanError};
 use sage_attn::plan::plan;
-use sage_attn::problem::TensorSpec;
+use sage_attn::problem::{Modifiers, Problem, Request, TensorSpec};
 use sage_attn::{Attention, DType, Device, Layout, Output, TensorView};
 
 use crate::mock::{Config, Live, Mock, with_driver};
@@ -290,6 +290,83 @@ fn gpu_tensor(stream: &std::sync::Arc<cudarc::driver::CudaStream>) -> cudarc::dr
 fn transmuted(slice: &cudarc::driver::CudaSlice<u16>) -> cudarc::driver::CudaView<'_, f16> {
     // SAFETY: f16 and u16 have one size.
     unsafe { slice.transmute::<f16>(slice.len()) }.expect("of one size")
+}
+
+#[test]
+fn host_memory_that_is_too_short_is_refused_before_the_first_kernel() {
+    with_driver("driver_errors::host_memory_that_is_too_short_is_refused_before_the_first_kernel", |mock| {
+        let gpu = Gpu::open(0).expect("a device");
+        let modifiers = Modifiers { sinks: Some(2), ..Modifiers::default() };
+        let request = Request { modifiers, ..Request::new(spec(), spec(), spec(), spec()) };
+        let plan = plan(&Problem::new(request).expect("a problem"), gpu.capability()).expect("a plan");
+        let good = vec![0u8; 2 * ROWS * 64 * 2];
+        let sinks = [0u8; 8];
+        let side = HostSide { sinks: Some(&sinks), ..HostSide::default() };
+        gpu.run_host_with(&plan, &good, &good, &good, &side).expect("good arguments");
+        mock.count();
+        let short = HostSide { sinks: Some(&sinks[..7]), ..side };
+        for (result, expected) in [
+            (
+                gpu.run_host_with(&plan, &good, &good, &good, &short),
+                Invalid::SideTooShort { operand: Operand::Sinks, bytes: 7, needed: 8 },
+            ),
+            (
+                gpu.run_host_with(&plan, &good, &good, &good, &HostSide::default()),
+                Invalid::SidePresence { operand: Operand::Sinks, planned: true },
+            ),
+            (
+                gpu.run_host_with(&plan, &good, &good[2..], &good, &side),
+                Invalid::SpanBeyondBuffer { needed: 2 * ROWS * 64, len: 2 * ROWS * 64 - 1 },
+            ),
+        ] {
+            assert_eq!(result.err(), Some(expected.into()));
+        }
+        assert!(!mock.call_names().iter().any(|name| name == "cuLaunchKernel"));
+        work::assert_nothing_in_progress(mock, "refusals");
+    });
+}
+
+#[test]
+fn buffers_of_the_wrong_length_or_type_are_refused() {
+    with_driver("driver_errors::buffers_of_the_wrong_length_or_type_are_refused", |mock| {
+        let gpu = Gpu::open(0).expect("a device");
+        let stream = gpu.context().new_stream().expect("a stream");
+        let request = Request { return_lse: true, ..Request::new(spec(), spec(), spec(), spec()) };
+        let plan = plan(&Problem::new(request).expect("a problem"), gpu.capability()).expect("a plan");
+        let floats = |len| stream.clone_htod(&vec![0.0f32; len]).expect("memory");
+        let (x, mut out) = (gpu_tensor(&stream), gpu_tensor(&stream));
+        let (mut good, mut lse, wrong) = (floats(2 * ROWS), floats(2 * ROWS + 1), floats(2 * ROWS * 64));
+        let mut workspace = gpu.alloc(&stream, plan.workspace().total_bytes()).expect("memory");
+        let len = out.len();
+        let mut launch = |q_len: usize, lse: Option<cudarc::driver::CudaViewMut<'_, f32>>| {
+            // SAFETY: f16 and u16 have one size.
+            let out = unsafe { out.transmute_mut::<f16>(len) }.expect("of one size");
+            // SAFETY: as above, and no longer than it is.
+            let q = unsafe { x.transmute::<f16>(q_len) }.expect("of one size");
+            let (k, v) = (transmuted(&x), transmuted(&x));
+            let args = SliceArgs { q, k, v, out, lse, workspace: workspace.as_view_mut() };
+            gpu.launch_slices(&plan, args, &stream)
+        };
+        launch(len, Some(good.as_view_mut())).expect("good arguments");
+        let error = launch(len, Some(lse.as_view_mut())).expect_err("another length");
+        assert_eq!(error, Invalid::LseLength { len: 2 * ROWS + 1, expected: 2 * ROWS }.into());
+        let error = launch(len, None).expect_err("no lse");
+        assert_eq!(error, Invalid::LsePresence { planned: true }.into());
+        let error = launch(len - 1, Some(good.as_view_mut())).expect_err("too short");
+        assert_eq!(error, Invalid::SpanBeyondBuffer { needed: len, len: len - 1 }.into());
+        let mut out = floats(len);
+        let args = SliceArgs {
+            q: wrong.as_view(),
+            k: wrong.as_view(),
+            v: wrong.as_view(),
+            out: out.as_view_mut(),
+            lse: None,
+            workspace: workspace.as_view_mut(),
+        };
+        let error = gpu.launch_slices(&plan, args, &stream).expect_err("another type");
+        assert!(matches!(error, Error::Invalid(Invalid::LaunchMismatch { tensor: Operand::Q, .. })), "{error}");
+        assert_eq!(mock.violations(), "");
+    });
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn every_call_fails(mock: &Mock, name: &str, work: Work, first_device: usize, co
     // After the last of these only releases are left.
     let works = |called: &String| WORK.contains(&called.as_str());
     let done = names.iter().rposition(works).expect("some work") as u64 + 1;
-    work::assert_nothing_in_progress(mock, name);
+    assert_eq!((mock.live().events, mock.live().allocations), (before.events, before.allocations), "{name}");
     // Devices that are kept by `Gpu::shared` after success are kept after failure; others never.
     let keeps = mock.live().contexts > before.contexts;
     let mut device = first_device;
