@@ -48,7 +48,9 @@ fn what_is_not_finite_is_not_dropped_and_stays_in_its_head() {
                 let what = format!("{precision:?}, {bad} in tensor {which}, query head {head}");
                 if head / (HQ / HKV) == head_kv {
                     let reached = rows.chunks(D).filter(|row| row.iter().any(|x| !x.is_finite())).count();
-                    assert_eq!(reached, M, "{what}");
+                    // Without shared scales an infinite key hides from the rows whose product with it is −∞.
+                    let hides = precision == Precision::Exact && which == 1 && bad.is_infinite();
+                    assert!(reached == M || hides && reached > 0, "{what}: {reached} rows");
                 } else {
                     assert_eq!(bits(rows), bits(clean), "{what}");
                 }

@@ -509,7 +509,7 @@ fn arguments_that_were_not_planned_for() {
     let found = launch_error(|args, _| args.v.spec.dtype = DType::BF16, &["v", "bf16", "f16"]);
     assert!(matches!(found, Error::Invalid(Invalid::LaunchMismatch { tensor: Operand::V, .. })));
     // Strides may be others than planned for; they are checked again.
-    let found = launch_error(|args, _| args.out.spec.strides[1] = 64, &["out", "head", "6400"]);
+    let found = launch_error(|args, _| args.out.spec.strides[1] = 99 * 64, &["out", "head", "6400"]);
     assert!(matches!(found, Error::Invalid(Invalid::OutputOverlap { axis: Axis::Head, .. })));
 }
 
