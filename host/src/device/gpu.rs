@@ -30,8 +30,8 @@ impl Gpu {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::NoDriver`], [`DeviceError::NoDevice`], [`DeviceError::DriverInit`] or
-    /// [`DeviceError::Driver`].
+    /// [`DeviceError::NoDriver`], [`DeviceError::DriverTooOld`], [`DeviceError::NoDevice`],
+    /// [`DeviceError::DriverInit`] or [`DeviceError::Driver`].
     pub fn open(ordinal: usize) -> Result<Arc<Gpu>, DeviceError> {
         let count = driver::device_count()?;
         if ordinal >= count {
@@ -167,7 +167,8 @@ impl Gpu {
         Ok(stream.insert(created).clone())
     }
 
-    /// Uninitialised device memory, freed in the order of `stream` when dropped.
+    /// Uninitialised device memory, freed in the order of `stream` when dropped. (Should the driver be unable to make
+    /// the two events that cudarc gives a buffer, cudarc loses the memory.)
     ///
     /// # Errors
     ///
