@@ -45,6 +45,7 @@ const RULES: &[Rule] = &[
             "kernels-gpu/src/tile/",
             "kernels-gpu/src/pipeline/",
             "kernels-gpu/src/entry.rs",
+            "tests/mock/",               // is a driver, and calls it
             "tests/gpu/harness.rs",      // launches single kernels
             "tests/executor/kernels.rs", // calls kernels, which are unsafe functions
             "tests/executor/faults.rs",  // is kernels
@@ -350,4 +351,73 @@ fn every_path_in_the_map_exists() {
         assert!(root().join(path).exists(), "docs/README.md names {path}, which does not exist");
     }
     assert_eq!(named_paths("see `docs/nowhere.md` and `let x`"), ["docs/nowhere.md"]);
+}
+
+/// The tests named in `text`: pairs of backquoted words, a path and a name, with a colon between.
+fn named_tests(text: &str) -> Vec<(&str, &str)> {
+    let words: Vec<&str> = text.split('`').collect();
+    let pairs = (3..words.len()).step_by(2).filter(|&i| words[i - 1] == ": " && words[i - 2].ends_with(".rs"));
+    pairs.map(|i| (words[i - 2], words[i])).collect()
+}
+
+/// Whether `source` has a test called `name`: a function, or an item of a macro that makes them.
+fn has_test(source: &str, name: &str) -> bool {
+    source.contains(&format!("fn {name}("))
+        || source.lines().any(|line| line.ends_with(");") && line.contains("!(") && has_word(line, name))
+}
+
+#[test]
+fn every_test_of_the_contract_exists() {
+    for (document, least) in [("docs/contract.md", 80), ("docs/reliability.md", 20)] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        let tests = named_tests(&text);
+        assert!(tests.len() >= least, "{document} names {} tests", tests.len());
+        for (path, name) in tests {
+            let source = fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(has_test(&source, name), "{document} names {path}: {name}, which does not exist");
+        }
+    }
+    assert_eq!(named_tests("a `x.rs`: `one`, and `y.rs`: `two`; `z.rs`, `w`"), [("x.rs", "one"), ("y.rs", "two")]);
+    assert!(has_test("fn one() {}", "one") && has_test("make!(one two);", "two") && !has_test("// one", "one"));
+}
+
+/// The variants of every error enum in `source`.
+fn variants(source: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut inside = false;
+    for line in source.lines() {
+        if line.starts_with("pub enum ") {
+            inside = line.ends_with("{") && !line.contains("Operand") && !line.contains("Axis");
+        } else if line == "}" {
+            inside = false;
+        } else if inside && line.starts_with("    ") && line[4..].starts_with(char::is_uppercase) {
+            let end = line[4..].find(|c: char| !c.is_alphanumeric()).unwrap_or(line.len() - 4);
+            names.push(line[4..4 + end].to_owned());
+        }
+    }
+    names
+}
+
+#[test]
+fn every_error_has_a_test() {
+    let mut errors = Vec::new();
+    for file in ["host/src/error.rs", "host/src/error/modifiers.rs"] {
+        errors.extend(variants(&fs::read_to_string(root().join(file)).unwrap()));
+    }
+    assert!(errors.len() > 75, "{} errors", errors.len());
+    let mut paths = Vec::new();
+    ["tests", "host/src"].iter().for_each(|folder| sources(folder, &mut paths));
+    // What tests say: all of `tests/`, and what follows the tests of a source file.
+    let said: String = paths
+        .iter()
+        .filter(|path| *path != "tests/architecture.rs")
+        .map(|path| {
+            let text = fs::read_to_string(root().join(path)).unwrap();
+            if path.starts_with("tests/") { text } else { text.split("#[cfg(test)]").skip(1).collect() }
+        })
+        .collect();
+    // Of another module; and one that no request reaches, as grids end before the address space does.
+    errors.retain(|name| !["Adaptive", "WorkspaceOverflow"].contains(&name.as_str()));
+    let untested: Vec<&String> = errors.iter().filter(|name| !has_word(&said, name)).collect();
+    assert!(untested.is_empty(), "no test names {untested:?}");
 }

@@ -555,6 +555,14 @@ pub enum DeviceError {
         /// The driver's own description.
         message: String,
     },
+    /// The driver is older than the functions that are called.
+    #[error("the NVIDIA driver supports CUDA {version}; {oldest} or later is needed")]
+    DriverTooOld {
+        /// CUDA version that the driver supports.
+        version: String,
+        /// Oldest that will do.
+        oldest: String,
+    },
     /// The device index does not exist.
     #[error("there is no device cuda:{ordinal}; the driver reports {count} device(s)")]
     NoDevice {

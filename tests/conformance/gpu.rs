@@ -13,7 +13,7 @@ use sage_attn::device::Gpu;
 use sage_attn::error::DeviceError;
 use sage_spec::symbol::Arch;
 
-use crate::cases::{CONTROL_THREADS, Case, Kernel, Tiles};
+use crate::cases::{CONTROL_THREADS, Case, Tiles};
 use crate::host::SHARED_BYTES;
 
 /// PTX by target.

@@ -1,9 +1,12 @@
 //! Every bad input has its own error, whose message names the value and what would be right.
 
-use sage_attn::error::{Axis, Invalid, Operand, PlanError, Unsupported};
-use sage_attn::plan::{Capability, plan};
-use sage_attn::problem::{Problem, Request, TensorSpec};
-use sage_attn::{Attention, DType, Device, Error, Layout, Precision, PvFormat, TensorView, TensorViewMut};
+use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs};
+use sage_attn::error::{Axis, Invalid, ModifierError, Operand, PlanError, Unsupported};
+use sage_attn::plan::{Capability, Plan, plan, plan_packed};
+use sage_attn::problem::{BiasSpec, Modifiers, PairSpec, Problem, Request, TensorSpec};
+use sage_attn::{
+    Attention, DType, Device, Error, Layout, Precision, PvFormat, Sequences, SideInputs, TensorView, TensorViewMut,
+};
 
 fn spec(shape: [usize; 4]) -> TensorSpec {
     TensorSpec::new(Operand::Q, DType::F16, &shape, Layout::Hnd).unwrap()
@@ -337,4 +340,190 @@ fn unknown_device_name() {
         assert_eq!(found, invalid(Invalid::DeviceName { name: name.into() }));
     }
     assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+}
+
+#[test]
+fn no_query_heads_is_no_error() {
+    let none = spec([2, 0, 100, 64]);
+    let problem = Problem::new(Request { q: none, out: none, ..good() }).unwrap();
+    assert!(problem.is_empty());
+    assert!(plan(&problem, &ADA).unwrap().entries().is_empty());
+}
+
+#[test]
+fn more_queries_than_keys_under_a_causal_mask_is_no_error() {
+    let (q, k) = (spec([1, 1, 300, 64]), spec([1, 1, 100, 64]));
+    let problem = Problem::new(Request { causal: true, ..Request::new(q, k, k, q) }).unwrap();
+    assert_eq!((problem.band().keys(199), problem.band().keys(200)), ((0, 0), (0, 1)));
+}
+
+#[test]
+fn an_odd_head_dimension_in_four_bits_is_no_error() {
+    let mut request = Request { precision: Precision::Int4, ..good() };
+    with_head_dim(63)(&mut request);
+    plan(&Problem::new(request).unwrap(), &ADA).unwrap();
+}
+
+#[test]
+fn a_kernel_of_one_architecture_does_not_run_on_the_next() {
+    // `sm_90a` code loads on compute capability 9.0 only.
+    for (major, minor) in [(8, 9), (10, 0), (12, 0)] {
+        let device = Capability { major, minor, ..ADA };
+        let words = ["sm90_int8_fp8_fwd", "9.0", &format!("{major}.{minor}")];
+        let found = plan_error(device, |r| r.kernel = Some("sm90_int8_fp8_fwd".into()), &words);
+        assert!(matches!(found, Error::Plan(PlanError::KernelNeeds { .. })));
+    }
+}
+
+#[test]
+fn modifiers_on_a_kernel_without_them() {
+    let hopper = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
+    let change = |r: &mut Request| {
+        r.kernel = Some("sm90_int8_fp8_fwd".into());
+        r.modifiers.softcap = Some(30.0);
+    };
+    let found = plan_error(hopper, change, &["sm90_int8_fp8_fwd", "softcap", "sm80 and sm89", "cpu"]);
+    assert!(matches!(found, Error::Plan(PlanError::Modifiers { .. })));
+}
+
+#[test]
+fn a_workspace_beyond_the_address_space() {
+    // Every padded buffer is counted in 128 bits before any is laid out: the most that grids allow still fits.
+    let overlap = TensorSpec { strides: [64, 64, 64, 1], ..spec([1, 1, 1, 64]) };
+    let with = |heads, tokens| TensorSpec { shape: [1, heads, tokens, 64], ..overlap };
+    let keys = (1 << 31) - 1024;
+    let request = Request::new(with(16, 1), with(16, keys), with(16, keys), spec([1, 16, 1, 64]));
+    let plan = plan(&Problem::new(request).unwrap(), &ADA).unwrap();
+    assert!(plan.workspace().total_bytes() > 1 << 41 && i64::try_from(plan.workspace().total_bytes()).is_ok());
+}
+
+#[test]
+fn packed_and_plain_plans_are_not_confused() {
+    let packed = Sequences::new(&[0, 100], &[0, 300]).unwrap();
+    let (q, k) = (spec([1, 4, 100, 64]), spec([1, 2, 300, 64]));
+    let request = Request { sequences: Some(packed), ..Request::new(q, k, k, q) };
+    let found = plan(&Problem::new(request).unwrap(), &ADA).unwrap_err();
+    assert_eq!(checked(found, &["plan_packed"]), Error::Plan(PlanError::PackedSequences));
+    let found = plan_packed(&Problem::new(good()).unwrap(), &ADA).unwrap_err();
+    assert_eq!(checked(found, &["plan"]), Error::Modifier(ModifierError::NotPacked));
+}
+
+#[test]
+fn a_part_that_is_not_there() {
+    let view = TensorView::new(&[0.0f32; 64], &[1, 1, 1, 64], Layout::Hnd).unwrap();
+    #[allow(clippy::reversed_empty_ranges)] // which is the point
+    for range in [0..2, 2..2, 1..0] {
+        let (begin, end) = (range.start, range.end);
+        let found = checked(view.narrow(Axis::Token, range).unwrap_err(), &["token", "1"]);
+        assert_eq!(found, invalid(Invalid::NarrowRange { axis: Axis::Token, begin, end, extent: 1 }));
+    }
+}
+
+/// A plan with every side input and a log-sum-exp, and good arguments for it at made-up addresses.
+fn launch() -> (Plan, LaunchArgs, SideArgs) {
+    let pairs = PairSpec::contiguous(Operand::Bias, [2, 4, 100, 300]).unwrap();
+    let modifiers = Modifiers {
+        alibi: Some([2, 4]),
+        bias: Some(BiasSpec { dtype: DType::F32, pairs }),
+        mask: Some(pairs),
+        sinks: Some(4),
+        ..Modifiers::default()
+    };
+    let request = Request { modifiers, return_lse: true, ..good() };
+    let plan = plan(&Problem::new(request).unwrap(), &ADA).unwrap();
+    let at = |index: u64, spec| DeviceTensor { ptr: index << 32, spec };
+    let args = LaunchArgs {
+        q: at(1, good().q),
+        k: at(2, good().k),
+        v: at(3, good().v),
+        out: at(4, good().out),
+        lse: Some(5 << 32),
+        workspace: DeviceMemory { ptr: 6 << 32, bytes: plan.workspace().total_bytes() },
+    };
+    let side = SideArgs { alibi: Some(7 << 32), bias: Some(8 << 32), mask: Some(9 << 32), sinks: Some(10 << 32) };
+    (plan, args, side)
+}
+
+/// The error of good arguments after `change`.
+fn launch_error(change: impl Fn(&mut LaunchArgs, &mut SideArgs), words: &[&str]) -> Error {
+    let (plan, mut args, mut side) = launch();
+    let first = plan.steps().next().unwrap();
+    let encode = |_: &_| Ok(Default::default());
+    args.kernel_params_with(&plan, &side, &first, &encode).expect("good arguments");
+    change(&mut args, &mut side);
+    checked(args.kernel_params_with(&plan, &side, &first, &encode).unwrap_err(), words)
+}
+
+#[test]
+fn whatever_is_written_overlaps_nothing() {
+    type Change = fn(&mut LaunchArgs, &mut SideArgs);
+    let cases: [(Change, Operand, Operand); 15] = [
+        (|args, _| args.out.ptr = args.q.ptr + 64, Operand::Out, Operand::Q),
+        (|args, _| args.out.ptr = args.k.ptr, Operand::Out, Operand::K),
+        (|args, _| args.out.ptr = args.v.ptr, Operand::Out, Operand::V),
+        (|args, side| side.bias = Some(args.out.ptr), Operand::Out, Operand::Bias),
+        (|args, side| side.mask = Some(args.out.ptr), Operand::Out, Operand::Mask),
+        (|args, side| side.alibi = Some(args.out.ptr), Operand::Out, Operand::Alibi),
+        (|args, side| side.sinks = Some(args.out.ptr), Operand::Out, Operand::Sinks),
+        (|args, _| args.lse = Some(args.out.ptr), Operand::Out, Operand::Lse),
+        (|args, _| args.lse = Some(args.k.ptr), Operand::Lse, Operand::K),
+        (|args, side| side.mask = args.lse, Operand::Lse, Operand::Mask),
+        (|args, _| args.workspace.ptr = args.out.ptr, Operand::Out, Operand::Workspace),
+        (|args, _| args.lse = Some(args.workspace.ptr), Operand::Lse, Operand::Workspace),
+        (|args, _| args.workspace.ptr = args.q.ptr, Operand::Workspace, Operand::Q),
+        (|args, side| side.bias = Some(args.workspace.ptr), Operand::Workspace, Operand::Bias),
+        (|args, side| side.sinks = Some(args.workspace.ptr), Operand::Workspace, Operand::Sinks),
+    ];
+    for (change, written, other) in cases {
+        let words = [written.to_string(), other.to_string()];
+        let found = launch_error(change, &[&words[0], &words[1], "overlap"]);
+        assert_eq!(found, invalid(Invalid::Aliasing { written, other }));
+    }
+}
+
+#[test]
+fn null_pointers_misalignment_and_wrapping_addresses() {
+    let found = launch_error(|args, _| args.q.ptr = 0, &["q", "null", "102400"]);
+    assert_eq!(found, invalid(Invalid::NullPointer { tensor: Operand::Q, bytes: 2 * 4 * 100 * 64 * 2 }));
+    let found = launch_error(|_, side| side.sinks = Some(0), &["sinks", "null", "16"]);
+    assert_eq!(found, invalid(Invalid::NullPointer { tensor: Operand::Sinks, bytes: 16 }));
+    let found = launch_error(|args, _| args.out.ptr += 1, &["out", "2 bytes"]);
+    assert!(matches!(found, Error::Invalid(Invalid::Misaligned { tensor: Operand::Out, align: 2, .. })));
+    let found = launch_error(|args, _| args.workspace.ptr += 128, &["workspace", "256 bytes"]);
+    assert!(matches!(found, Error::Invalid(Invalid::Misaligned { tensor: Operand::Workspace, align: 256, .. })));
+    let found = launch_error(|args, _| args.v.ptr = u64::MAX - 1, &["v", "address space"]);
+    assert!(matches!(found, Error::Invalid(Invalid::AddressOverflow { tensor: Operand::V, .. })));
+}
+
+#[test]
+fn arguments_that_were_not_planned_for() {
+    let found = launch_error(|args, _| args.workspace.bytes -= 1, &["workspace", "needs"]);
+    let Error::Invalid(Invalid::WorkspaceTooSmall { bytes, needed }) = found else { panic!("{found}") };
+    assert_eq!(bytes + 1, needed);
+    let found = launch_error(|args, _| args.lse = None, &["return_lse = true", "no lse"]);
+    assert_eq!(found, invalid(Invalid::LsePresence { planned: true }));
+    let found = launch_error(|_, side| side.bias = None, &["with bias", "none"]);
+    assert_eq!(found, invalid(Invalid::SidePresence { operand: Operand::Bias, planned: true }));
+    let found = launch_error(|args, _| args.k.spec.shape[2] += 1, &["k", "301", "300"]);
+    assert!(matches!(found, Error::Invalid(Invalid::LaunchMismatch { tensor: Operand::K, .. })));
+    let found = launch_error(|args, _| args.v.spec.dtype = DType::BF16, &["v", "bf16", "f16"]);
+    assert!(matches!(found, Error::Invalid(Invalid::LaunchMismatch { tensor: Operand::V, .. })));
+    // Strides may be others than planned for; they are checked again.
+    let found = launch_error(|args, _| args.out.spec.strides[1] = 99 * 64, &["out", "head", "6400"]);
+    assert!(matches!(found, Error::Invalid(Invalid::OutputOverlap { axis: Axis::Head, .. })));
+}
+
+#[test]
+fn slopes_and_sinks_that_are_not_finite() {
+    let tokens = [0.0f32; 2 * 64];
+    let view = TensorView::new(&tokens, &[1, 2, 1, 64], Layout::Hnd).unwrap();
+    let error = |side: &SideInputs<'_>| {
+        Attention::new().device(Device::Cpu).forward_with(&view, &view, &view, side).expect_err("bad values")
+    };
+    let found = checked(error(&SideInputs::new().alibi(&[1.0, f32::INFINITY])), &["slope 1", "inf", "finite"]);
+    assert_eq!(found, Error::Modifier(ModifierError::AlibiNotFinite { index: 1, slope: f32::INFINITY }));
+    let found = checked(error(&SideInputs::new().sinks(&[f32::INFINITY, 0.0])), &["head 0", "inf", "finite"]);
+    assert_eq!(found, Error::Modifier(ModifierError::SinkNotFinite { head: 0, sink: f32::INFINITY }));
+    let none = [f32::NEG_INFINITY; 2];
+    Attention::new().device(Device::Cpu).forward_with(&view, &view, &view, &SideInputs::new().sinks(&none)).unwrap();
 }

@@ -52,7 +52,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let status = match error {
-            Error::Invalid(_) => SAGE_INVALID,
+            Error::Invalid(_) | Error::Modifier(_) => SAGE_INVALID,
             Error::Unsupported(_) => SAGE_UNSUPPORTED,
             Error::Plan(_) => SAGE_PLAN,
             _ => SAGE_DEVICE,

@@ -203,13 +203,15 @@ impl PrecisionPlan {
         if self.layers.is_empty() {
             return f64::from(u8::from(is_int4(self.default)));
         }
-        let mut int4 = 0;
+        // Timesteps may be any number, so that products need not fit a `usize`.
+        let mut int4 = 0.0;
         for decisions in self.layers.values() {
             let ends = decisions.iter().skip(1).map(|next| next.from_timestep).chain([self.timesteps]);
             let spans = decisions.iter().zip(ends);
-            int4 += spans.filter(|(d, _)| is_int4(d.choice)).map(|(d, end)| end - d.from_timestep).sum::<usize>();
+            let int4_spans = spans.filter(|(d, _)| is_int4(d.choice));
+            int4 += int4_spans.map(|(d, end)| (end - d.from_timestep) as f64).sum::<f64>();
         }
-        int4 as f64 / (self.layers.len() * self.timesteps) as f64
+        int4 / (self.layers.len() as f64 * self.timesteps as f64)
     }
 
     /// The plan as JSON, with a trailing newline.

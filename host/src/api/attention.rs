@@ -350,6 +350,7 @@ impl Attention {
                 Error::Device(
                     DeviceError::NoDriver
                     | DeviceError::DriverInit { .. }
+                    | DeviceError::DriverTooOld { .. }
                     | DeviceError::NoDevice { .. }
                     | DeviceError::ModuleMissing { .. },
                 )

@@ -25,6 +25,32 @@ pub(super) fn init() -> Result<(), DeviceError> {
     })
 }
 
+/// CUDA version of the oldest driver that has every function that is called on every device; the bindings panic for
+/// one that is missing. `cuMemAllocAsync` came last. Tensor maps came with 12.0, and are made after a module has been
+/// loaded that needs as much.
+const OLDEST: i32 = 11_020;
+
+/// Fails if the driver is older than the bindings.
+fn check_version() -> Result<(), DeviceError> {
+    let version = version()?;
+    if version < OLDEST {
+        return Err(DeviceError::DriverTooOld { version: version_name(version), oldest: version_name(OLDEST) });
+    }
+    Ok(())
+}
+
+/// CUDA version of a driver that has been started, 1000 · major + 10 · minor.
+fn version() -> Result<i32, DeviceError> {
+    let mut version = 0;
+    // SAFETY: `version` is a valid place for the one integer that the call writes.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|error| failed("cuDriverGetVersion", &error))?;
+    Ok(version)
+}
+
+fn version_name(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
 /// Whether the driver library is installed. cudarc has such a probe too, but not when a dependency of the
 /// program has it link the library, as candle's `cuda` feature does.
 fn is_present() -> bool {
@@ -41,19 +67,17 @@ fn is_present() -> bool {
 /// [`DeviceError::DriverInit`].
 pub fn driver_version() -> Result<String, DeviceError> {
     init()?;
-    let mut version = 0;
-    // SAFETY: `version` is a valid place for the one integer that the call writes.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|error| failed("cuDriverGetVersion", &error))?;
-    Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
+    Ok(version_name(version()?))
 }
 
 /// Number of CUDA devices.
 ///
 /// # Errors
 ///
-/// As [`driver_version`].
+/// As [`driver_version`]; also [`DeviceError::DriverTooOld`].
 pub fn device_count() -> Result<usize, DeviceError> {
     init()?;
+    check_version()?;
     let count = result::device::get_count().map_err(|error| failed("cuDeviceGetCount", &error))?;
     Ok(count.max(0) as usize)
 }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cudarc::driver::result::DriverError;
-use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use sage_spec::symbol::Arch;
 
@@ -30,8 +30,8 @@ impl Gpu {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::NoDriver`], [`DeviceError::NoDevice`], [`DeviceError::DriverInit`] or
-    /// [`DeviceError::Driver`].
+    /// [`DeviceError::NoDriver`], [`DeviceError::DriverTooOld`], [`DeviceError::NoDevice`],
+    /// [`DeviceError::DriverInit`] or [`DeviceError::Driver`].
     pub fn open(ordinal: usize) -> Result<Arc<Gpu>, DeviceError> {
         let count = driver::device_count()?;
         if ordinal >= count {
@@ -167,7 +167,8 @@ impl Gpu {
         Ok(stream.insert(created).clone())
     }
 
-    /// Uninitialised device memory, freed in the order of `stream` when dropped.
+    /// Uninitialised device memory, freed in the order of `stream` when dropped. (Should the driver be unable to make
+    /// the two events that cudarc gives a buffer, cudarc loses the memory.)
     ///
     /// # Errors
     ///
@@ -176,13 +177,7 @@ impl Gpu {
         self.bind()?;
         // SAFETY: the memory is uninitialised, but every bit pattern is a `u8`, and no reference to
         // its elements ever exists on the host.
-        match unsafe { stream.alloc::<u8>(bytes.max(1)) } {
-            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free, total) = self.context.mem_get_info().unwrap_or((0, self.total_bytes));
-                Err(DeviceError::OutOfMemory { bytes, free, total })
-            }
-            result => self.check("allocating device memory", result),
-        }
+        self.check_allocation(bytes, unsafe { stream.alloc::<u8>(bytes.max(1)) })
     }
 
     /// Makes the context current for the calling thread.
@@ -194,7 +189,14 @@ impl Gpu {
         if let Some(cause) = self.fault.get() {
             return Err(DeviceError::Poisoned { cause: cause.clone() });
         }
+        self.settle("releasing something earlier")?;
         self.check("making the context current", self.context.bind_to_thread())
+    }
+
+    /// Takes up an error that cudarc has kept: what its destructors and guards meet has nobody to go to, so that
+    /// the next call of the context would get it, whatever that does.
+    pub(super) fn settle(&self, call: &'static str) -> Result<(), DeviceError> {
+        self.check(call, self.context.check_err())
     }
 
     /// Turns the result of a driver call into ours, and remembers the first fault that sticks.
@@ -225,11 +227,20 @@ impl std::fmt::Debug for Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         // Kernels may still be running; their code must not go away under them. A context with a
-        // fault runs nothing, and an error here has nobody to go to.
+        // fault runs nothing, and an error here has nobody to go to. `CudaContext::synchronize` would not wait
+        // if it had an error to tell first.
         if self.fault.get().is_none() && !lock(&self.modules).is_empty() {
-            let _ = self.context.synchronize();
+            make_current(&self.context);
+            let _ = result::ctx::synchronize();
         }
     }
+}
+
+/// Makes `context` current for a destructor, which goes on if that fails: what it releases knows its context.
+/// `CudaContext::bind_to_thread` would do nothing if it had an error to tell first.
+pub(super) fn make_current(context: &CudaContext) {
+    // SAFETY: whoever has a `CudaContext` keeps the driver's context alive.
+    let _ = unsafe { result::ctx::set_current(context.cu_ctx()) };
 }
 
 /// Locks `mutex`. What our mutexes hold is valid at every point where a panic could strike.

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use cudarc::driver::{CudaEvent, CudaStream};
 
 use super::Gpu;
 use super::args::{DeviceMemory, DeviceTensor, LaunchArgs};
+use super::memory::Memory;
 use super::side::{HostSide, SideArgs};
-use crate::error::{DeviceError, Error, Invalid, Operand};
+use crate::error::{Error, Invalid, Operand};
 use crate::plan::Plan;
 use crate::problem::TensorSpec;
 
@@ -57,9 +58,13 @@ impl Gpu {
         if result.is_err() {
             // Copies from page-locked memory of the caller may still be under way. A second error
             // would say no more than the first.
-            let _ = stream.synchronize();
+            let _ = self.check("running the kernels", stream.synchronize());
         }
-        result
+        // What this call could not release is this call's error, not the next one's.
+        let released = self.settle("releasing events");
+        let result = result?;
+        released?;
+        Ok(result)
     }
 
     /// [`Gpu::run_host`] on a given stream.
@@ -71,50 +76,36 @@ impl Gpu {
         stream: &Arc<CudaStream>,
     ) -> Result<HostResult, Error> {
         let problem = plan.problem();
-        let side = side.spans(problem)?.map(|bytes| bytes.map(|bytes| self.upload_bytes(stream, bytes)).transpose());
+        let side = side.spans(problem)?.map(|bytes| bytes.map(|bytes| Memory::upload(self, stream, bytes)).transpose());
         let [alibi, bias, mask, sinks] = side;
         let (alibi, bias, mask, sinks) = (alibi?, bias?, mask?, sinks?);
         let q = self.upload(stream, Operand::Q, q, problem.q())?;
         let k = self.upload(stream, Operand::K, k, problem.k())?;
         let v = self.upload(stream, Operand::V, v, problem.v())?;
         let out_bytes = problem.out().span_elems(Operand::Out)? * problem.out().dtype.bytes();
-        let lse_bytes = problem.lse_elems() * 4;
-        let mut out = self.alloc(stream, out_bytes)?;
-        let mut lse = problem.return_lse().then(|| self.alloc(stream, lse_bytes)).transpose()?;
-        let mut workspace = self.alloc(stream, plan.workspace().total_bytes())?;
-        let events = {
-            let (q, _q) = q.device_ptr(stream);
-            let (k, _k) = k.device_ptr(stream);
-            let (v, _v) = v.device_ptr(stream);
-            let (out, _out) = out.device_ptr_mut(stream);
-            let lse = lse.as_mut().map(|lse| lse.device_ptr_mut(stream));
-            let bytes = workspace.num_bytes();
-            let (ptr, _workspace) = workspace.device_ptr_mut(stream);
-            let args = LaunchArgs {
-                q: DeviceTensor { ptr: q, spec: *problem.q() },
-                k: DeviceTensor { ptr: k, spec: *problem.k() },
-                v: DeviceTensor { ptr: v, spec: *problem.v() },
-                out: DeviceTensor { ptr: out, spec: *problem.out() },
-                lse: lse.as_ref().map(|(ptr, _)| *ptr),
-                workspace: DeviceMemory { ptr, bytes },
-            };
-            let [alibi, bias, mask, sinks] =
-                [&alibi, &bias, &mask, &sinks].map(|memory| memory.as_ref().map(|memory| memory.device_ptr(stream)));
-            let ptr = |memory: &Option<(u64, _)>| memory.as_ref().map(|(ptr, _)| *ptr);
-            let side = SideArgs { alibi: ptr(&alibi), bias: ptr(&bias), mask: ptr(&mask), sinks: ptr(&sinks) };
-            self.launch_timed(plan, (&args, &side), stream)?
+        let out = Memory::new(self, stream, out_bytes)?;
+        let lse = problem.return_lse().then(|| Memory::new(self, stream, problem.lse_elems() * 4)).transpose()?;
+        let workspace = Memory::new(self, stream, plan.workspace().total_bytes())?;
+        let ptr = |memory: &Option<Memory<'_>>| memory.as_ref().map(Memory::ptr);
+        let args = LaunchArgs {
+            q: DeviceTensor { ptr: q.ptr(), spec: *problem.q() },
+            k: DeviceTensor { ptr: k.ptr(), spec: *problem.k() },
+            v: DeviceTensor { ptr: v.ptr(), spec: *problem.v() },
+            out: DeviceTensor { ptr: out.ptr(), spec: *problem.out() },
+            lse: ptr(&lse),
+            workspace: DeviceMemory { ptr: workspace.ptr(), bytes: workspace.bytes() },
         };
-        let out = self.download(stream, &out, out_bytes)?;
-        let lse = lse.map(|lse| self.download(stream, &lse, lse_bytes)).transpose()?;
+        let side = SideArgs { alibi: ptr(&alibi), bias: ptr(&bias), mask: ptr(&mask), sinks: ptr(&sinks) };
+        let [start, attend, end] = self.launch_timed(plan, (&args, &side), stream)?;
+        let out = out.download()?;
+        let lse = lse.map(|lse| lse.download()).transpose()?;
         self.check("running the kernels", stream.synchronize())?;
-        let elapsed =
-            |from: &CudaEvent, to: &CudaEvent| self.check("timing the kernels", from.elapsed_ms(to)).map(f64::from);
-        let [start, attend, end] = &events;
+        let elapsed = |from: &CudaEvent| self.check("timing the kernels", from.elapsed_ms(&end)).map(f64::from);
         Ok(HostResult {
             out,
             lse: lse.map(|bytes| bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()),
-            kernel_ms: elapsed(attend, end)?,
-            e2e_ms: elapsed(start, end)?,
+            kernel_ms: elapsed(&attend)?,
+            e2e_ms: elapsed(&start)?,
         })
     }
 
@@ -142,39 +133,18 @@ impl Gpu {
     }
 
     /// Copies the span of a tensor to the device.
-    fn upload(
-        &self,
-        stream: &Arc<CudaStream>,
+    fn upload<'a>(
+        &'a self,
+        stream: &'a CudaStream,
         operand: Operand,
         bytes: &[u8],
         spec: &TensorSpec,
-    ) -> Result<CudaSlice<u8>, Error> {
+    ) -> Result<Memory<'a>, Error> {
         let element = spec.dtype.bytes();
         let span = spec.span_elems(operand)?;
         let Some(bytes) = bytes.get(..span * element) else {
             return Err(Invalid::SpanBeyondBuffer { needed: span, len: bytes.len() / element }.into());
         };
-        self.upload_bytes(stream, bytes)
-    }
-
-    /// Copies bytes to the device.
-    fn upload_bytes(&self, stream: &Arc<CudaStream>, bytes: &[u8]) -> Result<CudaSlice<u8>, Error> {
-        let mut memory = self.alloc(stream, bytes.len())?;
-        if !bytes.is_empty() {
-            self.check("copying to the device", stream.memcpy_htod(bytes, &mut memory))?;
-        }
-        Ok(memory)
-    }
-
-    /// Copies the first `len` bytes of `memory` to the host.
-    fn download(&self, stream: &Arc<CudaStream>, memory: &CudaSlice<u8>, len: usize) -> Result<Vec<u8>, DeviceError> {
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).map_err(|_| DeviceError::HostMemory { bytes: len })?;
-        bytes.resize(len, 0);
-        if len > 0 {
-            let from = memory.slice(..len);
-            self.check("copying from the device", stream.memcpy_dtoh(&from, bytes.as_mut_slice()))?;
-        }
-        Ok(bytes)
+        Ok(Memory::upload(self, stream, bytes)?)
     }
 }

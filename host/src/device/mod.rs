@@ -13,6 +13,7 @@ mod embedded;
 mod gpu;
 mod host;
 mod launch;
+mod memory;
 mod merge;
 mod module;
 mod packed;

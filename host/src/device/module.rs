@@ -10,6 +10,7 @@ use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUjit
 use sage_spec::symbol::Arch;
 
 use super::embedded::{self, MODULES};
+use super::gpu::make_current;
 use super::{Gpu, driver};
 use crate::error::DeviceError;
 use crate::plan::Entry;
@@ -40,15 +41,25 @@ pub(super) struct Module {
 
 /// A kernel and the driver's module that holds it.
 struct Kernel {
-    handle: sys::CUmodule,
+    _module: Loaded,
     function: Function,
 }
 
+/// A module of the driver, unloaded when dropped. Its context is current then, and none of its kernels runs.
+struct Loaded(sys::CUmodule);
+
 // SAFETY: a CUmodule is a handle that any thread may use while its context exists, and the `Module`
 // that owns it keeps that existing.
-unsafe impl Send for Kernel {}
+unsafe impl Send for Loaded {}
 // SAFETY: as above; the handle is never written.
-unsafe impl Sync for Kernel {}
+unsafe impl Sync for Loaded {}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // SAFETY: the module was loaded and is unloaded only here. An error has nobody to go to.
+        let _ = unsafe { result::module::unload(self.0) };
+    }
+}
 
 /// What precedes the first kernel of a module, and the kernel `symbol`; `None` if there is no such kernel.
 fn one_kernel(ptx: &str, symbol: &str) -> Option<String> {
@@ -131,9 +142,10 @@ impl Module {
         if let Some(kernel) = kernels.get(&entry.symbol) {
             return Ok(kernel.function);
         }
-        let handle = self.load(gpu, ptx)?;
-        // SAFETY: `handle` was returned by a successful load and is unloaded only by Drop.
-        let function = match unsafe { result::module::get_function(handle, name) } {
+        // Unloaded again if the rest fails.
+        let module = Loaded(self.load(gpu, ptx)?);
+        // SAFETY: the module is loaded.
+        let function = match unsafe { result::module::get_function(module.0, name) } {
             Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => return Err(missing()),
             result => gpu.check("finding a kernel", result)?,
         };
@@ -141,31 +153,26 @@ impl Module {
         if bytes > SMEM_WITHOUT_OPT_IN_BYTES {
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: `function` is a kernel of a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) }.map_err(
-                |error| DeviceError::SharedMemoryRefused {
-                    symbol: entry.symbol.clone(),
-                    bytes,
-                    name: driver::name(&error),
-                },
-            )?;
+            let allowed = unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) };
+            if let Err(error) = allowed
+                && !driver::is_sticky(&error)
+            {
+                let (symbol, name) = (entry.symbol.clone(), driver::name(&error));
+                return Err(DeviceError::SharedMemoryRefused { symbol, bytes, name });
+            }
+            gpu.check("allowing a kernel its shared memory", allowed)?;
         }
         let function = Function(function);
-        kernels.insert(entry.symbol.clone(), Kernel { handle, function });
+        kernels.insert(entry.symbol.clone(), Kernel { _module: module, function });
         Ok(function)
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_err() {
-            return;
-        }
-        let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for (_, kernel) in kernels.drain() {
-            // SAFETY: the module is loaded, and the Gpu that owns it has waited for its kernels. An
-            // error has nobody to go to.
-            let _ = unsafe { result::module::unload(kernel.handle) };
-        }
+        make_current(&self.context);
+        // The Gpu that owns this has waited for its kernels.
+        self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

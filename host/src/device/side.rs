@@ -23,7 +23,7 @@ pub struct SideArgs {
 }
 
 /// Bytes that each side input of `problem` spans, and their alignment, in the order of the fields of
-/// [`SideArgs`].
+/// [`SideArgs`]. A problem without rows may have any number of heads, so that products saturate.
 fn planned(problem: &Problem) -> [(Operand, Option<(usize, usize)>); 4] {
     let (modifiers, heads) = (problem.modifiers(), problem.dims().num_heads_q);
     let span = |operand, pairs: &PairSpec, bytes: usize| {
@@ -31,10 +31,10 @@ fn planned(problem: &Problem) -> [(Operand, Option<(usize, usize)>); 4] {
         (pairs.span_elems(operand).map_or(usize::MAX, |elems| elems * bytes), bytes)
     };
     [
-        (Operand::Alibi, modifiers.alibi.map(|[batch, heads]| (batch * heads * 4, 4))),
+        (Operand::Alibi, modifiers.alibi.map(|[batch, heads]| (batch.saturating_mul(heads).saturating_mul(4), 4))),
         (Operand::Bias, modifiers.bias.map(|bias| span(Operand::Bias, &bias.pairs, bias.dtype.bytes()))),
         (Operand::Mask, modifiers.mask.map(|mask| span(Operand::Mask, &mask, 1))),
-        (Operand::Sinks, modifiers.sinks.map(|_| (heads * 4, 4))),
+        (Operand::Sinks, modifiers.sinks.map(|_| (heads.saturating_mul(4), 4))),
     ]
 }
 

@@ -61,14 +61,17 @@ impl Gpu {
         if stream.context() != self.context() {
             return Err(Invalid::ForeignContext { what: "the stream".into() }.into());
         }
+        self.bind()?;
         let bytes = workspace.num_bytes();
         // The guards record the uses when they are dropped, after the launch.
-        let (q_ptr, _q) = q.device_ptr(stream);
-        let (k_ptr, _k) = k.device_ptr(stream);
-        let (v_ptr, _v) = v.device_ptr(stream);
-        let (out_ptr, _out) = out.device_ptr_mut(stream);
-        let (workspace_ptr, _workspace) = workspace.device_ptr_mut(stream);
+        let (q_ptr, q_use) = q.device_ptr(stream);
+        let (k_ptr, k_use) = k.device_ptr(stream);
+        let (v_ptr, v_use) = v.device_ptr(stream);
+        let (out_ptr, out_use) = out.device_ptr_mut(stream);
+        let (workspace_ptr, workspace_use) = workspace.device_ptr_mut(stream);
         let lse = lse.as_mut().map(|lse| lse.device_ptr_mut(stream));
+        // Without that order the launch would race with the earlier uses.
+        self.settle("ordering the buffers")?;
         let args = LaunchArgs {
             q: DeviceTensor { ptr: q_ptr, spec: *problem.q() },
             k: DeviceTensor { ptr: k_ptr, spec: *problem.k() },
@@ -81,7 +84,10 @@ impl Gpu {
         // the workspace lie within buffers of sufficient length; a CudaSlice is freed in stream order
         // after the uses its guard recorded; and what is written is borrowed mutably, so no other use
         // can be submitted that cudarc does not order against this one.
-        unsafe { self.launch(plan, &args, stream.cu_stream()) }
+        unsafe { self.launch(plan, &args, stream.cu_stream()) }?;
+        drop((q_use, k_use, v_use, out_use, lse, workspace_use));
+        self.settle("recording the use of the buffers")?;
+        Ok(())
     }
 
     /// Checks the type, length and context of a tensor's buffer.

@@ -29,9 +29,19 @@ impl Weights {
     /// [`ModelError::File`] or [`ModelError::Format`].
     pub fn open(path: &Path) -> Result<Weights, ModelError> {
         let name = path.display().to_string();
-        let unreadable = |error: std::io::Error| ModelError::File { path: name.clone(), message: error.to_string() };
+        match File::open(path) {
+            Ok(file) => Weights::read(name, file),
+            Err(error) => Err(ModelError::File { path: name, message: error.to_string() }),
+        }
+    }
+
+    /// Reads and checks a file that is called `name` in messages.
+    ///
+    /// # Errors
+    ///
+    /// As [`Weights::open`].
+    pub fn read(name: String, mut file: impl Read) -> Result<Weights, ModelError> {
         let format = |message: String| ModelError::Format { path: name.clone(), message };
-        let mut file = File::open(path).map_err(unreadable)?;
         let mut length = [0u8; 8];
         file.read_exact(&mut length).map_err(|_| format("it is shorter than the 8 bytes of a header length".into()))?;
         let header = u64::from_le_bytes(length);
@@ -39,7 +49,8 @@ impl Weights {
             return Err(format(format!("its header claims {header} bytes, more than the {MAX_HEADER_BYTES} allowed")));
         }
         let mut bytes = length.to_vec();
-        file.read_to_end(&mut bytes).map_err(unreadable)?;
+        file.read_to_end(&mut bytes)
+            .map_err(|error| ModelError::File { path: name.clone(), message: error.to_string() })?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| format(error.to_string()))?;
         SafeTensors::deserialize(&bytes).map_err(|error| format(error.to_string()))?;
         let metadata = metadata.metadata().clone().unwrap_or_default();

@@ -272,8 +272,11 @@ impl Plan {
         tickets.min(self.quantize_resident() as u128) as usize
     }
 
-    /// Order of the quantizer's tiles.
+    /// Order of the quantizer's tiles; of none if there is no output element.
     pub fn schedule(&self) -> Schedule {
+        if self.problem.is_empty() {
+            return Schedule::default();
+        }
         let dims = self.problem.dims();
         let token_bytes = 2 * dims.head_dim * self.problem.input_dtype().bytes();
         let kv_bytes = dims.seqlen_kv.saturating_mul(token_bytes);

@@ -24,9 +24,11 @@ pub struct Axis {
 const TICKS: f64 = 8.0;
 
 impl Axis {
-    /// An axis that shows all finite `values`; 0 to 1 if there are none.
+    /// An axis that shows all finite `values`, but for those beyond 10^±300, whose differences and quotients are not
+    /// finite; 0 to 1 if there are none.
     pub fn new(label: impl Into<String>, scale: Scale, values: impl IntoIterator<Item = f64>) -> Axis {
-        let usable = |x: &f64| x.is_finite() && (scale == Scale::Linear || *x > 0.0);
+        let drawable = |x: f64| x == 0.0 || (1e-300..=1e300).contains(&x.abs());
+        let usable = |x: &f64| drawable(*x) && (scale == Scale::Linear || *x > 0.0);
         let (low, high) = values
             .into_iter()
             .filter(usable)

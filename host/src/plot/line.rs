@@ -72,8 +72,10 @@ impl LineChart {
         );
         for (index, series) in self.series.iter().enumerate() {
             let colour = COLOURS[index % COLOURS.len()];
-            let finite = series.points.iter().filter(|(a, b)| x.position(*a).is_finite() && y.position(*b).is_finite());
-            let points: Vec<(f64, f64)> = finite.map(|&(a, b)| (at_x(a), at_y(b))).collect();
+            // What is not finite, or not positive on a logarithmic axis, has no place.
+            let inside = |position: f64| (-0.001..=1.001).contains(&position);
+            let drawn = series.points.iter().filter(|(a, b)| inside(x.position(*a)) && inside(y.position(*b)));
+            let points: Vec<(f64, f64)> = drawn.map(|&(a, b)| (at_x(a), at_y(b))).collect();
             let path: Vec<String> = points.iter().map(|(a, b)| format!("{a:.1},{b:.1}")).collect();
             let _ = writeln!(
                 svg,
