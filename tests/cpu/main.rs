@@ -3,6 +3,8 @@
 #[path = "../reference/problem.rs"]
 #[allow(dead_code)] // shared with the tests of the reference
 mod problem;
+mod scores;
+mod split;
 
 use problem::{Problem, Tensors, problems};
 use proptest::prelude::*;

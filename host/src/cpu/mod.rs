@@ -10,6 +10,7 @@
 
 mod attend;
 mod exact;
+mod finish;
 mod isa;
 mod mask;
 mod operands;
@@ -18,8 +19,10 @@ mod portable;
 mod product;
 mod quantize;
 mod quantized;
+mod scores;
 mod select;
 mod softmax;
+mod split;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -30,6 +33,7 @@ mod neon;
 
 pub use output::OutputMut;
 pub use quantize::quantize;
+pub use scores::scores;
 pub use select::Path;
 
 use sage_spec::Dims;
