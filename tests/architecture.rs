@@ -55,6 +55,7 @@ const RULES: &[Rule] = &[
             "tests/ptx/wrappers/",        // a kernel crate
             "tests/ptx/golden.rs",        // reads such code as text
             "kernels-gpu/src/merge.rs",
+            "tests/cpu/process.rs",   // is an allocator
             "tests/host/dlpack.rs",   // plays the other side of the C struct
             "tests/gpu/harness.rs",   // launches single kernels
             "tests/gpu/embedding.rs", // launches on raw addresses

@@ -21,13 +21,13 @@ use super::split::{Merge, States, most_rows, span};
 /// Most query blocks that share an unpacked tile: their sums and queries stay within the level-2 cache.
 const MAX_BLOCKS: usize = 4;
 
-/// Computes attention into `out` `[B, Hq, M, D]` and `lse` `[B, Hq, M]`, which are all zeros and −∞.
+/// Computes attention into `out` `[B, Hq, M, D]` and `lse` `[B, Hq, M]`, which is all −∞.
 ///
 /// Results do not depend on the number of threads.
-pub fn attend<I: Isa, O: Operands>(isa: I, operands: &O, out: OutputMut, lse: &mut [f32]) {
+pub fn attend<I: Isa, O: Operands>(isa: I, operands: &O, mut out: OutputMut, lse: &mut [f32]) {
     let dims = operands.dims();
     if dims.num_heads_kv == 0 || dims.seqlen_kv == 0 || lse.is_empty() {
-        return;
+        return out.clear();
     }
     let mut whole = parts(dims, out, lse);
     let span = span(dims);
@@ -142,7 +142,7 @@ impl<I: Isa> Scratch<I> {
             item.iter().zip(self.blocks.iter_mut().zip(self.means.chunks_exact_mut(depth)))
         {
             let (q, start, factor) = (&mut block.q[..], &mut block.start[..], &mut block.factor[..]);
-            isa.run(Load { operands, segment, q, start, factor });
+            isa.run(Load { operands, segment, rows: &mut self.rows, q, start, factor });
             operands.load_q_mean(segment, bytemuck::cast_slice_mut(mean));
             block.max.fill(ROW_MAX_START);
             block.sum.fill(I::Panel::zeroed());
@@ -208,6 +208,7 @@ impl<I: Isa> Scratch<I> {
 pub struct Load<'a, O> {
     pub operands: &'a O,
     pub segment: &'a Segment,
+    pub rows: &'a mut [u32],
     pub q: &'a mut [u32],
     pub start: &'a mut [u32],
     pub factor: &'a mut [f32],
@@ -218,7 +219,7 @@ impl<O: Operands> Task for Load<'_, O> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.operands.load_q(I::CODES, self.segment, self.q, self.start, self.factor);
+        self.operands.load_q(I::CODES, self.segment, self.rows, self.q, self.start, self.factor);
     }
 }
 

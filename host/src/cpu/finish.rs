@@ -42,8 +42,11 @@ pub fn finish_row<O: Operands>(operands: &O, part: &mut Part, index: usize, max:
     let (segment, head_dim) = (&part.segment, operands.dims().head_dim);
     match &mut part.target {
         Target::State(state) => store(state, index, max, sum, row),
-        // The row sees no key; out and lse already say so.
-        Target::Rows(..) if sum == 0.0 => {}
+        // The row sees no key; lse already says so.
+        Target::Rows(out, _) if sum == 0.0 => {
+            row.fill(0.0);
+            out.write(index * head_dim, &row[..head_dim]);
+        }
         Target::Rows(out, lse) => {
             operands.finish(segment, 1.0 / sum, row);
             out.write(index * head_dim, &row[..head_dim]);

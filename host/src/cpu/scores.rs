@@ -23,7 +23,7 @@ use crate::reference::{HostTensor, Options, Quantized};
 ///
 /// For tests: attention keeps one tile of them at a time. `k` and the mask in `options` are not used.
 pub fn scores(path: Path, dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> Vec<i32> {
-    let operands = &Codings { dims, quantized, k, options };
+    let operands = &Codings { dims, quantized, q: None, k, options };
     let mut scores = vec![0; dims.batch * dims.num_heads_q * dims.seqlen_q * dims.seqlen_kv];
     scores.par_chunks_mut((dims.seqlen_q * dims.seqlen_kv).max(1)).enumerate().for_each(|(head, scores)| {
         for (block, scores) in scores.chunks_mut(BLOCK_Q * dims.seqlen_kv).enumerate() {
@@ -51,7 +51,9 @@ impl Task for BlockScores<'_> {
         let BlockScores { operands, segment, scores } = self;
         let (dims, lanes) = (operands.dims(), operands.qk_lanes(I::CODES));
         let (mut q, mut start, mut factor) = (vec![0; BLOCK_Q * lanes], vec![0; BLOCK_Q], vec![0.0; BLOCK_Q]);
-        Load { operands, segment: &segment, q: &mut q, start: &mut start, factor: &mut factor }.run(isa);
+        let load =
+            Load { operands, segment: &segment, rows: &mut [], q: &mut q, start: &mut start, factor: &mut factor };
+        load.run(isa);
         let mut rows = vec![0; I::PANEL * lanes];
         let mut k = vec![I::Panel::zeroed(); TILE / I::PANEL * lanes];
         let mut tile = vec![I::Panel::zeroed(); BLOCK_Q * TILE / I::PANEL];
