@@ -56,6 +56,7 @@ const RULES: &[Rule] = &[
             "tests/conformance/cases.rs", // names the type of a kernel
             "tests/ptx/wrappers/",        // a kernel crate
             "kernels-gpu/src/merge.rs",
+            "tests/cpu/process.rs",   // is an allocator
             "tests/host/dlpack.rs",   // plays the other side of the C struct
             "tests/gpu/harness.rs",   // launches single kernels
             "tests/gpu/embedding.rs", // launches on raw addresses

@@ -3,6 +3,8 @@
 #[path = "../reference/problem.rs"]
 #[allow(dead_code)] // shared with the tests of the reference
 mod problem;
+mod scores;
+mod split;
 
 use problem::{Problem, Tensors, problems};
 use proptest::prelude::*;
@@ -49,6 +51,20 @@ proptest! {
         for path in Path::available() {
             let actual = cpu::quantize(path, d, [&t.q(d), &t.k(d), &t.v(d)], &problem.options);
             prop_assert!(actual == expected, "{}", path.name());
+        }
+    }
+
+    /// Queries quantized block by block make no difference.
+    #[test]
+    fn queries_need_not_be_quantized_before(problem in problems()) {
+        let (d, o, t) = (&problem.dims, &problem.options, problem.tensors());
+        for path in Path::available() {
+            let expected = quantized(path, &problem, &t);
+            let keys = cpu::quantize_kv(path, d, [&t.q(d), &t.k(d), &t.v(d)], o);
+            let mut out = vec![f32::NAN; t.q.len()];
+            let lse = cpu::attention_with_queries(path, d, &keys, [&t.q(d), &t.k(d)], o, OutputMut::F32(&mut out));
+            let same = |a: &[f32], b: &[f32]| a.iter().map(|x| x.to_bits()).eq(b.iter().map(|x| x.to_bits()));
+            prop_assert!(same(&out, &expected.out) && same(&lse, &expected.lse), "{}", path.name());
         }
     }
 

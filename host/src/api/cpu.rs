@@ -124,8 +124,8 @@ fn attend_plain(
             (Instant::now(), cpu::attention_exact(path, dims, [&q, &k, &v], causal, sm_scale, out))
         }
         Some(options) => {
-            let quantized = cpu::quantize(path, dims, [&q, &k, &v], &options);
-            (Instant::now(), cpu::attention_quantized(path, dims, &quantized, &k, &options, out))
+            let quantized = cpu::quantize_kv(path, dims, [&q, &k, &v], &options);
+            (Instant::now(), cpu::attention_with_queries(path, dims, &quantized, [&q, &k], &options, out))
         }
     };
     report.kernel_ms += milliseconds(attended);

@@ -1,39 +1,53 @@
 //! The algorithm: tiles of keys against query blocks, with an online softmax.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Mutex;
 
 use bytemuck::Zeroable;
 use rayon::prelude::*;
-use sage_spec::limits::MAX_HEAD_DIM;
 use sage_spec::tiling::BLOCK_Q;
 
+use super::finish::Finish;
 use super::isa::{Isa, Task};
 use super::mask::Mask;
 use super::operands::{Operands, TILE};
-use super::output::{Item, OutputMut, Segment, items};
+use super::output::{Item, OutputMut, Part, Segment, items, parts};
 use super::product::{Accumulate, Bf16, F32, Scores};
 use super::quantized::transpose;
 use super::softmax::{ROW_MAX_START, Scale, Softmax};
+use super::split::{Merge, States, most_rows, span};
 
 /// Most query blocks that share an unpacked tile: their sums and queries stay within the level-2 cache.
 const MAX_BLOCKS: usize = 4;
 
-/// Computes attention into `out` `[B, Hq, M, D]` and `lse` `[B, Hq, M]`, which are all zeros and −∞.
+/// Computes attention into `out` `[B, Hq, M, D]` and `lse` `[B, Hq, M]`, which is all −∞.
 ///
 /// Results do not depend on the number of threads.
-pub fn attend<I: Isa, O: Operands>(isa: I, operands: &O, out: OutputMut, lse: &mut [f32]) {
+pub fn attend<I: Isa, O: Operands>(isa: I, operands: &O, mut out: OutputMut, lse: &mut [f32]) {
     let dims = operands.dims();
     if dims.num_heads_kv == 0 || dims.seqlen_kv == 0 || lse.is_empty() {
-        return;
+        return out.clear();
     }
+    let mut whole = parts(dims, out, lse);
+    let span = span(dims);
+    if span >= dims.seqlen_kv {
+        return attend_parts(isa, operands, &mut whole);
+    }
+    let mut states = States::new(dims, span);
+    attend_parts(isa, operands, &mut states.parts(&whole));
+    whole.par_iter_mut().zip(states.blocks()).for_each(|(part, states)| isa.run(Merge { operands, part, states }));
+}
+
+/// Hands the parts to the threads of the caller's pool, most work first.
+fn attend_parts<I: Isa, O: Operands>(isa: I, operands: &O, parts: &mut [Part]) {
     let threads = rayon::current_num_threads();
-    let blocks = dims.batch * dims.num_heads_q * dims.num_query_blocks();
-    let items = items(dims, (blocks / (4 * threads)).clamp(1, MAX_BLOCKS), out, lse);
+    let blocks = (parts.len() / (4 * threads)).clamp(1, MAX_BLOCKS);
+    let items = items(operands.dims(), blocks, parts);
     let workers = threads.min(items.len());
     let queue = Mutex::new(items.into_iter());
     (0..workers).into_par_iter().with_max_len(1).for_each(|_| {
-        let mut scratch = Scratch::<I>::new(operands);
+        let mut scratch = Scratch::<I>::new(operands, blocks);
         while let Some(item) = next(&queue) {
             scratch.attend(isa, operands, item);
         }
@@ -41,11 +55,12 @@ pub fn attend<I: Isa, O: Operands>(isa: I, operands: &O, out: OutputMut, lse: &m
 }
 
 /// Takes an item; nothing can panic while the lock is held.
-fn next<'a>(queue: &Mutex<std::vec::IntoIter<Item<'a>>>) -> Option<Item<'a>> {
+fn next<'a, 'p>(queue: &Mutex<std::vec::IntoIter<Item<'a, 'p>>>) -> Option<Item<'a, 'p>> {
     queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next()
 }
 
-/// Buffers of one worker. `lanes` are those of a row of Q or K, `depth` is the padded head dimension.
+/// Buffers of one worker. `lanes` are those of a row of Q or K, `depth` is the padded head dimension, `height` the
+/// rows of the largest query block.
 struct Scratch<I: Isa> {
     /// `[TILE, max(lanes, depth)]`: rows on their way into panels.
     rows: Vec<u32>,
@@ -56,33 +71,35 @@ struct Scratch<I: Isa> {
     /// `[channel panels, TILE]` f32 or `[channel panels, TILE / 2]` bf16 pairs.
     v: Vec<I::Panel>,
     k_factors: [f32; TILE],
-    /// `[BLOCK_Q, key panels]`: scores, then P if it is f32.
+    /// `[height, key panels]`: scores, then P if it is f32.
     scores: Vec<I::Panel>,
-    /// `[BLOCK_Q, TILE / 2]`: P if it is bf16.
+    /// `[height, TILE / 2]`: P if it is bf16.
     pairs: Vec<u32>,
     alpha: [f32; BLOCK_Q],
-    /// `[MAX_BLOCKS, depth]`: block means of Q.
+    /// `[blocks, depth]`: block means of Q.
     means: Vec<u32>,
-    /// `[MAX_BLOCKS, key panels]`: ΔS of the tile.
+    /// `[blocks, key panels]`: ΔS of the tile.
     delta: Vec<I::Panel>,
     blocks: Vec<Block<I>>,
 }
 
 /// What a worker keeps of a query block from tile to tile.
-struct Block<I: Isa> {
-    /// `[BLOCK_Q, lanes]`.
+pub struct Block<I: Isa> {
+    /// `[height, lanes]`.
     q: Vec<u32>,
     start: Vec<u32>,
     factor: Vec<f32>,
-    max: Vec<f32>,
-    sum: Vec<I::Panel>,
-    /// `[channel panels, BLOCK_Q]`.
-    out: Vec<I::Panel>,
+    /// Running maxima, in log2 units.
+    pub max: Vec<f32>,
+    /// Running sums, to be added over the lanes.
+    pub sum: Vec<I::Panel>,
+    /// `[channel panels, height]`.
+    pub out: Vec<I::Panel>,
 }
 
 impl<I: Isa> Scratch<I> {
-    fn new<O: Operands>(operands: &O) -> Self {
-        let lanes = operands.qk_lanes(I::CODES);
+    fn new<O: Operands>(operands: &O, blocks: usize) -> Self {
+        let (lanes, height) = (operands.qk_lanes(I::CODES), most_rows(operands.dims()));
         let depth = operands.dims().head_dim_padded();
         let (key_panels, channel_panels) = (TILE / I::PANEL, depth / I::PANEL);
         let pairs = I::BF16 && operands.v_fits_bf16();
@@ -94,44 +111,45 @@ impl<I: Isa> Scratch<I> {
             k_smoothed: panels(smoothed * depth),
             v: panels(channel_panels * if pairs { TILE / 2 } else { TILE }),
             k_factors: [0.0; TILE],
-            scores: panels(BLOCK_Q * key_panels),
-            pairs: vec![0; if pairs { BLOCK_Q * TILE / 2 } else { 0 }],
+            scores: panels(height * key_panels),
+            pairs: vec![0; if pairs { height * TILE / 2 } else { 0 }],
             alpha: [1.0; BLOCK_Q],
-            means: vec![0; MAX_BLOCKS * depth],
-            delta: panels(MAX_BLOCKS * smoothed),
-            blocks: (0..MAX_BLOCKS)
+            means: vec![0; blocks * depth],
+            delta: panels(blocks * smoothed),
+            blocks: (0..blocks)
                 .map(|_| Block {
-                    q: vec![0; BLOCK_Q * lanes],
-                    start: vec![0; BLOCK_Q],
-                    factor: vec![0.0; BLOCK_Q],
-                    max: vec![0.0; BLOCK_Q],
-                    sum: panels(BLOCK_Q),
-                    out: panels(channel_panels * BLOCK_Q),
+                    q: vec![0; height * lanes],
+                    start: vec![0; height],
+                    factor: vec![0.0; height],
+                    max: vec![0.0; height],
+                    sum: panels(height),
+                    out: panels(channel_panels * height),
                 })
                 .collect(),
         }
     }
 
-    fn attend<O: Operands>(&mut self, isa: I, operands: &O, mut item: Item) {
+    fn attend<O: Operands>(&mut self, isa: I, operands: &O, item: Item) {
         let dims = operands.dims();
         let depth = dims.head_dim_padded();
-        let flat_kv = item.parts[0].0.flat_kv(dims);
+        let Some(Part { segment, keys, .. }) = item.first() else { return };
+        let (flat_kv, keys) = (segment.flat_kv(dims), keys.clone());
         let mask = |segment: &Segment, first: usize| {
-            let real = TILE.min(dims.seqlen_kv - first);
+            let real = TILE.min(keys.end - first);
             Mask::new(operands.causal(), segment.causal_keys(dims), first, real)
         };
-        for ((segment, ..), (block, mean)) in
-            item.parts.iter().zip(self.blocks.iter_mut().zip(self.means.chunks_exact_mut(depth)))
+        for (Part { segment, .. }, (block, mean)) in
+            item.iter().zip(self.blocks.iter_mut().zip(self.means.chunks_exact_mut(depth)))
         {
             let (q, start, factor) = (&mut block.q[..], &mut block.start[..], &mut block.factor[..]);
-            isa.run(Load { operands, segment, q, start, factor });
+            isa.run(Load { operands, segment, rows: &mut self.rows, q, start, factor });
             operands.load_q_mean(segment, bytemuck::cast_slice_mut(mean));
             block.max.fill(ROW_MAX_START);
             block.sum.fill(I::Panel::zeroed());
             block.out.fill(I::Panel::zeroed());
         }
-        for first in (0..dims.seqlen_kv).step_by(TILE) {
-            if item.parts.iter().all(|(segment, ..)| mask(segment, first).first_row(segment.rows) == segment.rows) {
+        for first in keys.clone().step_by(TILE) {
+            if item.iter().all(|Part { segment, .. }| mask(segment, first).first_row(segment.rows) == segment.rows) {
                 break; // nor do they see later tiles
             }
             isa.run(Unpack { operands, flat_kv, first, scratch: &mut *self });
@@ -141,13 +159,13 @@ impl<I: Isa> Scratch<I> {
                     inner: depth,
                     k: &self.k_smoothed,
                     start: &[],
-                    rows: 0..item.parts.len(),
+                    rows: 0..item.len(),
                     visible: Mask::new(false, 0, 0, TILE),
                     scores: &mut self.delta,
                     product: PhantomData::<F32>,
                 });
             }
-            for (index, (segment, ..)) in item.parts.iter().enumerate() {
+            for (index, Part { segment, .. }) in item.iter().enumerate() {
                 let visible = mask(segment, first);
                 let rows = visible.first_row(segment.rows)..segment.rows;
                 if !rows.is_empty() {
@@ -155,17 +173,17 @@ impl<I: Isa> Scratch<I> {
                 }
             }
         }
-        for ((segment, out, lse), block) in item.parts.iter_mut().zip(&self.blocks) {
-            isa.run(Finish { operands, segment, block, out, lse });
+        for (part, block) in item.iter_mut().zip(&self.blocks) {
+            isa.run(Finish { operands, part, block });
         }
     }
 
     /// One query block against the unpacked tile.
-    fn tile<O: Operands>(&mut self, isa: I, operands: &O, index: usize, rows: std::ops::Range<usize>, visible: Mask) {
+    fn tile<O: Operands>(&mut self, isa: I, operands: &O, index: usize, rows: Range<usize>, visible: Mask) {
         let Scratch { k, v, k_factors, scores, pairs, alpha, delta, blocks, .. } = self;
         let Block { q, start, factor, max, sum, out } = &mut blocks[index];
         let inner = operands.qk_lanes(I::CODES);
-        let panels = TILE / I::PANEL;
+        let (panels, stride) = (TILE / I::PANEL, sum.len());
         isa.run(Scores { q, inner, k, start, rows: rows.clone(), visible, scores, product: PhantomData::<O::Qk> });
         let delta = match operands.has_delta() {
             true => bytemuck::cast_slice(&delta[index * panels..(index + 1) * panels]),
@@ -175,11 +193,11 @@ impl<I: Isa> Scratch<I> {
         isa.run(Softmax { scores, pairs, panels, rows: rows.clone(), visible, scale, max, sum, alpha });
         if pairs.is_empty() {
             let p = bytemuck::cast_slice(scores);
-            let (inner, per_lane, stride) = (TILE, 1, BLOCK_Q);
+            let (inner, per_lane) = (TILE, 1);
             let product = PhantomData::<F32>;
             isa.run(Accumulate { p, inner, per_lane, v, rows, visible, alpha, out, stride, product });
         } else {
-            let (inner, per_lane, stride) = (TILE / 2, 2, BLOCK_Q);
+            let (inner, per_lane) = (TILE / 2, 2);
             let product = PhantomData::<Bf16>;
             isa.run(Accumulate { p: pairs, inner, per_lane, v, rows, visible, alpha, out, stride, product });
         }
@@ -187,12 +205,13 @@ impl<I: Isa> Scratch<I> {
 }
 
 /// Loads a query block.
-struct Load<'a, O> {
-    operands: &'a O,
-    segment: &'a Segment,
-    q: &'a mut [u32],
-    start: &'a mut [u32],
-    factor: &'a mut [f32],
+pub struct Load<'a, O> {
+    pub operands: &'a O,
+    pub segment: &'a Segment,
+    pub rows: &'a mut [u32],
+    pub q: &'a mut [u32],
+    pub start: &'a mut [u32],
+    pub factor: &'a mut [f32],
 }
 
 impl<O: Operands> Task for Load<'_, O> {
@@ -200,7 +219,7 @@ impl<O: Operands> Task for Load<'_, O> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.operands.load_q(I::CODES, self.segment, self.q, self.start, self.factor);
+        self.operands.load_q(I::CODES, self.segment, self.rows, self.q, self.start, self.factor);
     }
 }
 
@@ -222,20 +241,14 @@ impl<O: Operands, J: Isa> Task for Unpack<'_, O, J> {
         let dims = operands.dims();
         let tokens = first..dims.seqlen_kv.min(first + TILE);
         let lanes = operands.qk_lanes(I::CODES);
-        let key_panels =
-            |panel: usize| tokens.start + panel * I::PANEL..tokens.end.min(tokens.start + (panel + 1) * I::PANEL);
 
         for (panel, k) in bytemuck::cast_slice_mut::<_, I::Panel>(k).chunks_exact_mut(lanes).enumerate() {
-            let keys = key_panels(panel);
-            if !keys.is_empty() {
-                operands.load_k(I::CODES, flat_kv, keys.clone(), rows);
-                transpose(isa, rows, lanes, keys.len(), k);
-            }
+            unpack_keys(isa, operands, flat_kv, keys_of::<I>(panel, &tokens), rows, k);
         }
         if operands.has_delta() {
             let depth = dims.head_dim_padded();
             for (panel, k) in bytemuck::cast_slice_mut::<_, I::Panel>(k_smoothed).chunks_exact_mut(depth).enumerate() {
-                let keys = key_panels(panel);
+                let keys = keys_of::<I>(panel, &tokens);
                 operands.load_k_smoothed(flat_kv, keys.clone(), bytemuck::cast_slice_mut(rows));
                 transpose(isa, rows, depth, keys.len(), k);
             }
@@ -245,38 +258,24 @@ impl<O: Operands, J: Isa> Task for Unpack<'_, O, J> {
     }
 }
 
-/// Normalizes a query block and writes it.
-struct Finish<'a, 'o, O, I: Isa> {
-    operands: &'a O,
-    segment: &'a Segment,
-    block: &'a Block<I>,
-    out: &'a mut OutputMut<'o>,
-    lse: &'a mut [f32],
+/// The keys of a tile that are in panel `panel`.
+#[inline(always)]
+pub fn keys_of<I: Isa>(panel: usize, tile: &Range<usize>) -> Range<usize> {
+    tile.start + panel * I::PANEL..tile.end.min(tile.start + (panel + 1) * I::PANEL)
 }
 
-impl<O: Operands, J: Isa> Task for Finish<'_, '_, O, J> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Finish { operands, segment, block, out, lse } = self;
-        let dims = operands.dims();
-        let mut row = [0.0; MAX_HEAD_DIM];
-        let row = &mut row[..dims.head_dim_padded()];
-        let sums: &[I::Panel] = bytemuck::cast_slice(&block.sum);
-        let panels: &[f32] = bytemuck::cast_slice(&block.out);
-        for (index, lse) in lse.iter_mut().enumerate() {
-            let bits = isa.load(&sums[index]);
-            let sum = isa.sum_lanes(isa.add(isa.as_f(bits[0]), isa.as_f(bits[1])));
-            if sum == 0.0 {
-                continue; // the row sees no key; out and lse already say so
-            }
-            for (to, panel) in row.chunks_exact_mut(I::PANEL).zip(panels.chunks_exact(BLOCK_Q * I::PANEL)) {
-                to.copy_from_slice(&panel[index * I::PANEL..][..I::PANEL]);
-            }
-            operands.finish(segment, 1.0 / sum, row);
-            out.write(index * dims.head_dim, &row[..dims.head_dim]);
-            *lse = (block.max[index] + sum.log2()) * std::f32::consts::LN_2 + operands.lse_shift(segment, index);
-        }
+/// Unpacks the keys of one panel; the other lanes become zero, or nothing happens if there are no keys.
+#[inline(always)]
+pub fn unpack_keys<I: Isa, O: Operands>(
+    isa: I,
+    operands: &O,
+    flat_kv: usize,
+    keys: Range<usize>,
+    rows: &mut [u32],
+    k: &mut [I::Panel],
+) {
+    if !keys.is_empty() {
+        operands.load_k(I::CODES, flat_kv, keys.clone(), rows);
+        transpose(isa, rows, operands.qk_lanes(I::CODES), keys.len(), k);
     }
 }

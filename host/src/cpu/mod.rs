@@ -10,6 +10,7 @@
 
 mod attend;
 mod exact;
+mod finish;
 mod isa;
 mod mask;
 mod operands;
@@ -18,8 +19,11 @@ mod portable;
 mod product;
 mod quantize;
 mod quantized;
+mod queries;
+mod scores;
 mod select;
 mod softmax;
+mod split;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -29,7 +33,8 @@ mod avx512;
 mod neon;
 
 pub use output::OutputMut;
-pub use quantize::quantize;
+pub use quantize::{quantize, quantize_kv};
+pub use scores::scores;
 pub use select::Path;
 
 use sage_spec::Dims;
@@ -46,10 +51,9 @@ pub fn attention_exact(
     [q, k, v]: [&HostTensor; 3],
     causal: bool,
     sm_scale: f32,
-    mut out: OutputMut,
+    out: OutputMut,
 ) -> Vec<f32> {
     let mut lse = vec![f32::NEG_INFINITY; dims.batch * dims.num_heads_q * dims.seqlen_q];
-    out.clear();
     path.attend(&exact::Exact { dims, q, k, v, causal, sm_scale }, out, &mut lse);
     lse
 }
@@ -62,11 +66,28 @@ pub fn attention_quantized(
     quantized: &Quantized,
     k: &HostTensor,
     options: &Options,
-    mut out: OutputMut,
+    out: OutputMut,
 ) -> Vec<f32> {
+    attend_codes(path, &quantized::Codings { dims, quantized, q: None, k, options }, out)
+}
+
+/// [`attention_quantized`] with queries that are quantized block by block; `quantized` may be without codes of Q
+/// ([`quantize_kv`]). The same result, bit for bit, in less memory.
+pub fn attention_with_queries(
+    path: Path,
+    dims: &Dims,
+    quantized: &Quantized,
+    [q, k]: [&HostTensor; 2],
+    options: &Options,
+    out: OutputMut,
+) -> Vec<f32> {
+    attend_codes(path, &quantized::Codings { dims, quantized, q: Some(q), k, options }, out)
+}
+
+fn attend_codes(path: Path, codings: &quantized::Codings, out: OutputMut) -> Vec<f32> {
+    let dims = codings.dims;
     let mut lse = vec![f32::NEG_INFINITY; dims.batch * dims.num_heads_q * dims.seqlen_q];
-    out.clear();
-    path.attend(&quantized::Codings { dims, quantized, k, options }, out, &mut lse);
+    path.attend(codings, out, &mut lse);
     lse
 }
 

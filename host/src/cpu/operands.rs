@@ -27,8 +27,16 @@ pub trait Operands: Sync {
     fn has_delta(&self) -> bool;
 
     /// Rows of a query block: lanes of `[rows, qk_lanes]`, what each row's sums start from, and each row's
-    /// factor. The last two are empty for exact arithmetic.
-    fn load_q(&self, codes: Codes, segment: &Segment, q: &mut [u32], start: &mut [u32], factor: &mut [f32]);
+    /// factor. The last two are left alone by exact arithmetic. `rows` is room for `[rows, head_dim_padded]`.
+    fn load_q(
+        &self,
+        codes: Codes,
+        segment: &Segment,
+        rows: &mut [u32],
+        q: &mut [u32],
+        start: &mut [u32],
+        factor: &mut [f32],
+    );
     /// The block's mean in log2 units, `[head_dim_padded]`.
     fn load_q_mean(&self, segment: &Segment, mean: &mut [f32]);
     /// Lanes of `tokens` keys of a head, `[tokens, qk_lanes]`.

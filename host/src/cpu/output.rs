@@ -1,5 +1,7 @@
 //! Where results go, and cutting it into independent pieces of work.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use sage_spec::Dims;
 use sage_spec::tiling::BLOCK_Q;
@@ -69,7 +71,7 @@ impl<'a> OutputMut<'a> {
 }
 
 /// One query block of one head.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Batch entry.
     pub batch: usize,
@@ -108,17 +110,33 @@ impl Segment {
     }
 }
 
-/// Query blocks that read the same keys and values, so that a tile of those is unpacked once for all.
+/// A query block, the keys it meets and where the result goes.
 #[derive(Debug)]
-pub struct Item<'a> {
-    /// The blocks, with their rows of the output and of the log-sum-exp.
-    pub parts: Vec<(Segment, OutputMut<'a>, &'a mut [f32])>,
+pub struct Part<'a> {
+    /// The block.
+    pub segment: Segment,
+    /// Keys to attend to, from a multiple of the tile on.
+    pub keys: Range<usize>,
+    /// Where the result goes.
+    pub target: Target<'a>,
 }
 
-/// Cuts a problem into items of at most `blocks` query blocks each, most work first.
+/// Where the result of a [`Part`] goes.
+#[derive(Debug)]
+pub enum Target<'a> {
+    /// The block's rows of the output and of the log-sum-exp.
+    Rows(OutputMut<'a>, &'a mut [f32]),
+    /// The block's state after these keys, to be merged with that after others (see `split`).
+    State(&'a mut [f32]),
+}
+
+/// Query blocks that read the same keys and values, so that a tile of those is unpacked once for all.
+pub type Item<'a, 'p> = &'p mut [Part<'a>];
+
+/// Cuts a problem into query blocks that meet all keys.
 ///
 /// `out` is `[B, Hq, M, D]` and `lse` is `[B, Hq, M]`; `num_heads_kv` is not zero.
-pub fn items<'a>(dims: &Dims, blocks: usize, mut out: OutputMut<'a>, mut lse: &'a mut [f32]) -> Vec<Item<'a>> {
+pub fn parts<'a>(dims: &Dims, mut out: OutputMut<'a>, mut lse: &'a mut [f32]) -> Vec<Part<'a>> {
     let mut parts = Vec::with_capacity(dims.batch * dims.num_heads_q * dims.num_query_blocks());
     for batch in 0..dims.batch {
         for head_q in 0..dims.num_heads_q {
@@ -127,22 +145,30 @@ pub fn items<'a>(dims: &Dims, blocks: usize, mut out: OutputMut<'a>, mut lse: &'
                 let (part_out, rest_out) = out.split_at(rows * dims.head_dim);
                 let (part_lse, rest_lse) = lse.split_at_mut(rows);
                 (out, lse) = (rest_out, rest_lse);
-                parts.push((Segment { batch, head_q, block, rows }, part_out, part_lse));
+                let segment = Segment { batch, head_q, block, rows };
+                parts.push(Part { segment, keys: 0..dims.seqlen_kv, target: Target::Rows(part_out, part_lse) });
             }
         }
     }
+    parts
+}
+
+/// Groups parts into items of at most `blocks` query blocks each, most work first.
+pub fn items<'a, 'p>(dims: &Dims, blocks: usize, mut parts: &'p mut [Part<'a>]) -> Vec<Item<'a, 'p>> {
     // Heads of a group next to each other, so that an item's blocks see about the same keys.
-    parts.sort_by_key(|(part, ..)| (part.flat_kv(dims), part.block, part.head_q));
-    let mut items: Vec<Item> = Vec::new();
-    for part in parts {
-        match items.last_mut() {
-            Some(item) if item.parts.len() < blocks && item.parts[0].0.flat_kv(dims) == part.0.flat_kv(dims) => {
-                item.parts.push(part);
-            }
-            _ => items.push(Item { parts: vec![part] }),
-        }
+    parts.sort_unstable_by_key(|part| {
+        let segment = &part.segment;
+        (segment.flat_kv(dims), part.keys.start, segment.block, segment.head_q)
+    });
+    let mut items = Vec::with_capacity(parts.len());
+    while let Some(first) = parts.first() {
+        let same = |part: &&Part| part.segment.flat_kv(dims) == first.segment.flat_kv(dims) && part.keys == first.keys;
+        let count = parts.iter().take(blocks).take_while(same).count();
+        let (item, rest) = parts.split_at_mut(count);
+        items.push(item);
+        parts = rest;
     }
     // Later blocks see more keys under the causal mask.
-    items.sort_by_key(|item| std::cmp::Reverse(item.parts.last().map(|part| part.0.block)));
+    items.sort_unstable_by_key(|item| std::cmp::Reverse(item.last().map(|part| part.segment.block)));
     items
 }

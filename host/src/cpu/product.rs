@@ -52,17 +52,31 @@ fn block<I: Isa, M: Multiply, const R: usize>(
     right: &[I::Panel],
     mut acc: [[I::I; 2]; R],
 ) -> [[I::I; 2]; R] {
-    let left = left.map(|row| &row[..right.len()]);
-    // Loops and not closures where vectors are involved: a closure is compiled for the baseline CPU.
+    // Loops and not closures: a closure is compiled for the baseline CPU and not inlined. Without the length of each
+    // row in sight, every lane would be checked against it.
+    let mut rows = [&left[0][..right.len()]; R];
+    for r in 1..R {
+        rows[r] = &left[r][..right.len()];
+    }
     for (k, panel) in right.iter().enumerate() {
         let columns = isa.load(panel);
         for r in 0..R {
-            let lane = isa.splat_bits(left[r][k]);
+            let lane = isa.splat_bits(rows[r][k]);
             acc[r][0] = M::step(isa, acc[r][0], lane, columns[0]);
             acc[r][1] = M::step(isa, acc[r][1], lane, columns[1]);
         }
     }
     acc
+}
+
+/// The first `lanes` of rows `row..row + R` of `x`, which are `stride` apart.
+#[inline(always)]
+fn some_rows<const R: usize>(x: &[u32], row: usize, stride: usize, lanes: usize) -> [&[u32]; R] {
+    let mut rows = [&x[row * stride..][..lanes]; R];
+    for r in 1..R {
+        rows[r] = &x[(row + r) * stride..][..lanes];
+    }
+    rows
 }
 
 /// Calls `$body` with `R` rows from `$row` on until all of `$rows` are done.
@@ -124,7 +138,7 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
         for (panel, k) in k.chunks_exact(inner).enumerate() {
             by_rows!(I, rows.clone(), |row, R| {
                 if visible.keys(row + R - 1) > panel * I::PANEL {
-                    let left: [&[u32]; R] = std::array::from_fn(|r| &q[(row + r) * inner..][..inner]);
+                    let left: [&[u32]; R] = some_rows(q, row, inner, inner);
                     let mut acc = [[isa.splat_bits(0); 2]; R];
                     if !start.is_empty() {
                         for r in 0..R {
@@ -176,7 +190,7 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Accumulate<'_, P, M> {
         for (v, out) in v.chunks_exact(inner).zip(out.chunks_exact_mut(stride)) {
             by_rows!(I, rows.clone(), |row, R| {
                 let lanes = visible.keys(row + R - 1).div_ceil(per_lane);
-                let left: [&[u32]; R] = std::array::from_fn(|r| &p[(row + r) * inner..][..lanes]);
+                let left: [&[u32]; R] = some_rows(p, row, inner, lanes);
                 let mut acc = [[isa.splat_bits(0); 2]; R];
                 for r in 0..R {
                     let (alpha, old) = (isa.splat(alpha[row + r]), isa.load(&out[row + r]));

@@ -23,6 +23,22 @@ type Row = [f32; 128];
 ///
 /// V in FP16 is left to the reference: only GPUs without FP8 ask for it.
 pub fn quantize(path: Path, dims: &Dims, [q, k, v]: [&HostTensor; 3], options: &Options) -> Quantized {
+    quantize_with(path, dims, [q, k, v], options, true)
+}
+
+/// [`quantize`] without the codes and scales of Q: [`attention_with_queries`](super::attention_with_queries) makes
+/// them block by block. The means of Q are there.
+pub fn quantize_kv(path: Path, dims: &Dims, [q, k, v]: [&HostTensor; 3], options: &Options) -> Quantized {
+    quantize_with(path, dims, [q, k, v], options, false)
+}
+
+fn quantize_with(
+    path: Path,
+    dims: &Dims,
+    [q, k, v]: [&HostTensor; 3],
+    options: &Options,
+    with_q_codes: bool,
+) -> Quantized {
     if options.pv == PvFormat::F16 {
         return reference::quantize(dims, q, k, v, options);
     }
@@ -69,7 +85,7 @@ pub fn quantize(path: Path, dims: &Dims, [q, k, v]: [&HostTensor; 3], options: &
     }
     let (q_codes, q_scale) = q.codes(
         precision,
-        [BLOCK_Q, dims.num_query_blocks(), dims.batch * dims.num_heads_q],
+        [BLOCK_Q, dims.num_query_blocks(), if with_q_codes { dims.batch * dims.num_heads_q } else { 0 }],
         granularity.q_scales_per_block(),
         |row| granularity.q_group(row),
         |block| {
@@ -341,7 +357,7 @@ impl Source<'_> {
 
 /// [`reference::convert::int_code`] in two's complement, rounded by adding 1.5 · 2⁵²: no library call.
 #[inline(always)]
-fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
+pub fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
     const ROUND: f64 = 6_755_399_441_055_744.0;
     let (x, max_code) = (f64::from(x) * f64::from(inverse_scale), f64::from(max_code));
     let x = if x > max_code { max_code } else { x };
@@ -404,7 +420,7 @@ fn feature_dot(a: &[f32], b: &[f32]) -> f32 {
     feature_sum(a.len(), |d| a[d] * b[d])
 }
 
-fn feature_l1(mean: &[f32]) -> f32 {
+pub fn feature_l1(mean: &[f32]) -> f32 {
     feature_sum(mean.len(), |d| mean[d].abs())
 }
 
@@ -422,7 +438,7 @@ fn row_amax(row: &Row) -> f32 {
 
 /// The larger of two numbers; NaN if either is.
 #[inline(always)]
-fn max_or_nan(a: f32, b: f32) -> f32 {
+pub fn max_or_nan(a: f32, b: f32) -> f32 {
     if a > b || a.is_nan() { a } else { b }
 }
 

@@ -10,6 +10,7 @@ use super::isa::{Codes, Isa};
 use super::operands::{Operands, TILE};
 use super::output::Segment;
 use super::product::Integer;
+use super::queries::QueryBlock;
 use super::softmax::Scale;
 use crate::reference::convert::unpack_int4;
 use crate::reference::{HostTensor, Options, Quantized};
@@ -18,6 +19,8 @@ use crate::reference::{HostTensor, Options, Quantized};
 pub struct Codings<'a> {
     pub dims: &'a Dims,
     pub quantized: &'a Quantized,
+    /// Q itself, if `quantized` has no codes of it.
+    pub q: Option<&'a HostTensor<'a>>,
     pub k: &'a HostTensor<'a>,
     pub options: &'a Options,
 }
@@ -108,23 +111,47 @@ impl Operands for Codings<'_> {
     }
 
     #[inline(always)]
-    fn load_q(&self, form: Codes, segment: &Segment, q: &mut [u32], start: &mut [u32], factor: &mut [f32]) {
+    fn load_q(
+        &self,
+        form: Codes,
+        segment: &Segment,
+        rows: &mut [u32],
+        q: &mut [u32],
+        start: &mut [u32],
+        factor: &mut [f32],
+    ) {
         let (depth, row_bytes) = (self.dims.head_dim_padded(), self.row_bytes());
         let flat_block = segment.flat_block(self.dims);
-        let bytes = &self.quantized.q_codes[flat_block * BLOCK_Q * row_bytes..][..segment.rows * row_bytes];
         let granularity = self.options.granularity;
-        let scales = &self.quantized.q_scale[flat_block * granularity.q_scales_per_block()..];
         let sm_scale_log2 = self.options.sm_scale * LOG2_E;
+        let block = match self.q {
+            Some(q) => {
+                let mean = self.quantized.q_mean.as_ref().map(|mean| &mean[flat_block * depth..][..depth]);
+                let rows = bytemuck::cast_slice_mut(rows);
+                Some(QueryBlock::load(self.dims, self.options, q, segment, mean, rows))
+            }
+            None => None,
+        };
         let mut codes = [0; 128];
         let codes = &mut codes[..depth];
-        let lanes = q.chunks_exact_mut(self.qk_lanes(form));
-        for (row, (bytes, lanes)) in bytes.chunks_exact(row_bytes).zip(lanes).enumerate() {
-            self.signed(bytes, codes);
+        for (row, lanes) in q.chunks_exact_mut(self.qk_lanes(form)).take(segment.rows).enumerate() {
+            let group = granularity.q_group(row);
+            let scale = match &block {
+                Some(block) => {
+                    block.codes(row, group, codes);
+                    block.scale(group)
+                }
+                None => {
+                    let bytes = &self.quantized.q_codes[(flat_block * BLOCK_Q + row) * row_bytes..][..row_bytes];
+                    self.signed(bytes, codes);
+                    self.quantized.q_scale[flat_block * granularity.q_scales_per_block() + group]
+                }
+            };
             widen(codes, form, false, lanes);
             // Takes back the 128 that was added to every code of K.
             let sum: i32 = codes.iter().map(|&code| i32::from(code)).sum();
             start[row] = if form == Codes::QuadsOffset { (-128 * sum) as u32 } else { 0 };
-            factor[row] = scales[granularity.q_group(row)] * sm_scale_log2;
+            factor[row] = scale * sm_scale_log2;
         }
     }
 

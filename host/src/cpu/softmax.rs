@@ -150,7 +150,7 @@ fn candidate<I: Isa>(isa: I, x: [I::F; 2], left: usize, largest: [I::F; 2], pane
 
 /// 2^`x` for `x <= 0`; NaN for NaN.
 #[inline(always)]
-fn exp2(x: f32) -> f32 {
+pub fn exp2(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: f32 has spacing 1 there
     let clamped = if x < -126.0 { -126.0 } else { x };
     let shifted = clamped + ROUND;

@@ -220,4 +220,55 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         // SAFETY: has; `to` has eight lanes.
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
     }
+
+    #[inline(always)]
+    fn transpose(self, rows: &[&[u32]], panels: &mut [Self::Panel]) {
+        let zero = self.splat_bits(0);
+        for (block, panels) in panels.chunks_mut(8).enumerate() {
+            for half in 0..2 {
+                let mut x = [zero; 8];
+                for (r, x) in x.iter_mut().enumerate() {
+                    if let Some(row) = rows.get(half * 8 + r) {
+                        let row = &row[block * 8..];
+                        let mask = &MASK[16 - row.len().min(panels.len()).min(8)..][..8];
+                        // SAFETY: has; `mask` has eight lanes, and covers lanes of `row` only.
+                        *x = unsafe {
+                            let mask = _mm256_loadu_si256(mask.as_ptr().cast());
+                            _mm256_maskload_epi32(row.as_ptr().cast(), mask)
+                        };
+                    }
+                }
+                let x = transpose8(self, x);
+                for (panel, x) in panels.iter_mut().zip(x) {
+                    // SAFETY: has; half a panel is one vector.
+                    unsafe { _mm256_storeu_si256(panel.as_mut_ptr().add(half * 8).cast(), x) };
+                }
+            }
+        }
+    }
+}
+
+/// Rows become columns: pairs of rows are interleaved by 32 and 64 bits, then groups of four by 128 bits.
+#[inline(always)]
+fn transpose8<const VNNI: bool>(_: Avx2<VNNI>, x: [__m256i; 8]) -> [__m256i; 8] {
+    // SAFETY: the argument proves that the CPU has AVX2.
+    unsafe {
+        let mut y = x;
+        for i in [0, 4] {
+            let [a, b, c, d] = [x[i], x[i + 1], x[i + 2], x[i + 3]];
+            let (ab, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (cd, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+            y[i] = _mm256_unpacklo_epi64(ab, cd);
+            y[i + 1] = _mm256_unpackhi_epi64(ab, cd);
+            y[i + 2] = _mm256_unpacklo_epi64(ab_high, cd_high);
+            y[i + 3] = _mm256_unpackhi_epi64(ab_high, cd_high);
+        }
+        // y[4i + j], 128-bit half g: column 4g + j of rows 4i..4i + 4.
+        let mut z = y;
+        for j in 0..4 {
+            z[j] = _mm256_permute2x128_si256::<0x20>(y[j], y[4 + j]);
+            z[4 + j] = _mm256_permute2x128_si256::<0x31>(y[j], y[4 + j]);
+        }
+        z
+    }
 }
