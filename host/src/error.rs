@@ -465,12 +465,6 @@ pub enum Unsupported {
         /// Device asked for.
         device: String,
     },
-    /// A GPU kernel was named together with the CPU.
-    #[error("kernel {kernel} runs on a GPU only; the device is cpu")]
-    KernelOnCpu {
-        /// Stem asked for.
-        kernel: String,
-    },
 }
 
 /// A request this device cannot run as asked.

@@ -156,7 +156,9 @@ impl Attention {
         self
     }
 
-    /// The attention kernel to use, e.g. `sm80_int8_f16_fwd`. Default: the planner chooses.
+    /// The attention kernel to use, e.g. `sm80_int8_f16_fwd`. On the CPU the reference does what that kernel
+    /// does step for step: slower than the CPU's own back end, but with the figures of a GPU. Default: the
+    /// planner chooses.
     pub fn kernel(mut self, stem: impl Into<String>) -> Attention {
         self.kernel = Some(stem.into());
         self
@@ -320,7 +322,7 @@ impl Attention {
                 Ok(Summary { lse, report })
             }
             Choice::Cpu(note) => {
-                let (lse, report) = cpu::run(&problem, q, k, v, side, out);
+                let (lse, report) = cpu::run(&problem, q, k, v, side, out)?;
                 Ok(Summary { lse: self.return_lse.then_some(lse), report: Report { note, ..report } })
             }
         }
@@ -338,14 +340,12 @@ impl Attention {
             gpu.prepare(&plan)?;
             Ok(Choice::Gpu(gpu, Box::new(plan)))
         };
-        match (self.device, problem.codes(), &self.kernel) {
-            (Device::Cpu, _, Some(kernel)) => Err(Unsupported::KernelOnCpu { kernel: kernel.clone() }.into()),
-            (Device::Cpu, _, None) => Ok(Choice::Cpu(None)),
-            (Device::Cuda(_), None, _) => Err(Unsupported::ExactOnGpu { device: self.device.to_string() }.into()),
-            (Device::Cuda(ordinal), Some(_), _) => on_gpu(ordinal),
-            (Device::Auto, None, _) => Ok(Choice::Cpu(Some("exact arithmetic runs on the CPU only".into()))),
-            (Device::Auto, Some(_), Some(_)) => on_gpu(0),
-            (Device::Auto, Some(_), None) => on_gpu(0).or_else(|error| match error {
+        match (self.device, problem.codes()) {
+            (Device::Cpu, _) => Ok(Choice::Cpu(None)),
+            (Device::Cuda(_), None) => Err(Unsupported::ExactOnGpu { device: self.device.to_string() }.into()),
+            (Device::Cuda(ordinal), Some(_)) => on_gpu(ordinal),
+            (Device::Auto, None) => Ok(Choice::Cpu(Some("exact arithmetic runs on the CPU only".into()))),
+            (Device::Auto, Some(_)) => on_gpu(0).or_else(|error| match error {
                 // There is no GPU to use. Anything else is a fault that must not pass in silence.
                 Error::Device(
                     DeviceError::NoDriver

@@ -7,7 +7,8 @@ use crate::problem::{Problem, Smoothing};
 /// What was run, and how long it took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Kernel: a stem such as `sm89_int8_fp8_fwd`, or `cpu_int8_fp8_fwd`, `cpu_exact_fwd`.
+    /// Kernel: a stem such as `sm89_int8_fp8_fwd`, or `cpu_int8_fp8_fwd`, `cpu_exact_fwd`. A stem on device
+    /// `cpu` is the reference with that kernel's arithmetic.
     pub kernel: String,
     /// `cpu` or `cuda:N`.
     pub device: String,

@@ -10,6 +10,7 @@ mod workspace;
 
 pub use chunks::{Chunks, chunk_rows};
 pub use packed::{PackedPlan, plan_packed};
+pub(crate) use select::check_modifiers;
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
 

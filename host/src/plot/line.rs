@@ -84,10 +84,13 @@ impl LineChart {
                 let _ = writeln!(svg, "<circle cx=\"{a:.1}\" cy=\"{b:.1}\" r=\"3\" fill=\"{colour}\"/>");
             }
             let (a, b) = (end_x + 15.0, top + 10.0 + 20.0 * index as f64);
+            // A point by itself has no line to show.
+            let (from, width) = if series.points.len() > 1 { (a, 2) } else { (a + 19.9, 7) };
             let _ = writeln!(
                 svg,
-                "<path d=\"M{a} {b}h20\" stroke=\"{colour}\" stroke-width=\"2\"/>\
+                "<path d=\"M{from} {b}H{:.1}\" stroke=\"{colour}\" stroke-width=\"{width}\" stroke-linecap=\"round\"/>\
                  <text x=\"{}\" y=\"{}\">{}</text>",
+                a + 20.0,
                 a + 26.0,
                 b + 4.0,
                 escape(&series.name)

@@ -11,9 +11,9 @@ use sage_attn::models::picture::{psnr, ssim};
 use serde::Serialize;
 
 use super::{DiffuseOptions, attention};
-use crate::cli::lm::failure;
-use crate::cli::variant::Variant;
-use crate::cli::{Failure, print, print_json, progress};
+use crate::lm::failure;
+use crate::variant::Variant;
+use crate::{Failure, print, print_json, progress};
 
 /// What was drawn under one precision.
 struct Drawn {

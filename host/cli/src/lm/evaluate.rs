@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::attend::{LayerError, Planned};
 use super::{LmOptions, Variant, failure};
-use crate::cli::{Failure, print, print_json, progress};
+use crate::{Failure, print, print_json, progress};
 
 /// The result under one precision, as JSON has it. The keys are stable.
 #[derive(Serialize)]
