@@ -39,6 +39,13 @@ fn is_present() -> bool {
 ///
 /// As for starting the driver: [`DeviceError::NoDriver`], [`DeviceError::NoDevice`],
 /// [`DeviceError::DriverInit`].
+///
+/// ```
+/// match sage_attn::device::driver_version() {
+///     Ok(version) => println!("a driver for CUDA {version}"),
+///     Err(error) => println!("{error}"), // such as that there is none
+/// }
+/// ```
 pub fn driver_version() -> Result<String, DeviceError> {
     init()?;
     let mut version = 0;
@@ -52,6 +59,11 @@ pub fn driver_version() -> Result<String, DeviceError> {
 /// # Errors
 ///
 /// As [`driver_version`].
+///
+/// ```
+/// let gpus = sage_attn::device::device_count().unwrap_or(0);
+/// println!("{gpus} GPUs");
+/// ```
 pub fn device_count() -> Result<usize, DeviceError> {
     init()?;
     let count = result::device::get_count().map_err(|error| failed("cuDeviceGetCount", &error))?;

@@ -8,6 +8,8 @@ use crate::error::{Error, PlanError, Unsupported};
 use crate::problem::Problem;
 
 /// An attention kernel that was considered.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The kernel.
@@ -17,6 +19,8 @@ pub struct Candidate {
 }
 
 /// What became of a candidate.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It runs, for this reason.

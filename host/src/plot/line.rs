@@ -6,6 +6,8 @@ use super::axis::{Axis, Scale, label};
 use super::{COLOURS, escape};
 
 /// One line.
+///
+/// Example: [`LineChart`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     /// Name in the legend.
@@ -15,6 +17,17 @@ pub struct Series {
 }
 
 /// Lines over a common pair of axes.
+///
+/// ```
+/// use sage_attn::plot::{LineChart, Scale, Series};
+/// let chart = LineChart {
+///     title: "Attention".into(),
+///     x: ("tokens".into(), Scale::Log2),
+///     y: ("TOPS".into(), Scale::Linear),
+///     series: vec![Series { name: "int8".into(), points: vec![(1024.0, 382.0), (8192.0, 924.0)] }],
+/// };
+/// assert!(chart.svg().starts_with("<svg"));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineChart {
     /// Heading.
