@@ -1,4 +1,4 @@
-//! Every public item of the library shows how it is used: it has an example, which runs as a test of its own, or
+//! Every public item of the library and of the kernels' builder shows how it is used: it has an example, which runs as a test of its own, or
 //! says where the example is that uses it.
 
 use std::collections::BTreeMap;
@@ -104,7 +104,7 @@ fn reachable(module: &Path, folder: &Path, path: &str, into: &mut BTreeMap<Strin
     }
 }
 
-/// What is wrong with the documentation of `items`, whose paths begin with `sage_attn`. `modules` have examples.
+/// What is wrong with the documentation of `items`; `modules` have examples.
 fn missing(items: &BTreeMap<String, Item>, modules: &[&str]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (path, item) in items.iter().filter(|(_, item)| !item.name.contains("::")) {
@@ -125,24 +125,34 @@ fn missing(items: &BTreeMap<String, Item>, modules: &[&str]) -> Vec<String> {
     wrong
 }
 
-#[test]
-fn every_public_item_has_an_example() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("host/src");
+/// Checks the crate whose source is in `folder` and is called `name`; `modules` have examples of their own.
+fn check(folder: &str, name: &str, modules: &[&str], known: &[&str]) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(folder);
     let mut found = BTreeMap::new();
-    reachable(&source.join("lib.rs"), &source, "sage_attn", &mut found);
-    let count = found.values().filter(|item| !item.name.contains("::")).count();
-    assert!(count > 150, "only {count} public items were found");
-    for known in ["sage_attn::api::Attention", "sage_attn::plan::plan", "sage_attn::reference::convert::pack_int4"] {
-        assert!(found.contains_key(known), "{known} was not found");
+    reachable(&source.join("lib.rs"), &source, name, &mut found);
+    for path in known {
+        assert!(found.contains_key(*path), "{path} was not found");
     }
-    let modules: Vec<&str> = ["adaptive", "candle", "dlpack"]
-        .into_iter()
-        .filter(|name| fs::read_to_string(source.join(name).join("mod.rs")).unwrap().contains("//! ```"))
-        .collect();
-    let wrong = missing(&found, &modules);
+    for module in modules {
+        assert!(fs::read_to_string(source.join(module).join("mod.rs")).unwrap().contains("//! ```"), "{module}");
+    }
+    let wrong = missing(&found, modules);
+    let types = || found.values().filter(|item| !item.name.contains("::"));
+    let (count, own) = (types().count(), types().filter(|item| item.has_example()).count());
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
-    let own = found.values().filter(|item| !item.name.contains("::") && item.has_example()).count();
-    println!("{count} public items, {own} with an example of their own");
+    println!("{name}: {count} public items, {own} with an example of their own");
+}
+
+#[test]
+fn every_public_item_of_the_library_has_an_example() {
+    let known = ["sage_attn::api::Attention", "sage_attn::plan::plan", "sage_attn::reference::convert::pack_int4"];
+    check("host/src", "sage_attn", &["adaptive", "candle", "dlpack"], &known);
+}
+
+#[test]
+fn every_public_item_of_the_builder_has_an_example() {
+    let known = ["cuda_builder::builder::CudaBuilder", "cuda_builder::ptx::Module", "cuda_builder::inspect::lint"];
+    check("host/cuda_builder/src", "cuda_builder", &[], &known);
 }
 
 #[test]
