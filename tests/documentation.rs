@@ -114,7 +114,7 @@ fn missing(items: &BTreeMap<String, Item>, modules: &[&str]) -> Vec<String> {
             }
             continue;
         };
-        let target = example.trim_start_matches("crate::").trim_end_matches("()");
+        let target = example.trim_start_matches("enum@").trim_start_matches("crate::").trim_end_matches("()");
         let named = |(path, item): (&String, &Item)| {
             item.has_example() && (path.ends_with(&format!("::{target}")) || path == target)
         };

@@ -54,7 +54,7 @@ pub enum Error {
 
 /// The tensor or buffer an error is about.
 ///
-/// Example: [`Error`].
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operand {
     /// Queries.
@@ -101,7 +101,7 @@ impl fmt::Display for Operand {
 
 /// Axis of a `[B, H, tokens, D]` tensor.
 ///
-/// Example: [`Error`].
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Axis {
     /// Batch.
@@ -127,7 +127,7 @@ impl fmt::Display for Axis {
 
 /// A request that contradicts itself.
 ///
-/// Example: [`Error`].
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Invalid {
@@ -458,7 +458,7 @@ pub enum Invalid {
 
 /// A sound request outside what this library does.
 ///
-/// Example: [`Error`].
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Unsupported {
@@ -490,7 +490,7 @@ pub enum Unsupported {
 
 /// A request this device cannot run as asked.
 ///
-/// Example: [`Error`].
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PlanError {
@@ -557,7 +557,7 @@ pub enum PlanError {
 
 /// A failure of the driver, the device or an embedded module.
 ///
-/// Example: [`Error`].
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum DeviceError {

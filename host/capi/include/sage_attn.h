@@ -176,7 +176,8 @@ int32_t sage_attention_set_pv(SageAttention *attention, int32_t pv);
 // # Safety
 //
 // As `sage_attention_set_causal`; `kernel` is null or a string.
-int32_t sage_attention_set_kernel(SageAttention *attention, const char *kernel);
+int32_t sage_attention_set_kernel(SageAttention *attention,
+                                  const char *kernel);
 
 // Where `sage_attention_forward` computes: `auto`, `cpu` or `cuda:N`. Default: `auto`.
 //

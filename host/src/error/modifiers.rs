@@ -6,7 +6,7 @@ use super::Operand;
 
 /// A modifier that contradicts itself or the tensors.
 ///
-/// Example: [`Error`](crate::Error).
+/// Example: [`Error`](enum@crate::Error).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ModifierError {

@@ -11,7 +11,7 @@ const ROWS_PER_TASK: usize = 256;
 
 /// `y = x Wᵀ + b`.
 ///
-/// Example: [`Weights`](crate::models::Weights).
+/// Example: [`Weights`].
 pub struct Linear {
     inputs: usize,
     outputs: usize,
@@ -108,7 +108,7 @@ fn dot(x: &[f32], y: &[f32]) -> f32 {
 
 /// `x / rms(x) · weight`, row by row.
 ///
-/// Example: [`Weights`](crate::models::Weights).
+/// Example: [`Weights`].
 pub struct RmsNorm {
     weight: Vec<f32>,
     eps: f32,
