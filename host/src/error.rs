@@ -16,6 +16,19 @@ use crate::adaptive::AdaptiveError;
 use crate::problem::DType;
 
 /// Anything that can go wrong. Nothing in this crate panics on bad input.
+///
+/// ```
+/// use sage_attn::error::{Error, Invalid};
+/// use sage_attn::{Attention, Layout, TensorView};
+///
+/// let (q, kv) = ([0.0f32; 3 * 64], [0.0f32; 2 * 64]);
+/// let q = TensorView::new(&q, &[1, 3, 1, 64], Layout::Hnd)?;
+/// let kv = TensorView::new(&kv, &[1, 2, 1, 64], Layout::Hnd)?;
+/// let error = Attention::new().forward(&q, &kv, &kv).unwrap_err();
+/// assert!(matches!(error, Error::Invalid(Invalid::HeadsNotDivisible { .. })));
+/// println!("{error}"); // q has 3 heads, which is not a multiple of the 2 heads of k
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -40,6 +53,8 @@ pub enum Error {
 }
 
 /// The tensor or buffer an error is about.
+///
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operand {
     /// Queries.
@@ -85,6 +100,8 @@ impl fmt::Display for Operand {
 }
 
 /// Axis of a `[B, H, tokens, D]` tensor.
+///
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Axis {
     /// Batch.
@@ -109,6 +126,8 @@ impl fmt::Display for Axis {
 }
 
 /// A request that contradicts itself.
+///
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Invalid {
@@ -438,6 +457,8 @@ pub enum Invalid {
 }
 
 /// A sound request outside what this library does.
+///
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Unsupported {
@@ -465,15 +486,11 @@ pub enum Unsupported {
         /// Device asked for.
         device: String,
     },
-    /// A GPU kernel was named together with the CPU.
-    #[error("kernel {kernel} runs on a GPU only; the device is cpu")]
-    KernelOnCpu {
-        /// Stem asked for.
-        kernel: String,
-    },
 }
 
 /// A request this device cannot run as asked.
+///
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PlanError {
@@ -539,6 +556,8 @@ pub enum PlanError {
 }
 
 /// A failure of the driver, the device or an embedded module.
+///
+/// Example: [`Error`](enum@Error).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum DeviceError {

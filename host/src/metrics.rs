@@ -3,6 +3,12 @@
 use serde::Serialize;
 
 /// How far an output is from its reference. NaN in the output makes every figure NaN.
+///
+/// ```
+/// use sage_attn::metrics::Metrics;
+/// let metrics = Metrics::compare(&[1.0, 2.0, 3.0, 5.0], &[1.0, 2.0, 3.0, 4.0], 2);
+/// assert_eq!((metrics.rel_l1, metrics.max_abs, metrics.worst_row), (0.1, 1.0, 1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Metrics {
     /// Cosine of the angle between the two, as flat vectors.

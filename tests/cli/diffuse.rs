@@ -2,8 +2,8 @@
 
 use crate::support::{Folder, Run, lines, sage_attn};
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/emoji_dit.safetensors");
-const REAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/emoji_dit/features.json");
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/emoji_dit.safetensors");
+const REAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/models/emoji_dit/features.json");
 
 /// Draws two images in two steps on the CPU.
 fn diffuse(more: &[&str]) -> Run {
@@ -62,6 +62,6 @@ fn bad_input_is_explained() {
     assert!(none.stderr.contains("at least one step"), "{}", none.stderr);
     let other = sage_attn(["diffuse", "--model", MODEL, "--classes", "heart", "--reference", MODEL]);
     other.fails(2);
-    let language = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/rustlm.safetensors");
+    let language = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/rustlm.safetensors");
     sage_attn(["diffuse", "--model", language]).fails(2);
 }

@@ -12,7 +12,7 @@ fn help_says_how_commands_end_and_shows_examples() {
         assert!(help.stdout.contains(words), "{words} is not in\n{}", help.stdout);
     }
     // Every command explains itself, and every option has a sentence.
-    for command in ["run", "accuracy", "doctor", "completions"] {
+    for command in ["run", "accuracy", "bench", "plot", "doctor", "completions"] {
         let help = sage_attn([command, "--help"]);
         help.success();
         assert!(help.stdout.len() > 300, "{}", help.stdout);
@@ -33,7 +33,7 @@ fn completions_name_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let script = sage_attn(["completions", shell]);
         script.success();
-        for word in ["sage-attn", "accuracy", "doctor", "completions", "precision"] {
+        for word in ["sage-attn", "accuracy", "plot", "doctor", "completions", "precision"] {
             assert!(script.stdout.contains(word), "{shell}: {word} is missing");
         }
     }

@@ -4,10 +4,10 @@ use std::io::Write;
 
 use crate::support::{Folder, lines, sage_attn};
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/rustlm.safetensors");
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/rustlm.safetensors");
 
 /// Rust of the project's own, several times as long as what is read of it.
-const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/spec/src/quant.rs");
+const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../spec/src/quant.rs");
 
 /// Runs a command on the model and the first bytes of the text, on the CPU.
 fn on_text<'a>(command: &'a str, bytes: &'a str, more: &[&'a str]) -> crate::support::Run {

@@ -4,6 +4,7 @@ mod diffuse;
 mod help;
 mod input;
 mod lm;
+mod plot;
 mod support;
 
 use serde_json::Value;
@@ -126,10 +127,61 @@ fn accuracy_measures_every_combination() {
 }
 
 #[test]
-fn accuracy_prints_a_table() {
-    let run = sage_attn(["accuracy", SAMPLE, "--prefix", "layer0."].into_iter().chain(CPU));
+fn accuracy_prints_a_table_and_says_whose_arithmetic_it_shows() {
+    let accuracy = |more: &[&str]| {
+        let run = sage_attn(["accuracy", SAMPLE, "--prefix=layer0."].iter().chain(more).copied().chain(CPU));
+        run.success();
+        run.stdout
+    };
+    let table = accuracy(&[]);
+    assert!(table.contains("granularity") && table.contains("q,k,v"), "{table}");
+    assert!(table.starts_with("layer0.*: arithmetic of the sm90 kernels, by the reference, on cpu\n"), "{table}");
+    let table = accuracy(&["--kernel=cpu"]);
+    assert!(table.starts_with("layer0.*: the CPU's own arithmetic on cpu\n"), "{table}");
+    assert!(table.contains("cpu_int4_fp8_fwd") && !table.contains("sm90"), "{table}");
+    let table = accuracy(&["--kernel=sm80_int8_f16_fwd"]);
+    assert!(table.contains("sm80_int8_f16_fwd") && !table.contains("int4"), "{table}");
+    let unknown = sage_attn(["accuracy", SAMPLE, "--kernel=sm70"]);
+    unknown.fails(2);
+    assert!(unknown.stderr.contains("sm80, sm89, sm90"), "{}", unknown.stderr);
+    sage_attn(["accuracy", SAMPLE, "--kernel=cpu", "--device=cuda:0"]).fails(2);
+}
+
+#[test]
+fn accuracy_without_a_gpu_has_the_figures_of_a_gpu() {
+    let results = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/results/h200_tests.json");
+    let recorded: Value = serde_json::from_str(&std::fs::read_to_string(results).unwrap()).unwrap();
+    let run = sage_attn(["accuracy", SAMPLE, "--json"].into_iter().chain(CPU));
     run.success();
-    assert!(run.stdout.contains("granularity") && run.stdout.contains("q,k,v"), "{}", run.stdout);
+    let records = lines(&run.stdout);
+    let rows = recorded["real_data"]["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 6, "three layers, two precisions");
+    for row in rows {
+        let precision = row["precision"].as_str().unwrap().to_lowercase();
+        let prefix = format!("layer{}.", row["layer"]);
+        let matches = |r: &&Value| {
+            let [of, at] = [&r["prefix"], &r["precision"]].map(|value| value.as_str().unwrap());
+            (of, at) == (&prefix, &precision) && r["granularity"] == "thread" && r["smoothing"] == "q,k"
+        };
+        let record = records.iter().find(matches).unwrap();
+        assert_eq!(record["kernel"], format!("sm90_{precision}_fp8_fwd"));
+        // Three digits; what is left is the accumulator of the GPU's tensor cores.
+        for (figure, allowed) in [("cosine", 1e-5), ("rel_l1", 5e-5)] {
+            let [here, there] = [&record[figure], &row["gpu"][figure]].map(|value| value.as_f64().unwrap());
+            assert!((here - there).abs() < allowed, "{prefix} {precision} {figure}: {here} here, {there} on the GPU");
+        }
+    }
+}
+
+#[test]
+fn run_takes_the_arithmetic_of_a_kernel_to_the_cpu() {
+    let kernel = "--kernel=sm89_int4_fp8_fwd";
+    let run = sage_attn(["run", SAMPLE, "--prefix=layer4.", kernel, "--compare", "--json"].into_iter().chain(CPU));
+    run.success();
+    let record = &lines(&run.stdout)[0];
+    assert_eq!((&record["kernel"], &record["device"]), (&"sm89_int4_fp8_fwd".into(), &"cpu".into()));
+    assert_eq!(record["precision"], "int4");
+    sage_attn(["run", SAMPLE, kernel, "--precision=int8"].into_iter().chain(CPU)).fails(2);
 }
 
 #[test]

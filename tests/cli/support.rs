@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The shipped sample: layers 0, 4 and 7 of a small model.
-pub const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/rustlm_qkv.safetensors");
+pub const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/rustlm_qkv.safetensors");
 
 /// What a run printed and how it ended.
 pub struct Run {

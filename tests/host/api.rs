@@ -2,12 +2,13 @@
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use sage_attn::reference::attention_f64;
+use sage_attn::reference::{self, attention_f64};
 use sage_attn::{
-    Attention, DType, Device, Layout, Output, Precision, PvFormat, ScaleGranularity, Smoothing, TensorView,
-    TensorViewMut,
+    Attention, DType, Device, Layout, Output, Precision, PvFormat, ScaleGranularity, Sequences, SideInputs, Smoothing,
+    TensorView, TensorViewMut,
 };
 use sage_spec::Dims;
+use sage_spec::symbol::{Arch, STEMS};
 use sage_tests::compare::{Bounds, compare_rows};
 use sage_tests::generate::Random;
 
@@ -266,4 +267,56 @@ proptest! {
             prop_assert!(error <= allowed, "{actual} for {exact}, allowed {allowed}");
         }
     }
+}
+
+#[test]
+fn a_kernel_named_on_the_cpu_is_the_reference_of_that_kernel() {
+    let inputs = Inputs::new(dims(1, [4, 2], [70, 200], 64), 11);
+    let [q, k, v] = inputs.views();
+    for stem in STEMS {
+        let attention = Attention::new().causal(true).kernel(stem.name).return_lse(true);
+        let output = inputs.run(&attention);
+        assert_eq!((output.report.kernel.as_str(), output.report.device.as_str()), (stem.name, "cpu"));
+        assert_eq!((output.report.precision, output.report.pv), (stem.qk.name(), Some(stem.pv)));
+        let options = reference::Options {
+            causal: true,
+            sm_scale: 0.125,
+            precision: stem.qk,
+            granularity: ScaleGranularity::PerThread,
+            pv: stem.pv,
+            smooth_q: stem.qk == sage_spec::Precision::Int4,
+            smooth_k: true,
+            smooth_v: false,
+        };
+        let quantized = reference::quantize(&inputs.dims, &q.host(), &k.host(), &v.host(), &options);
+        let expected = match stem.arch {
+            Arch::Sm90a => {
+                let exponential = stem.exponential;
+                reference::attention_quantized_sm90(&inputs.dims, &quantized, &k.host(), &options, exponential)
+            }
+            _ => reference::attention_quantized(&inputs.dims, &quantized, &k.host(), &options),
+        };
+        assert_eq!(output.out.to_f32(), expected.out, "{}", stem.name);
+        assert_eq!(output.lse, Some(expected.lse), "{}", stem.name);
+        // The CPU's own back end rounds P less.
+        assert_ne!(expected.out, inputs.run(&Attention::new().causal(true).pv(stem.pv)).out.to_f32());
+    }
+}
+
+#[test]
+fn a_kernel_named_on_the_cpu_takes_packed_sequences_one_by_one() {
+    let inputs = Inputs::new(dims(1, [2, 1], [50, 90], 32), 5);
+    let [q, k, v] = inputs.views();
+    let attention = Attention::new().causal(true).kernel("sm90_int4_fp8_fwd").device(Device::Cpu);
+    let sequences = Sequences::new(&[0, 20, 50], &[0, 30, 90]).unwrap();
+    let packed = SideInputs::new().sequences(&sequences);
+    let whole = attention.forward_with(&q, &k, &v, &packed).unwrap().out.to_f32();
+    // The second sequence by itself, as tensors that begin at its first token.
+    let part = |x: &[f32], heads: usize, tokens: usize, from: usize| -> Vec<f32> {
+        (0..heads).flat_map(|head| x[(head * tokens + from) * 32..(head + 1) * tokens * 32].to_vec()).collect()
+    };
+    let (q, k, v) = (part(&inputs.q, 2, 50, 20), part(&inputs.k, 1, 90, 30), part(&inputs.v, 1, 90, 30));
+    let view = |x, heads, tokens| TensorView::new(x, &[1, heads, tokens, 32], Layout::Hnd).unwrap();
+    let own = attention.forward(&view(&q, 2, 30), &view(&k, 1, 60), &view(&v, 1, 60)).unwrap().out.to_f32();
+    assert_eq!(part(&whole, 2, 50, 20), own);
 }

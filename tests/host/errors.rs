@@ -5,7 +5,7 @@ use sage_attn::error::{Axis, Invalid, ModifierError, Operand, PlanError, Unsuppo
 use sage_attn::plan::{Capability, Plan, plan, plan_packed};
 use sage_attn::problem::{BiasSpec, Modifiers, PairSpec, Problem, Request, TensorSpec};
 use sage_attn::{
-    Attention, DType, Device, Error, Layout, Precision, PvFormat, Sequences, SideInputs, TensorView, TensorViewMut,
+    Alignment, Attention, DType, Device, Error, Layout, Precision, PvFormat, Sequences, SideInputs, TensorView, TensorViewMut,
 };
 
 fn spec(shape: [usize; 4]) -> TensorSpec {
@@ -314,12 +314,20 @@ fn exact_arithmetic_on_a_gpu() {
 }
 
 #[test]
-fn kernel_on_the_cpu() {
-    let tokens = [0.0f32; 64];
-    let view = TensorView::new(&tokens, &[1, 1, 1, 64], Layout::Hnd).unwrap();
-    let attention = Attention::new().kernel("sm80_int8_f16_fwd").device(Device::Cpu);
-    let found = checked(attention.forward(&view, &view, &view).unwrap_err(), &["sm80_int8_f16_fwd", "cpu"]);
-    assert!(matches!(found, Error::Unsupported(Unsupported::KernelOnCpu { .. })));
+fn a_kernel_on_the_cpu_refuses_what_it_does_not_compute() {
+    let tokens = [0.0f32; 3 * 64];
+    let view = TensorView::new(&tokens, &[1, 1, 3, 64], Layout::Hnd).unwrap();
+    let attention = Attention::new().kernel("sm90_int8_fp8_fwd").device(Device::Cpu);
+    assert!(attention.forward(&view, &view, &view).is_ok());
+    let found = attention.clone().softcap(5.0).forward(&view, &view, &view).unwrap_err();
+    let found = checked(found, &["sm90_int8_fp8_fwd", "softcap", "sm80"]);
+    assert!(matches!(found, Error::Plan(PlanError::Modifiers { .. })));
+    // Where the whole is square, top-left and bottom-right are one; in the sequences they are not.
+    let sequences = Sequences::new(&[0, 1, 3], &[0, 2, 3]).unwrap();
+    let packed = SideInputs::new().sequences(&sequences);
+    let attention = attention.causal(true).alignment(Alignment::TopLeft);
+    let found = checked(attention.forward_with(&view, &view, &view, &packed).unwrap_err(), &["alignments"]);
+    assert!(matches!(found, Error::Plan(PlanError::Modifiers { .. })));
 }
 
 #[test]

@@ -170,12 +170,14 @@ int32_t sage_attention_set_smoothing(SageAttention *attention, bool q, bool k, b
 // As `sage_attention_set_causal`.
 int32_t sage_attention_set_pv(SageAttention *attention, int32_t pv);
 
-// The attention kernel to use, such as `sm80_int8_f16_fwd`. Default: the planner chooses.
+// The attention kernel to use, such as `sm80_int8_f16_fwd`; on the CPU, whose arithmetic the reference follows.
+// Default: the planner chooses.
 //
 // # Safety
 //
 // As `sage_attention_set_causal`; `kernel` is null or a string.
-int32_t sage_attention_set_kernel(SageAttention *attention, const char *kernel);
+int32_t sage_attention_set_kernel(SageAttention *attention,
+                                  const char *kernel);
 
 // Where `sage_attention_forward` computes: `auto`, `cpu` or `cuda:N`. Default: `auto`.
 //

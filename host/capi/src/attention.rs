@@ -163,7 +163,8 @@ pub unsafe extern "C" fn sage_attention_set_pv(attention: *mut SageAttention, pv
     unsafe { set(attention, |options| Ok(options.pv(pv?))) }
 }
 
-/// The attention kernel to use, such as `sm80_int8_f16_fwd`. Default: the planner chooses.
+/// The attention kernel to use, such as `sm80_int8_f16_fwd`; on the CPU, whose arithmetic the reference follows.
+/// Default: the planner chooses.
 ///
 /// # Safety
 ///

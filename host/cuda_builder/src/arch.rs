@@ -4,6 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 /// PTX ISA version as ten times its number: 84 is PTX 8.4. Selected by a target feature (`ptx84`).
+///
+/// ```
+/// use cuda_builder::PtxIsa;
+/// assert_eq!(PtxIsa(84).to_string(), "8.4");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PtxIsa(pub u32);
 
@@ -195,6 +200,12 @@ impl fmt::Display for NvvmArch {
 }
 
 /// The text names no architecture.
+///
+/// ```
+/// use cuda_builder::NvvmArch;
+/// assert_eq!("compute_90a".parse(), Ok(NvvmArch::Compute90a));
+/// assert!("compute_12".parse::<NvvmArch>().is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` names no architecture; write for example `compute_90a` or `sm_90a`")]
 pub struct UnknownArch(String);

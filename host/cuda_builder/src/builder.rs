@@ -14,6 +14,8 @@ use crate::ptx::{self, PtxError};
 use crate::toolchain::{self, CoreSource, Toolchain, ToolchainError};
 
 /// Why there is no PTX.
+///
+/// Example: [`CudaBuilder`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaBuilderError {
@@ -55,6 +57,8 @@ pub enum CudaBuilderError {
 }
 
 /// How much debug information to generate.
+///
+/// Example: [`CudaBuilder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DebugInfo {
     /// None.
@@ -64,6 +68,8 @@ pub enum DebugInfo {
 }
 
 /// An intermediate form to write beside the PTX.
+///
+/// Example: [`CudaBuilder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EmitOption {
     /// LLVM IR as text (`.ll`).
@@ -76,6 +82,13 @@ pub enum EmitOption {
 ///
 /// The names are rust-cuda's. What steers libNVVM there and has no counterpart here is accepted, and
 /// [`build`](CudaBuilder::build) says so in a build warning.
+///
+/// ```
+/// use cuda_builder::{CudaBuilder, NvvmArch};
+/// let builder = CudaBuilder::new("../kernels").arch(NvvmArch::Compute80);
+/// assert!(builder.flags()?.iter().any(|flag| flag.contains("sm_80")));
+/// # Ok::<(), cuda_builder::CudaBuilderError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct CudaBuilder {
     path_to_crate: PathBuf,

@@ -7,6 +7,13 @@ use std::fmt;
 use crate::ptx::{DRIVER_FUNCTIONS, Item, ItemKind, Module, PtxError, identifiers, is_location, readable};
 
 /// Names of the kernels of a module, sorted.
+///
+/// ```
+/// const PTX: &str = "\
+///     .version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n\tbar.sync 0;\n\ttrap;\n\tret;\n}\n";
+/// assert_eq!(cuda_builder::inspect::entries(PTX)?, ["k"]);
+/// # Ok::<(), cuda_builder::ptx::PtxError>(())
+/// ```
 pub fn entries(ptx: &str) -> Result<Vec<String>, PtxError> {
     let mut names: Vec<String> = Module::parse(ptx)?.entries().map(|item| item.name.clone()).collect();
     names.sort();
@@ -14,6 +21,8 @@ pub fn entries(ptx: &str) -> Result<Vec<String>, PtxError> {
 }
 
 /// One instruction of a body.
+///
+/// Example: [`instructions`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instruction {
     /// Its opcode with all modifiers, for example `ld.global.b32`.
@@ -69,6 +78,8 @@ fn one_line(text: &str) -> String {
 }
 
 /// The instructions of a function, in the order of the text.
+///
+/// Example: [`instructions`].
 pub fn instructions_of(item: &Item) -> Vec<Instruction> {
     let mut all = Vec::new();
     let mut statement = String::new();
@@ -99,6 +110,15 @@ pub fn instructions_of(item: &Item) -> Vec<Instruction> {
 }
 
 /// The instructions of each kernel, and of each function that was not inlined.
+///
+/// ```
+/// const PTX: &str = "\
+///     .version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n\tbar.sync 0;\n\ttrap;\n\tret;\n}\n";
+/// let opcodes: Vec<String> =
+///     cuda_builder::inspect::instructions(PTX)?["k"].iter().map(|instruction| instruction.opcode.clone()).collect();
+/// assert_eq!(opcodes, ["bar.sync", "trap", "ret"]);
+/// # Ok::<(), cuda_builder::ptx::PtxError>(())
+/// ```
 pub fn instructions(ptx: &str) -> Result<BTreeMap<String, Vec<Instruction>>, PtxError> {
     let module = Module::parse(ptx)?;
     let has_body = |item: &&Item| matches!(item.kind, ItemKind::Entry | ItemKind::Function);
@@ -110,6 +130,13 @@ pub fn instructions(ptx: &str) -> Result<BTreeMap<String, Vec<Instruction>>, Ptx
 ///
 /// LLVM takes inline assembly for something it may clone; a barrier in both arms of a branch hangs
 /// the GPU. A count that differs from the declared one shows it.
+///
+/// ```
+/// const PTX: &str = "\
+///     .version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n\tbar.sync 0;\n\ttrap;\n\tret;\n}\n";
+/// assert_eq!(cuda_builder::inspect::census(PTX)?["k"]["bar.sync"], 1);
+/// # Ok::<(), cuda_builder::ptx::PtxError>(())
+/// ```
 pub fn census(ptx: &str) -> Result<BTreeMap<String, BTreeMap<String, usize>>, PtxError> {
     let count = |instructions: Vec<Instruction>| {
         let mut counts = BTreeMap::new();
@@ -122,6 +149,8 @@ pub fn census(ptx: &str) -> Result<BTreeMap<String, BTreeMap<String, usize>>, Pt
 }
 
 /// What is wrong with a line.
+///
+/// Example: [`lint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FindingKind {
     /// A load, store or atomic that does not say which memory it means.
@@ -146,6 +175,8 @@ impl fmt::Display for FindingKind {
 }
 
 /// Something a release kernel must not contain.
+///
+/// Example: [`lint`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// What is wrong.
@@ -165,6 +196,14 @@ impl fmt::Display for Finding {
 }
 
 /// Everything in a module that a release kernel must not contain, in the order of the text.
+///
+/// ```
+/// const PTX: &str = "\
+///     .version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n\tbar.sync 0;\n\ttrap;\n\tret;\n}\n";
+/// use cuda_builder::inspect::{FindingKind, lint};
+/// assert_eq!(lint(PTX)?[0].kind, FindingKind::Trap);
+/// # Ok::<(), cuda_builder::ptx::PtxError>(())
+/// ```
 pub fn lint(ptx: &str) -> Result<Vec<Finding>, PtxError> {
     let module = Module::parse(ptx)?;
     let unresolved: BTreeSet<&str> = module
@@ -208,6 +247,13 @@ fn is_state_space(modifier: &str) -> bool {
 
 /// The instructions of a kernel with registers renamed in the order they appear: text that stays
 /// the same when an unrelated part of the compiler hands out other numbers.
+///
+/// ```
+/// const PTX: &str = "\
+///     .version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n\tbar.sync 0;\n\ttrap;\n\tret;\n}\n";
+/// assert_eq!(cuda_builder::inspect::normalised(PTX, "k")?.as_deref(), Some("bar.sync 0\ntrap\nret\n"));
+/// # Ok::<(), cuda_builder::ptx::PtxError>(())
+/// ```
 pub fn normalised(ptx: &str, entry: &str) -> Result<Option<String>, PtxError> {
     let module = Module::parse(ptx)?;
     let Some(item) = module.entries().find(|item| item.name == entry) else {

@@ -15,6 +15,18 @@ use crate::hex;
 pub const SCHEMA: u32 = 1;
 
 /// Contents of `manifest.json`.
+///
+/// ```
+/// use cuda_builder::manifest::{Manifest, SCHEMA};
+/// let folder = std::env::temp_dir().join(format!("manifest-{}", std::process::id()));
+/// std::fs::create_dir_all(&folder)?;
+/// let (rustc, llvm, source_sha256) = ("rustc 1.95.0".into(), "22.1".into(), "0".repeat(64));
+/// let manifest = Manifest { schema: SCHEMA, rustc, llvm, source_sha256, modules: Default::default() };
+/// manifest.store(&folder)?;
+/// assert_eq!(Manifest::load(&folder)?, manifest);
+/// std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`SCHEMA`] of the writer.
@@ -30,6 +42,8 @@ pub struct Manifest {
 }
 
 /// One module of a manifest.
+///
+/// Example: [`Manifest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleEntry {
     /// SHA-256 of its text.
@@ -41,6 +55,8 @@ pub struct ModuleEntry {
 }
 
 /// Why checked-in modules cannot be used as they are.
+///
+/// Example: [`Manifest`].
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// A file cannot be read.
@@ -123,17 +139,34 @@ impl Manifest {
 }
 
 /// Where the module of a target lies.
+///
+/// ```
+/// use cuda_builder::manifest::module_path;
+/// assert_eq!(module_path("ptx".as_ref(), "sm_89"), std::path::Path::new("ptx/sm_89.ptx"));
+/// ```
 pub fn module_path(folder: &Path, target: &str) -> PathBuf {
     folder.join(format!("{target}.ptx"))
 }
 
 /// SHA-256 of a text, the same whether a checkout wrote its lines with LF or CR LF.
+///
+/// ```
+/// use cuda_builder::manifest::text_hash;
+/// assert_eq!(text_hash(b"a\r\nb\n"), text_hash(b"a\nb\n"));
+/// ```
 pub fn text_hash(text: &[u8]) -> String {
     hex(&Sha256::digest(with_unix_lines(text)))
 }
 
 /// SHA-256 over every `.rs` file and `Cargo.toml` below `folders` of `root`, but not below the folders
 /// `except`: for each, in the order of relative paths, path, length and contents.
+///
+/// ```
+/// use cuda_builder::manifest::source_hash;
+/// let root = env!("CARGO_MANIFEST_DIR").as_ref();
+/// assert_ne!(source_hash(root, &["src"], &[])?, source_hash(root, &["src"], &["src/ptx"])?);
+/// # Ok::<(), cuda_builder::manifest::ManifestError>(())
+/// ```
 pub fn source_hash(root: &Path, folders: &[&str], except: &[&str]) -> Result<String, ManifestError> {
     let mut files = BTreeMap::new();
     for folder in folders {

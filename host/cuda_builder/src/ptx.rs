@@ -12,6 +12,8 @@ use std::fmt::Write;
 pub use parse::{BodyLine, Item, ItemKind, Module};
 
 /// The PTX is not what this module expects of rustc.
+///
+/// Example: [`finish`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PtxError {
     /// Braces or parentheses do not match.
@@ -37,6 +39,8 @@ pub enum PtxError {
 }
 
 /// A function that is called and defined nowhere.
+///
+/// Example: [`finish`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unresolved {
     /// The callee, demangled.
@@ -220,6 +224,13 @@ fn raise_parameter_alignment(head: &str, align: u32) -> String {
 }
 
 /// Turns LLVM's output into the module that is shipped.
+///
+/// ```
+/// const PTX: &str = "\
+///     .version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n\tbar.sync 0;\n\tret;\n}\n";
+/// assert!(cuda_builder::ptx::finish(PTX)?.contains(".entry k"));
+/// # Ok::<(), cuda_builder::ptx::PtxError>(())
+/// ```
 pub fn finish(ptx: &str) -> Result<String, PtxError> {
     let mut module = Module::parse(ptx)?;
     module.drop_debug_sections();

@@ -14,6 +14,13 @@ use crate::hex;
 use sha2::{Digest, Sha256};
 
 /// The assembler and the disassembler.
+///
+/// ```no_run
+/// use cuda_builder::ptxas::Tools;
+/// let Some(tools) = Tools::find() else { return Ok(()) };
+/// println!("{}", tools.ptxas.display());
+/// # Ok::<(), cuda_builder::ptxas::ToolError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tools {
     /// `ptxas`.
@@ -23,6 +30,8 @@ pub struct Tools {
 }
 
 /// What ptxas says of a kernel.
+///
+/// Example: [`Tools`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Registers per thread.
@@ -38,6 +47,8 @@ pub struct Resources {
 }
 
 /// Outcome of a successful run of ptxas.
+///
+/// Example: [`Tools`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Per kernel.
@@ -49,6 +60,8 @@ pub struct Report {
 }
 
 /// ptxas or nvdisasm failed.
+///
+/// Example: [`Tools`].
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     /// It could not be started, or its files could not be written.
@@ -197,6 +210,8 @@ fn parse_report(output: &str) -> Report {
 }
 
 /// One machine instruction.
+///
+/// Example: [`Tools`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SassInstruction {
     /// Opcode with modifiers, for example `IMMA.16864.S4.S4`.
@@ -206,6 +221,8 @@ pub struct SassInstruction {
 }
 
 /// Machine code of one function.
+///
+/// Example: [`Tools`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sass {
     /// Its instructions in order; the padding behind the last branch is left out.
@@ -245,6 +262,8 @@ impl Sass {
 }
 
 /// The body of a loop.
+///
+/// Example: [`Tools`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loop<'a> {
     /// Its instructions, the backward branch included.

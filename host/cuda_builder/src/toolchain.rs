@@ -20,6 +20,8 @@ pub const INSTALL_COMMANDS: &str = "\
     apt-get install rustc-web cargo-web rust-web-src   (Debian, as root)";
 
 /// Where `core` for the target comes from.
+///
+/// Example: [`discover`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CoreSource {
     /// Installed with the target.
@@ -29,6 +31,8 @@ pub enum CoreSource {
 }
 
 /// A rustc and the cargo that goes with it.
+///
+/// Example: [`discover`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toolchain {
     /// The compiler itself, not rustup's proxy.
@@ -46,6 +50,8 @@ pub struct Toolchain {
 }
 
 /// Places a compiler is looked for.
+///
+/// Example: [`discover`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// `CUDA_BUILDER_RUSTC` names it.
@@ -80,6 +86,8 @@ impl fmt::Display for Toolchain {
 }
 
 /// No compiler will do.
+///
+/// Example: [`discover`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ToolchainError {
     /// Nothing suitable anywhere; carries what was looked at and what each lacks.
@@ -94,6 +102,8 @@ pub enum ToolchainError {
 }
 
 /// A compiler that was looked at and does not do.
+///
+/// Example: [`discover`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// The compiler.
@@ -116,6 +126,8 @@ fn list(rejected: &[Rejected]) -> String {
 }
 
 /// What discovery asks of the machine; tests answer from a table.
+///
+/// Example: [`discover_with`].
 pub trait Probe {
     /// An environment variable.
     fn env(&self, name: &str) -> Option<String>;
@@ -128,6 +140,8 @@ pub trait Probe {
 }
 
 /// The machine itself.
+///
+/// Example: [`discover_with`].
 pub struct Machine;
 
 impl Probe for Machine {
@@ -156,6 +170,13 @@ impl Probe for Machine {
 }
 
 /// Finds a toolchain on this machine.
+///
+/// ```no_run
+/// match cuda_builder::toolchain::discover() {
+///     Ok(toolchain) => println!("{toolchain}"),
+///     Err(error) => println!("{error}"), // with the commands that bring one
+/// }
+/// ```
 pub fn discover() -> Result<Toolchain, ToolchainError> {
     discover_with(&Machine)
 }
@@ -166,6 +187,32 @@ pub fn discover() -> Result<Toolchain, ToolchainError> {
 /// 2. the rustc in use, then every rustup toolchain, if `core` is installed for the target;
 /// 3. the same, if the sources of `core` are installed;
 /// 4. the distribution's rustc, with either.
+///
+/// ```
+/// use cuda_builder::toolchain::{Probe, discover_with};
+/// use std::path::Path;
+///
+/// /// A machine without any compiler.
+/// struct Bare;
+///
+/// impl Probe for Bare {
+///     fn env(&self, _: &str) -> Option<String> {
+///         None
+///     }
+///     fn exists(&self, _: &Path) -> bool {
+///         false
+///     }
+///     fn list(&self, _: &Path) -> Vec<String> {
+///         Vec::new()
+///     }
+///     fn run(&self, _: &Path, _: &[&str]) -> Option<String> {
+///         None
+///     }
+/// }
+///
+/// let error = discover_with(&Bare).unwrap_err();
+/// assert!(error.to_string().contains("rustup target add nvptx64-nvidia-cuda"));
+/// ```
 pub fn discover_with(probe: &impl Probe) -> Result<Toolchain, ToolchainError> {
     if let Some(rustc) = probe.env("CUDA_BUILDER_RUSTC") {
         let candidate = Candidate { rustc: rustc.into(), origin: Origin::Environment };

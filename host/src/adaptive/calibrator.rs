@@ -15,6 +15,8 @@ use crate::metrics::Metrics;
 use crate::problem::{DType, Precision};
 
 /// How much of what a model computes is measured. The default is everything.
+///
+/// Example: [`adaptive`](crate::adaptive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sampling {
@@ -48,6 +50,8 @@ impl fmt::Display for Sampling {
 ///
 /// Memory is bounded: during a call, the outputs of the heads that are measured; between calls, a few
 /// numbers per call and candidate.
+///
+/// Example: [`adaptive`](crate::adaptive).
 #[derive(Debug)]
 pub struct Calibrator {
     sampling: Sampling,

@@ -14,6 +14,15 @@ use crate::problem::{Precision, Smoothing};
 ///
 /// As text and in messages: `int4/thread/q,k`, `int8/block/none`, `exact`. In JSON the three are fields
 /// of their own.
+///
+/// ```
+/// use sage_attn::adaptive::Choice;
+/// let choice: Choice = "int4/block/k".parse()?;
+/// assert_eq!(choice.to_string().parse::<Choice>()?, choice);
+/// assert_ne!(choice, Choice::INT4);
+/// let attention = choice.apply(sage_attn::Attention::new()); // the options it stands for
+/// # Ok::<(), sage_attn::adaptive::AdaptiveError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
 pub struct Choice {

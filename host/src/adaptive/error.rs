@@ -5,6 +5,12 @@ use thiserror::Error;
 use super::{Choice, Site, Trial};
 
 /// A calibration or a precision plan that cannot be used.
+///
+/// ```
+/// use sage_attn::adaptive::{AdaptiveError, Calibrator, Sampling};
+/// let error = Calibrator::new(Vec::new(), Sampling::default()).unwrap_err();
+/// assert!(matches!(error, AdaptiveError::Candidates { .. }), "{error}");
+/// ```
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum AdaptiveError {

@@ -9,6 +9,8 @@ use crate::metrics::Metrics;
 
 /// Which attention call of a model: a layer, a timestep of sampling (0 for language models), and the
 /// calibration input (prompt, window, image) it belongs to. All count from 0.
+///
+/// Example: [`adaptive`](crate::adaptive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Site {
     /// Attention layer.
@@ -22,6 +24,8 @@ pub struct Site {
 /// An experiment with the whole model: its loss when everything runs in INT8, or everything but one
 /// cell. A loss is how much worse the model's own measure is than in full precision, relative: 0.01 is
 /// 1 % more bits per byte, or whatever the model is judged by.
+///
+/// Example: [`Measurements`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Trial {
     /// Layer and timestep that alone run with `choice`; `None` is every one.
@@ -43,6 +47,8 @@ impl Trial {
 }
 
 /// Error of one candidate on one call against exact attention. NaN where an output was not finite.
+///
+/// Example: [`adaptive`](crate::adaptive).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Cosine of the angle between the outputs as flat vectors.
@@ -79,6 +85,17 @@ impl From<Metrics> for Figures {
 }
 
 /// The figures of every candidate on every call that was measured.
+///
+/// ```
+/// use sage_attn::adaptive::{Choice, Figures, Measurements, Site};
+/// let figures = |cosine| Figures { cosine, rel_l1: 0.02, rmse: 0.01, worst_row_rel_l1: 0.1 };
+/// let mut measurements = Measurements::new(vec![Choice::INT4, Choice::INT8])?;
+/// let site = Site { layer: 3, timestep: 0, sample: 0 };
+/// measurements.insert(site, vec![figures(0.99), figures(0.9998)])?;
+/// assert!(measurements.contains(site));
+/// assert_eq!(measurements.cells()[0].layer, 3);
+/// # Ok::<(), sage_attn::adaptive::AdaptiveError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurements {
     candidates: Vec<Choice>,
@@ -171,6 +188,8 @@ impl Measurements {
 }
 
 /// The measurements of one layer and timestep.
+///
+/// Example: [`Measurements`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
     /// Attention layer.
@@ -184,6 +203,8 @@ pub struct Cell {
 }
 
 /// Figures of one candidate over the samples of a cell. A sample that is NaN makes them NaN.
+///
+/// Example: [`Measurements`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spread {
     samples: usize,

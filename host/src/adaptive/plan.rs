@@ -41,6 +41,14 @@ pub struct PrecisionPlan {
 }
 
 /// Where a plan comes from. Nothing here changes what the plan decides.
+///
+/// ```
+/// use sage_attn::adaptive::{Choice, Origin, PrecisionPlan};
+/// let origin = Origin { model: "my model".into(), ..Origin::default() };
+/// let plan = PrecisionPlan::uniform(Choice::INT8).with_origin(origin.clone());
+/// assert_eq!(PrecisionPlan::from_json(&plan.to_json())?.origin(), &origin);
+/// # Ok::<(), sage_attn::adaptive::AdaptiveError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
@@ -62,6 +70,8 @@ pub struct Origin {
 }
 
 /// What a layer uses from a timestep on.
+///
+/// Example: [`adaptive`](crate::adaptive).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "DecisionFile", into = "DecisionFile")]
 pub struct Decision {

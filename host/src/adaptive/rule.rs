@@ -18,6 +18,8 @@ const MIN_GAIN: f64 = 0.02;
 ///
 /// `floor` is a lowest score: a cell whose INT4 scores below it takes INT8 in any case, and one whose
 /// INT8 does as well takes exact arithmetic, if that was among the candidates.
+///
+/// Example: [`adaptive`](crate::adaptive).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Rule {

@@ -11,6 +11,13 @@ const WARM_UP: usize = 2;
 ///
 /// INT4 is not faster everywhere: GPUs of compute capability 8.x multiply 4-bit integers natively, 9.0
 /// unpacks them to 8 bits, and the CPU works on unpacked codes too. So a plan is made for a device.
+///
+/// ```
+/// use sage_attn::adaptive::{Choice, Speeds};
+/// let speeds = Speeds::assumed("RTX 4090", 1.4);
+/// // The share of INT8's time that INT4 saves.
+/// assert!((speeds.gain(Choice::INT4, Choice::INT8) - (1.0 - 1.0 / 1.4)).abs() < 1e-9);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Speeds {
     device: String,

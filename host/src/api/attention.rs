@@ -16,6 +16,14 @@ use crate::plan::{PackedPlan, Plan, plan, plan_packed};
 use crate::problem::{DType, Layout, Modifiers, Precision, Problem, Request, Smoothing, TensorSpec};
 
 /// Where to compute.
+///
+/// ```
+/// use sage_attn::Device;
+/// assert_eq!("cuda:1".parse::<Device>()?, Device::Cuda(1));
+/// assert_eq!(Device::default().to_string(), "auto");
+/// assert!("gpu".parse::<Device>().is_err());
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Device {
     /// The first GPU if there is a driver, a device of capability 8.0 or later and kernels for it;
@@ -57,6 +65,24 @@ impl FromStr for Device {
 ///
 /// The defaults are what keeps the result closest at full speed: INT8 Q and K with a scale per
 /// thread's elements, K smoothed, P and V in the best format of the device. See the crate's example.
+///
+/// ```
+/// use sage_attn::{Attention, DType, Layout, Precision, Smoothing, TensorView, Window};
+///
+/// let x: Vec<f32> = (0..2 * 200 * 64).map(|i| (i as f32 * 0.3).sin()).collect();
+/// let x = TensorView::new(&x, &[1, 2, 200, 64], Layout::Hnd)?;
+/// let attention = Attention::new()
+///     .causal(true)
+///     .window(Window { left: Some(127), right: None })
+///     .precision(Precision::Int4)
+///     .smoothing(Smoothing { q: true, k: true, v: true })
+///     .out_dtype(DType::BF16)
+///     .return_lse(true);
+/// let output = attention.forward(&x, &x, &x)?;
+/// assert_eq!((output.out.shape(), output.out.dtype()), ([1, 2, 200, 64], DType::BF16));
+/// assert_eq!(output.lse.map(|lse| lse.len()), Some(2 * 200));
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Attention {
     causal: bool,
@@ -75,6 +101,8 @@ pub struct Attention {
 }
 
 /// Output of [`Attention::forward`].
+///
+/// Example: [`Attention`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
     /// `[B, Hq, M, D]`, contiguous. Rows that see no key are 0.
@@ -86,6 +114,19 @@ pub struct Output {
 }
 
 /// What [`Attention::forward_into`] returns besides the output it writes.
+///
+/// ```
+/// use sage_attn::{Attention, Layout, TensorView, TensorViewMut};
+///
+/// let x = vec![0.5f32; 3 * 64];
+/// let x = TensorView::new(&x, &[1, 1, 3, 64], Layout::Hnd)?;
+/// let mut out = vec![0.0f32; 3 * 64];
+/// let mut view = TensorViewMut::new(&mut out, &[1, 1, 3, 64], Layout::Hnd)?;
+/// let summary = Attention::new().forward_into(&x, &x, &x, &mut view)?;
+/// assert!(summary.lse.is_none());
+/// assert!(out.iter().all(|x| (x - 0.5).abs() < 0.05));
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// `[B, Hq, M]` natural-log log-sum-exp, if asked for; −inf for rows that see no key.
@@ -156,7 +197,9 @@ impl Attention {
         self
     }
 
-    /// The attention kernel to use, e.g. `sm80_int8_f16_fwd`. Default: the planner chooses.
+    /// The attention kernel to use, e.g. `sm80_int8_f16_fwd`. On the CPU the reference does what that kernel
+    /// does step for step: slower than the CPU's own back end, but with the figures of a GPU. Default: the
+    /// planner chooses.
     pub fn kernel(mut self, stem: impl Into<String>) -> Attention {
         self.kernel = Some(stem.into());
         self
@@ -320,7 +363,7 @@ impl Attention {
                 Ok(Summary { lse, report })
             }
             Choice::Cpu(note) => {
-                let (lse, report) = cpu::run(&problem, q, k, v, side, out);
+                let (lse, report) = cpu::run(&problem, q, k, v, side, out)?;
                 Ok(Summary { lse: self.return_lse.then_some(lse), report: Report { note, ..report } })
             }
         }
@@ -338,14 +381,12 @@ impl Attention {
             gpu.prepare(&plan)?;
             Ok(Choice::Gpu(gpu, Box::new(plan)))
         };
-        match (self.device, problem.codes(), &self.kernel) {
-            (Device::Cpu, _, Some(kernel)) => Err(Unsupported::KernelOnCpu { kernel: kernel.clone() }.into()),
-            (Device::Cpu, _, None) => Ok(Choice::Cpu(None)),
-            (Device::Cuda(_), None, _) => Err(Unsupported::ExactOnGpu { device: self.device.to_string() }.into()),
-            (Device::Cuda(ordinal), Some(_), _) => on_gpu(ordinal),
-            (Device::Auto, None, _) => Ok(Choice::Cpu(Some("exact arithmetic runs on the CPU only".into()))),
-            (Device::Auto, Some(_), Some(_)) => on_gpu(0),
-            (Device::Auto, Some(_), None) => on_gpu(0).or_else(|error| match error {
+        match (self.device, problem.codes()) {
+            (Device::Cpu, _) => Ok(Choice::Cpu(None)),
+            (Device::Cuda(_), None) => Err(Unsupported::ExactOnGpu { device: self.device.to_string() }.into()),
+            (Device::Cuda(ordinal), Some(_)) => on_gpu(ordinal),
+            (Device::Auto, None) => Ok(Choice::Cpu(Some("exact arithmetic runs on the CPU only".into()))),
+            (Device::Auto, Some(_)) => on_gpu(0).or_else(|error| match error {
                 // There is no GPU to use. Anything else is a fault that must not pass in silence.
                 Error::Device(
                     DeviceError::NoDriver

@@ -1,18 +1,25 @@
 //! Attention on the CPU: the fast path where it computes what is asked, the reference where there are
-//! modifiers.
+//! modifiers or where a GPU's kernel was named.
 
 use std::time::Instant;
 
 use sage_spec::PvFormat;
+use sage_spec::symbol::{Arch, Stem};
 
 use super::report::Report;
 use super::side::SideInputs;
 use super::tensor::{TensorView, TensorViewMut};
 use crate::cpu::{self, OutputMut, Path};
+use crate::error::{Error, PlanError};
+use crate::plan::check_modifiers;
 use crate::problem::Problem;
 use crate::reference::{self, HostTensor, Options};
 
 /// Computes `problem` into `out`; returns the log-sum-exp of every row and the report.
+///
+/// # Errors
+///
+/// [`PlanError::Modifiers`] if a kernel was named that does not compute them.
 pub fn run(
     problem: &Problem,
     q: &TensorView<'_>,
@@ -20,11 +27,15 @@ pub fn run(
     v: &TensorView<'_>,
     side: &SideInputs<'_>,
     out: &mut TensorViewMut<'_>,
-) -> (Vec<f32>, Report) {
+) -> Result<(Vec<f32>, Report), Error> {
     let pv = problem.pv().unwrap_or(PvFormat::Fp8);
-    let (kernel, pv) = match problem.codes() {
-        None => ("cpu_exact_fwd".to_owned(), None),
-        Some(precision) => (format!("cpu_{}_{}_fwd", precision.name(), pv.name()), Some(pv)),
+    let (kernel, pv) = match (problem.codes(), problem.kernel()) {
+        (None, _) => ("cpu_exact_fwd".to_owned(), None),
+        (Some(precision), None) => (format!("cpu_{}_{}_fwd", precision.name(), pv.name()), Some(pv)),
+        (Some(_), Some(stem)) => {
+            check_kernel(problem, &stem)?;
+            (stem.name.to_owned(), Some(pv))
+        }
     };
     let mut report = Report::new(problem, kernel, "cpu".into(), pv);
     if problem.is_empty() {
@@ -34,7 +45,7 @@ pub fn run(
     let tensors = [q.host(), k.host(), v.host()];
     let start = Instant::now();
     let lse = match out.contiguous() {
-        Some(out) if problem.is_plain() && problem.sequences().is_none() => {
+        Some(out) if is_fast(problem) && problem.sequences().is_none() => {
             attend_plain(problem, tensors, out, &mut report)
         }
         _ => {
@@ -48,7 +59,22 @@ pub fn run(
         }
     };
     report.e2e_ms = milliseconds(start);
-    (lse, report)
+    Ok((lse, report))
+}
+
+/// Fails if `stem` cannot compute `problem`, or one of its packed sequences.
+fn check_kernel(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
+    match problem.sequences() {
+        None => check_modifiers(problem, stem),
+        Some(sequences) => (0..sequences.len())
+            .filter_map(|index| problem.sequence(index))
+            .try_for_each(|part| check_modifiers(&part, stem)),
+    }
+}
+
+/// Whether the fast path computes `problem`: without modifiers, and with numerics of its own.
+fn is_fast(problem: &Problem) -> bool {
+    problem.is_plain() && problem.kernel().is_none()
 }
 
 /// Every packed sequence by itself.
@@ -90,7 +116,7 @@ fn attend(
     out: &mut [f32],
     report: &mut Report,
 ) -> Vec<f32> {
-    if problem.is_plain() {
+    if is_fast(problem) {
         return attend_plain(problem, tensors, OutputMut::F32(out), report);
     }
     let ([q, k, v], dims) = (tensors, problem.dims());
@@ -102,7 +128,14 @@ fn attend(
         }
         Some(options) => {
             let quantized = reference::quantize(dims, &q, &k, &v, &options);
-            (Instant::now(), reference::attention_quantized_with(dims, &quantized, &k, &options, &modifiers))
+            let attended = Instant::now();
+            let result = match problem.kernel() {
+                Some(Stem { arch: Arch::Sm90a, exponential, .. }) => {
+                    reference::attention_quantized_sm90(dims, &quantized, &k, &options, exponential)
+                }
+                _ => reference::attention_quantized_with(dims, &quantized, &k, &options, &modifiers),
+            };
+            (attended, result)
         }
     };
     report.kernel_ms += milliseconds(attended);

@@ -6,6 +6,8 @@ use super::tensor::{Tensor, TensorView, TensorViewMut, zeros};
 use crate::error::{Error, Invalid};
 
 /// Attention over the keys of two parts together.
+///
+/// Example: [`merge`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Merged {
     /// `[B, Hq, M, D]`, contiguous, of the type of the first part. Rows that saw no key in either part are 0.

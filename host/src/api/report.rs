@@ -5,9 +5,21 @@ use sage_spec::{PvFormat, ScaleGranularity};
 use crate::problem::{Problem, Smoothing};
 
 /// What was run, and how long it took.
+///
+/// ```
+/// use sage_attn::{Attention, Device, Layout, TensorView};
+///
+/// let x = vec![0.5f32; 3 * 64];
+/// let x = TensorView::new(&x, &[1, 1, 3, 64], Layout::Hnd)?;
+/// let report = Attention::new().device(Device::Cpu).forward(&x, &x, &x)?.report;
+/// assert_eq!((report.kernel.as_str(), report.device.as_str()), ("cpu_int8_fp8_fwd", "cpu"));
+/// println!("{:.3} ms, {:.6} TOPS", report.e2e_ms, report.e2e_tops());
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Kernel: a stem such as `sm89_int8_fp8_fwd`, or `cpu_int8_fp8_fwd`, `cpu_exact_fwd`.
+    /// Kernel: a stem such as `sm89_int8_fp8_fwd`, or `cpu_int8_fp8_fwd`, `cpu_exact_fwd`. A stem on device
+    /// `cpu` is the reference with that kernel's arithmetic.
     pub kernel: String,
     /// `cpu` or `cuda:N`.
     pub device: String,

@@ -10,6 +10,8 @@ use crate::reference::{self, Data, HostMask, HostTensor};
 
 /// A borrowed additive bias, `[B|1, Hq|1, M|1, N]` of f16, bf16 or f32: what is added to the scaled (and
 /// capped) score of each pair of a row and a key. −∞ hides the key.
+///
+/// Example: [`BiasView::new`].
 #[derive(Clone, Copy, Debug)]
 pub struct BiasView<'a> {
     spec: BiasSpec,
@@ -57,6 +59,8 @@ impl<'a> BiasView<'a> {
 }
 
 /// A borrowed boolean mask, `[B|1, Hq|1, M|1, N]`: true where a row may see a key.
+///
+/// Example: [`MaskView::new`].
 #[derive(Clone, Copy, Debug)]
 pub struct MaskView<'a> {
     spec: PairSpec,

@@ -10,6 +10,8 @@ use crate::problem::{DType, Element, Layout, TensorSpec};
 use crate::reference::{Data, HostTensor};
 
 /// A borrowed `[B, H, tokens, D]` tensor of f16, bf16 or f32.
+///
+/// Example: [`TensorView::new`].
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     spec: TensorSpec,
@@ -119,6 +121,14 @@ enum DataMut<'a> {
 }
 
 /// A mutably borrowed `[B, H, tokens, D]` tensor of f16, bf16 or f32.
+///
+/// ```
+/// use sage_attn::{Layout, TensorViewMut};
+/// let mut elements = vec![0.0f32; 16 * 4 * 64];
+/// let view = TensorViewMut::new(&mut elements, &[1, 16, 4, 64], Layout::Nhd)?;
+/// assert_eq!(view.spec().shape, [1, 4, 16, 64]);
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TensorViewMut<'a> {
     spec: TensorSpec,
@@ -212,6 +222,15 @@ fn check_span(spec: &TensorSpec, len: usize) -> Result<(), Invalid> {
 }
 
 /// An owned, contiguous `[B, H, tokens, D]` tensor.
+///
+/// ```
+/// use sage_attn::{DType, Tensor};
+/// let tensor = Tensor::zeros(DType::F16, [1, 2, 3, 64])?;
+/// assert_eq!((tensor.shape(), tensor.dtype()), ([1, 2, 3, 64], DType::F16));
+/// assert_eq!(tensor.view()?.spec().strides, [384, 192, 64, 1]);
+/// assert_eq!(tensor.to_f32(), vec![0.0; 384]);
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     shape: [usize; 4],

@@ -1,7 +1,7 @@
 //! The operation on candle's CUDA tensors.
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, ValidAsZeroBits};
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
 use candle_core::{CudaStorage, Error, Layout, Result, Shape, WithDType};
 use half::{bf16, f16};
@@ -33,10 +33,11 @@ fn typed<T: Element + CudaDType + WithDType>(
     }
 }
 
-fn run<T: Element + CudaDType + WithDType, O: Element + CudaDType + WithDType>(
-    op: &SageAttention,
-    tensors: [(&CudaStorage, &Layout); 3],
-) -> Result<(CudaStorage, Shape)> {
+fn run<T, O>(op: &SageAttention, tensors: [(&CudaStorage, &Layout); 3]) -> Result<(CudaStorage, Shape)>
+where
+    T: Element + CudaDType + WithDType,
+    O: Element + CudaDType + WithDType + DeviceRepr + ValidAsZeroBits,
+{
     let device = tensors[0].0.device().clone();
     let stream = device.cuda_stream();
     let gpu = Gpu::shared_with_context(stream.context()).map_err(Error::wrap)?;

@@ -26,6 +26,8 @@ mod cuda;
 
 /// Attention with fixed options; q is `[B, Hq, M, D]`, k and v are `[B, Hkv, N, D]`, of f16, bf16 or f32 and
 /// any strides (not broadcast). There is no backward pass.
+///
+/// Example: [`candle`](crate::candle).
 #[derive(Clone, Debug)]
 pub struct SageAttention {
     attention: Attention,

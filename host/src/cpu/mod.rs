@@ -45,6 +45,21 @@ use crate::reference::{HostTensor, Options, Quantized};
 ///
 /// `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`, any dtype; `out` is contiguous `[B, Hq, M, D]`.
 /// Returns the natural-log LSE `[B, Hq, M]`; rows that see no key are 0 and −∞.
+///
+/// ```
+/// use sage_attn::cpu::{OutputMut, Path, attention_exact};
+/// use sage_attn::reference::{Data, HostTensor};
+/// use sage_attn::spec::Dims;
+///
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 2, seqlen_kv: 3, head_dim: 4 };
+/// let (q, kv) = ([1.0f32; 2 * 4], [0.5f32; 3 * 4]);
+/// let q = HostTensor::contiguous(Data::F32(&q), 1, 2, 4);
+/// let kv = HostTensor::contiguous(Data::F32(&kv), 1, 3, 4);
+/// let mut out = [0.0f32; 2 * 4];
+/// let lse = attention_exact(Path::best(), &dims, [&q, &kv, &kv], false, 0.5, OutputMut::F32(&mut out));
+/// assert!((out[0] - 0.5).abs() < 1e-6);
+/// assert!((lse[0] - (1.0 + 3f32.ln())).abs() < 1e-5); // three keys of score 0.5 · 4 · 1 · 0.5
+/// ```
 pub fn attention_exact(
     path: Path,
     dims: &Dims,
@@ -60,6 +75,31 @@ pub fn attention_exact(
 
 /// Attention on quantized operands; `k` is the unquantized K that `quantized` was made of, read only if Q is
 /// smoothed. The rest as for [`attention_exact`].
+///
+/// ```
+/// use sage_attn::cpu::{OutputMut, Path, attention_quantized, quantize};
+/// use sage_attn::reference::{Data, HostTensor, Options};
+/// use sage_attn::spec::{Dims, Precision, PvFormat, ScaleGranularity};
+///
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64 };
+/// let x: Vec<f32> = (0..70 * 64).map(|i| (i as f32).sin()).collect();
+/// let x = HostTensor::contiguous(Data::F32(&x), 1, 70, 64);
+/// let options = Options {
+///     causal: true,
+///     sm_scale: 0.125,
+///     precision: Precision::Int8,
+///     granularity: ScaleGranularity::PerThread,
+///     pv: PvFormat::Fp8,
+///     smooth_q: false,
+///     smooth_k: true,
+///     smooth_v: false,
+/// };
+/// let quantized = quantize(Path::best(), &dims, [&x, &x, &x], &options);
+/// let mut out = vec![0.0f32; 70 * 64];
+/// let lse = attention_quantized(Path::best(), &dims, &quantized, &x, &options, OutputMut::F32(&mut out));
+/// assert!((out[1] - 1f32.sin()).abs() < 0.05, "the first row sees the first key only");
+/// assert_eq!(lse.len(), 70);
+/// ```
 pub fn attention_quantized(
     path: Path,
     dims: &Dims,
@@ -92,6 +132,10 @@ fn attend_codes(path: Path, codings: &quantized::Codings, out: OutputMut) -> Vec
 }
 
 /// Threads that attention on the CPU uses: those of the caller's rayon pool.
+///
+/// ```
+/// assert!(sage_attn::cpu::threads() >= 1);
+/// ```
 pub fn threads() -> usize {
     rayon::current_num_threads()
 }

@@ -7,6 +7,8 @@ use sage_spec::Dims;
 use sage_spec::tiling::BLOCK_Q;
 
 /// A contiguous output `[B, Hq, M, D]`, or whole rows of it.
+///
+/// Example: [`attention_exact`](crate::cpu::attention_exact).
 #[derive(Debug)]
 pub enum OutputMut<'a> {
     /// IEEE 754 binary16.

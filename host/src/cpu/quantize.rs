@@ -22,6 +22,8 @@ type Row = [f32; 128];
 /// [`reference::quantize()`], faster. `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`.
 ///
 /// V in FP16 is left to the reference: only GPUs without FP8 ask for it.
+///
+/// Example: [`attention_quantized`](crate::cpu::attention_quantized).
 pub fn quantize(path: Path, dims: &Dims, [q, k, v]: [&HostTensor; 3], options: &Options) -> Quantized {
     quantize_with(path, dims, [q, k, v], options, true)
 }

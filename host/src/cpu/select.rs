@@ -12,6 +12,12 @@ use super::neon::Neon;
 use super::{avx2::Avx2, avx512::Avx512};
 
 /// An instruction set that the CPU has.
+///
+/// ```
+/// use sage_attn::cpu::Path;
+/// println!("{} of {:?}", Path::best().name(), Path::available().into_iter().map(Path::name).collect::<Vec<_>>());
+/// assert_eq!(Path::available().last().map(|path| path.name()), Some("portable"));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Path(Inner);
 

@@ -10,6 +10,8 @@ use crate::plan::Plan;
 use crate::problem::TensorSpec;
 
 /// A tensor in device memory.
+///
+/// Example: [`LaunchArgs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceTensor {
     /// Address of element `[0, 0, 0, 0]`.
@@ -40,6 +42,8 @@ impl DeviceTensor {
 }
 
 /// A range of device memory.
+///
+/// Example: [`LaunchArgs`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceMemory {
     /// First address; may be 0 if `bytes` is.
@@ -49,6 +53,33 @@ pub struct DeviceMemory {
 }
 
 /// Everything a launch reads and writes.
+///
+/// ```no_run
+/// use sage_attn::device::{CUdeviceptr, CUstream, DeviceMemory, DeviceTensor, Gpu, LaunchArgs};
+/// use sage_attn::plan::Plan;
+///
+/// /// # Safety
+/// ///
+/// /// As [`Gpu::launch`]: the addresses hold what the plan says and live until the stream is done.
+/// unsafe fn attend(
+///     gpu: &Gpu,
+///     plan: &Plan,
+///     [q, k, v, out, workspace]: [CUdeviceptr; 5],
+///     stream: CUstream,
+/// ) -> Result<(), sage_attn::Error> {
+///     let problem = plan.problem();
+///     let args = LaunchArgs {
+///         q: DeviceTensor { ptr: q, spec: *problem.q() },
+///         k: DeviceTensor { ptr: k, spec: *problem.k() },
+///         v: DeviceTensor { ptr: v, spec: *problem.v() },
+///         out: DeviceTensor { ptr: out, spec: *problem.out() },
+///         lse: None,
+///         workspace: DeviceMemory { ptr: workspace, bytes: plan.workspace().total_bytes() },
+///     };
+///     // SAFETY: handed on to the caller.
+///     unsafe { gpu.launch(plan, &args, stream) }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchArgs {
     /// Queries, `[B, Hq, M, D]`.

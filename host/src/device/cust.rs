@@ -14,6 +14,8 @@ use crate::problem::TensorSpec;
 ///
 /// Element types only need the size of the plan's: cust knows `half` 1 and this crate `half` 2, whose types are
 /// laid out alike.
+///
+/// Example: [`SliceArgs`](crate::device::SliceArgs).
 #[derive(Debug)]
 pub struct CustArgs<'a, T: DeviceCopy, O: DeviceCopy> {
     /// Queries, `[B, Hq, M, D]`.

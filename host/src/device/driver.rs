@@ -65,6 +65,13 @@ fn is_present() -> bool {
 ///
 /// As for starting the driver: [`DeviceError::NoDriver`], [`DeviceError::NoDevice`],
 /// [`DeviceError::DriverInit`].
+///
+/// ```
+/// match sage_attn::device::driver_version() {
+///     Ok(version) => println!("a driver for CUDA {version}"),
+///     Err(error) => println!("{error}"), // such as that there is none
+/// }
+/// ```
 pub fn driver_version() -> Result<String, DeviceError> {
     init()?;
     Ok(version_name(version()?))
@@ -75,6 +82,11 @@ pub fn driver_version() -> Result<String, DeviceError> {
 /// # Errors
 ///
 /// As [`driver_version`]; also [`DeviceError::DriverTooOld`].
+///
+/// ```
+/// let gpus = sage_attn::device::device_count().unwrap_or(0);
+/// println!("{gpus} GPUs");
+/// ```
 pub fn device_count() -> Result<usize, DeviceError> {
     init()?;
     check_version()?;

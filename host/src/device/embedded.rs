@@ -5,6 +5,11 @@ use sha2::{Digest, Sha256};
 use crate::error::DeviceError;
 
 /// A PTX module of this crate.
+///
+/// ```
+/// let targets: Vec<&str> = sage_attn::device::MODULES.iter().map(|module| module.target).collect();
+/// assert!(targets.contains(&"sm_89"), "{targets:?}");
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddedModule {
     /// PTX target, for example `sm_89`.

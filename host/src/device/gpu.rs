@@ -14,6 +14,20 @@ use crate::error::DeviceError;
 use crate::plan::{Capability, Plan};
 
 /// A GPU with the kernels that have been loaded on it. All methods may be called from any thread.
+///
+/// ```no_run
+/// use sage_attn::device::Gpu;
+/// use sage_attn::error::Operand;
+/// use sage_attn::problem::TensorSpec;
+/// use sage_attn::{Attention, DType, Layout, plan};
+///
+/// let gpu = Gpu::shared(0)?;
+/// println!("{}, compute capability {}.{}", gpu.name(), gpu.capability().major, gpu.capability().minor);
+/// let spec = TensorSpec::new(Operand::Q, DType::BF16, &[1, 8, 4096, 128], Layout::Hnd)?;
+/// let plan = plan::plan(&Attention::new().problem(spec, spec, spec, spec)?, gpu.capability())?;
+/// gpu.prepare(&plan)?; // loads the kernels, which a graph capture could not
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 pub struct Gpu {
     /// The context; dropped after the modules, which need it.
     context: Arc<CudaContext>,

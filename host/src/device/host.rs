@@ -14,6 +14,8 @@ use crate::plan::Plan;
 use crate::problem::TensorSpec;
 
 /// What [`Gpu::run_host`] computes.
+///
+/// Example: [`Gpu`](crate::device::Gpu).
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostResult {
     /// Bytes of the output from its first element to its last, as the plan's problem lays it out.

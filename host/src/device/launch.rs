@@ -16,6 +16,8 @@ use crate::error::{Error, Invalid};
 use crate::plan::{Entry, Plan, Step};
 
 /// How long a step took.
+///
+/// Example: [`Gpu`](crate::device::Gpu).
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepTime {
     /// Exported name of the kernel.

@@ -12,6 +12,8 @@ use crate::plan::{Entry, Kernel};
 
 /// Everything [`Gpu::merge`] reads and writes. The tensors are `[B, Hq, M, D]` of one shape, of any strides and
 /// each of its own type.
+///
+/// Example: [`LaunchArgs`](crate::device::LaunchArgs).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeArgs {
     /// Attention over the first part of the keys.

@@ -13,6 +13,8 @@ use crate::error::{DeviceError, Error};
 use crate::plan::{Kernel, L2_BUDGET_BYTES, Plan, Slot, Step, chunk_rows};
 
 /// The one argument of a kernel.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant)] // lives for the length of a call
 pub enum KernelParams {
@@ -29,6 +31,8 @@ pub enum KernelParams {
 }
 
 /// A contiguous tensor of bytes in boxes, as a tensor map describes it.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TiledBytes {
     /// Device address of the first byte.
@@ -41,6 +45,8 @@ pub struct TiledBytes {
 }
 
 /// Makes a tensor map.
+///
+/// Example: [`plan`](crate::plan::plan()).
 pub type EncodeMap<'a> = dyn Fn(&TiledBytes) -> Result<TensorMap, DeviceError> + 'a;
 
 impl LaunchArgs {

@@ -10,6 +10,8 @@ use crate::problem::{DType, PairSpec, Problem};
 
 /// Addresses of the side inputs of a launch; shapes and strides are those the plan was made for. Each is
 /// present exactly if the plan has it.
+///
+/// Example: [`LaunchArgs`](crate::device::LaunchArgs).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SideArgs {
     /// f32 `[B|1, Hq]` ALiBi slopes, contiguous and finite.
@@ -104,6 +106,8 @@ impl SideArgs {
 }
 
 /// Bytes of the side inputs in host memory, from the first element to the last.
+///
+/// Example: [`Gpu`](crate::device::Gpu).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostSide<'a> {
     /// f32 `[B|1, Hq]` ALiBi slopes.

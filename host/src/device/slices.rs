@@ -13,6 +13,25 @@ use crate::problem::{Element, TensorSpec};
 /// Everything a launch reads and writes, as views of cudarc buffers (`CudaSlice::as_view`, `slice` and
 /// their `mut` twins). Tensors have the shapes and strides that the plan's problem gives them, from the
 /// first element of their view.
+///
+/// ```no_run
+/// use sage_attn::device::{Gpu, SliceArgs};
+/// use sage_attn::error::Operand;
+/// use sage_attn::problem::TensorSpec;
+/// use sage_attn::{Attention, DType, Layout, plan};
+///
+/// let gpu = Gpu::shared(0)?;
+/// let stream = gpu.context().new_stream()?;
+/// let spec = TensorSpec::new(Operand::Q, DType::F32, &[1, 8, 4096, 128], Layout::Hnd)?;
+/// let plan = plan::plan(&Attention::new().problem(spec, spec, spec, spec)?, gpu.capability())?;
+/// let x = stream.alloc_zeros::<f32>(8 * 4096 * 128)?;
+/// let mut out = stream.alloc_zeros::<f32>(8 * 4096 * 128)?;
+/// let mut workspace = gpu.alloc(&stream, plan.workspace().total_bytes())?;
+/// let (q, k, v) = (x.as_view(), x.as_view(), x.as_view());
+/// let args = SliceArgs { q, k, v, out: out.as_view_mut(), lse: None, workspace: workspace.as_view_mut() };
+/// gpu.launch_slices(&plan, args, &stream)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct SliceArgs<'a, T, O> {
     /// Queries, `[B, Hq, M, D]`.

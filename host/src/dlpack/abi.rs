@@ -24,6 +24,8 @@ pub const BFLOAT: u8 = 4;
 pub const READ_ONLY: u64 = 1;
 
 /// `DLPackVersion`.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DlVersion {
@@ -34,6 +36,8 @@ pub struct DlVersion {
 }
 
 /// `DLDevice`.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DlDevice {
@@ -44,6 +48,8 @@ pub struct DlDevice {
 }
 
 /// `DLDataType`.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DlDataType {
@@ -56,6 +62,8 @@ pub struct DlDataType {
 }
 
 /// `DLTensor`.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DlTensor {
@@ -76,6 +84,8 @@ pub struct DlTensor {
 }
 
 /// `DLManagedTensorVersioned`, the current exchange struct.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[repr(C)]
 #[derive(Debug)]
 pub struct DlManagedTensorVersioned {
@@ -92,6 +102,8 @@ pub struct DlManagedTensorVersioned {
 }
 
 /// `DLManagedTensor`, the exchange struct before version 1.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[repr(C)]
 #[derive(Debug)]
 pub struct DlManagedTensor {

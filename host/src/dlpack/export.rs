@@ -8,6 +8,8 @@ use crate::api::Tensor;
 use crate::device::DeviceTensor;
 
 /// A tensor that another library may take. Shapes are `[B, H, tokens, D]`, with strides.
+///
+/// Example: [`dlpack`](crate::dlpack).
 pub struct Export {
     shape: [i64; 4],
     strides: [i64; 4],

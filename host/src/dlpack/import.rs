@@ -12,6 +12,8 @@ use crate::error::{Error, Invalid, Operand};
 use crate::problem::{DType, Element, Layout, TensorSpec};
 
 /// Where the elements of a tensor are.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// Host memory, page-locked or not.
@@ -21,6 +23,8 @@ pub enum Place {
 }
 
 /// A tensor of another library. Dropping it tells that library that it is no longer needed.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[derive(Debug)]
 pub struct Import {
     managed: Managed,

@@ -33,6 +33,8 @@ use crate::problem::DType;
 use crate::{TensorView, device::DeviceTensor};
 
 /// Why a DLPack tensor cannot be taken.
+///
+/// Example: [`dlpack`](crate::dlpack).
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DlPackError {

@@ -5,6 +5,8 @@ use thiserror::Error;
 use super::Operand;
 
 /// A modifier that contradicts itself or the tensors.
+///
+/// Example: [`Error`](enum@crate::Error).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ModifierError {

@@ -19,6 +19,8 @@ pub const FEATURES: usize = 4 * CELLS * CELLS;
 /// # Panics
 ///
 /// If the image is not three planes, or `size` is not a multiple of 4.
+///
+/// Example: [`Normal`].
 pub fn features(image: &[f32], size: usize) -> Vec<f64> {
     assert_eq!(image.len(), 3 * size * size, "not three planes");
     assert!(size > 0 && size.is_multiple_of(CELLS), "{size} pixels are not whole cells");
@@ -42,6 +44,14 @@ pub fn features(image: &[f32], size: usize) -> Vec<f64> {
 }
 
 /// A normal distribution of features.
+///
+/// ```
+/// use sage_attn::models::distribution::Normal;
+/// let set: Vec<Vec<f64>> = (0..10).map(|i| vec![f64::from(i % 3), f64::from(i)]).collect();
+/// let normal = Normal::fit(&set)?;
+/// assert!(normal.is_valid() && normal.frechet(&normal).abs() < 1e-6);
+/// # Ok::<(), sage_attn::models::ModelError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Normal {

@@ -5,6 +5,8 @@ use thiserror::Error;
 use crate::error::{Error as AttentionError, Invalid};
 
 /// A model that cannot be loaded or run.
+///
+/// Example: [`Weights`](crate::models::Weights).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ModelError {

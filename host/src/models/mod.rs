@@ -18,6 +18,11 @@ pub use weights::Weights;
 
 /// A short name for bytes: the first 12 digits of their SHA-256. Tells files apart; no proof of
 /// anything.
+///
+/// ```
+/// use sage_attn::models::fingerprint;
+/// assert_ne!(fingerprint(b"weights"), fingerprint(b"other weights"));
+/// ```
 pub fn fingerprint(bytes: &[u8]) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()

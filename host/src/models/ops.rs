@@ -10,6 +10,8 @@ use super::{ModelError, Weights};
 const ROWS_PER_TASK: usize = 256;
 
 /// `y = x Wᵀ + b`.
+///
+/// Example: [`Weights`].
 pub struct Linear {
     inputs: usize,
     outputs: usize,
@@ -105,6 +107,8 @@ fn dot(x: &[f32], y: &[f32]) -> f32 {
 }
 
 /// `x / rms(x) · weight`, row by row.
+///
+/// Example: [`Weights`].
 pub struct RmsNorm {
     weight: Vec<f32>,
     eps: f32,
@@ -135,16 +139,34 @@ impl RmsNorm {
 }
 
 /// `silu(gate) · up`, element by element, into `gate`.
+///
+/// ```
+/// let mut gate = [0.0, 1.0];
+/// sage_attn::models::ops::swiglu(&mut gate, &[2.0, 2.0]);
+/// assert!(gate[0] == 0.0 && (gate[1] - 1.462_117).abs() < 1e-5);
+/// ```
 pub fn swiglu(gate: &mut [f32], up: &[f32]) {
     gate.par_iter_mut().zip(up).with_min_len(1 << 14).for_each(|(gate, up)| *gate *= up / (1.0 + (-*gate).exp()));
 }
 
 /// `x += y`, element by element.
+///
+/// ```
+/// let mut x = [1.0, 2.0];
+/// sage_attn::models::ops::add(&mut x, &[0.5, 0.5]);
+/// assert_eq!(x, [1.5, 2.5]);
+/// ```
 pub fn add(x: &mut [f32], y: &[f32]) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
 /// `[batch, heads, tokens, features]` as `[batch, tokens, heads, features]`.
+///
+/// ```
+/// use sage_attn::models::ops::token_major;
+/// // Two heads of one feature for three tokens.
+/// assert_eq!(token_major(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1, 2, 3, 1]), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+/// ```
 pub fn token_major(x: &[f32], [batch, heads, tokens, features]: [usize; 4]) -> Vec<f32> {
     let mut y = Vec::with_capacity(x.len());
     for (entry, token) in (0..batch * tokens).map(|row| (row / tokens, row % tokens)) {

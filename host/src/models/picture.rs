@@ -10,6 +10,11 @@ fn brightness(value: f32) -> f64 {
 }
 
 /// A value of a model as a byte of a picture.
+///
+/// ```
+/// use sage_attn::models::picture::byte;
+/// assert!(byte(-1.0) < byte(0.0) && byte(0.0) < byte(1.0));
+/// ```
 pub fn byte(value: f32) -> u8 {
     (brightness(value) * 255.0).round() as u8
 }
@@ -19,6 +24,11 @@ pub fn byte(value: f32) -> u8 {
 /// # Panics
 ///
 /// If the lengths differ.
+///
+/// ```
+/// use sage_attn::models::picture::psnr;
+/// assert!(psnr(&[0.1, 0.2], &[0.1, 0.2]) > psnr(&[0.1, 0.3], &[0.1, 0.2]));
+/// ```
 pub fn psnr(image: &[f32], reference: &[f32]) -> f64 {
     assert_eq!(image.len(), reference.len(), "images of different sizes");
     let squares: f64 = image.iter().zip(reference).map(|(&a, &b)| (brightness(a) - brightness(b)).powi(2)).sum();
@@ -32,6 +42,12 @@ pub fn psnr(image: &[f32], reference: &[f32]) -> f64 {
 /// # Panics
 ///
 /// If the images are not three planes of `size` by `size`, at least 11 by 11.
+///
+/// ```
+/// use sage_attn::models::picture::ssim;
+/// let image: Vec<f32> = (0..3 * 16 * 16).map(|i| (i as f32 * 0.1).sin()).collect();
+/// assert!((ssim(&image, &image, 16) - 1.0).abs() < 1e-9);
+/// ```
 pub fn ssim(image: &[f32], reference: &[f32], size: usize) -> f64 {
     assert!(size >= WINDOW, "an image of {size} pixels is smaller than the window");
     assert_eq!((image.len(), reference.len()), (3 * size * size, 3 * size * size), "not three planes");

@@ -15,6 +15,15 @@ use super::ModelError;
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// A safetensors file in memory.
+///
+/// ```
+/// use sage_attn::models::Weights;
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/rustlm.safetensors");
+/// let weights = Weights::open(path.as_ref())?;
+/// let norm = weights.tensor("norm.weight", &[256])?;
+/// assert_eq!(norm.len(), 256);
+/// # Ok::<(), sage_attn::models::ModelError>(())
+/// ```
 pub struct Weights {
     path: String,
     bytes: Vec<u8>,

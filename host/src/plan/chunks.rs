@@ -17,6 +17,8 @@ const BUDGET_MIN_BYTES: u128 = 32 << 20;
 const BUDGET_FRACTION: u128 = 8;
 
 /// A regular division of `(batch, head) × query block`.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunks {
     /// (batch, head) pairs.
@@ -90,6 +92,8 @@ impl Chunks {
 }
 
 /// Query rows of each head that `chunk` covers: its query blocks are whole but for a head's last.
+///
+/// Example: [`plan`](crate::plan::plan()).
 pub fn chunk_rows(dims: &Dims, chunk: &Chunk) -> usize {
     let first_row = chunk.block_begin as usize * BLOCK_Q;
     (chunk.block_count as usize * BLOCK_Q).min(dims.seqlen_q - first_row)

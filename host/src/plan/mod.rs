@@ -10,6 +10,7 @@ mod workspace;
 
 pub use chunks::{Chunks, chunk_rows};
 pub use packed::{PackedPlan, plan_packed};
+pub(crate) use select::check_modifiers;
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
 
@@ -28,6 +29,8 @@ use crate::problem::Problem;
 pub(crate) const L2_BUDGET_BYTES: usize = 25 << 20;
 
 /// What a plan needs to know about a device.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Capability {
     /// Major compute capability.
@@ -41,6 +44,8 @@ pub struct Capability {
 }
 
 /// A kernel of a plan. The order is the order of launch.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
     /// Smoothing and quantization of Q, K and V. [`Kernel::clears`] must be zero before it runs.
@@ -69,6 +74,8 @@ impl Kernel {
 }
 
 /// A kernel with everything about its launch that does not depend on the chunk.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Which kernel.
@@ -80,6 +87,8 @@ pub struct Entry {
 }
 
 /// One launch.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step<'a> {
     /// Position of the entry in [`Plan::entries`].
@@ -93,6 +102,8 @@ pub struct Step<'a> {
 }
 
 /// The decision for one problem on one kind of device.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     problem: Problem,
@@ -110,6 +121,26 @@ pub struct Plan {
 ///
 /// [`PlanError`] if no kernel fits the device or a size leaves its limits;
 /// [`crate::error::Unsupported::ExactOnGpu`] if the problem asks for exact arithmetic.
+///
+/// ```
+/// use sage_attn::error::Operand;
+/// use sage_attn::plan::{Capability, Kernel, Slot, plan};
+/// use sage_attn::problem::TensorSpec;
+/// use sage_attn::{Attention, DType, Layout};
+///
+/// let spec = TensorSpec::new(Operand::Q, DType::BF16, &[2, 8, 4096, 128], Layout::Hnd)?;
+/// let problem = Attention::new().causal(true).problem(spec, spec, spec, spec)?;
+/// let h200 = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
+/// let plan = plan(&problem, &h200)?;
+/// assert_eq!(plan.stem().name, "sm90_int8_fp8_fwd");
+/// let kernels: Vec<Kernel> = plan.steps().map(|step| step.entry.kernel).collect();
+/// assert_eq!(kernels, [Kernel::Quantize, Kernel::Attention]);
+/// let codes = plan.workspace().get(Slot::KCodes).map(|buffer| buffer.bytes);
+/// assert_eq!(codes, Some(2 * 8 * 4096 * 128));
+/// assert_eq!(plan.chunks().count(), 1);
+/// println!("{}", plan.explain());
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
     let (stem, candidates) = select::select(problem, capability)?;
     let entries = entries(problem, &stem);

@@ -8,6 +8,8 @@ use crate::problem::{Problem, Sequences};
 
 /// A plan for each of the packed sequences that has rows. They are launched one after the other in one
 /// workspace, so that a sequence has the bits that it has alone.
+///
+/// Example: [`plan_packed`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedPlan {
     problem: Problem,
@@ -20,6 +22,22 @@ pub struct PackedPlan {
 /// # Errors
 ///
 /// [`ModifierError::NotPacked`] if there are none; otherwise as [`plan`].
+///
+/// ```
+/// use sage_attn::error::Operand;
+/// use sage_attn::plan::{Capability, plan_packed};
+/// use sage_attn::problem::TensorSpec;
+/// use sage_attn::{Attention, DType, Layout, Sequences, SideInputs};
+///
+/// let spec = TensorSpec::new(Operand::Q, DType::F16, &[1, 300, 8, 64], Layout::Nhd)?;
+/// let sequences = Sequences::new(&[0, 100, 300], &[0, 100, 300])?;
+/// let side = SideInputs::new().sequences(&sequences);
+/// let problem = Attention::new().problem_with(spec, spec, spec, spec, &side)?;
+/// let rtx_4090 = Capability { major: 8, minor: 9, sm_count: 128, smem_opt_in: 101_376 };
+/// let plan = plan_packed(&problem, &rtx_4090)?;
+/// assert_eq!(plan.parts().len(), 2);
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 pub fn plan_packed(problem: &Problem, capability: &Capability) -> Result<PackedPlan, Error> {
     let sequences = problem.sequences().ok_or(ModifierError::NotPacked)?.clone();
     let parts = (0..sequences.len())

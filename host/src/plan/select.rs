@@ -8,6 +8,8 @@ use crate::error::{Error, PlanError, Unsupported};
 use crate::problem::Problem;
 
 /// An attention kernel that was considered.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The kernel.
@@ -17,6 +19,8 @@ pub struct Candidate {
 }
 
 /// What became of a candidate.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It runs, for this reason.
@@ -83,16 +87,27 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     }
     let stem = chosen.ok_or_else(|| {
         if let Some(stem) = problem.kernel()
-            && !problem.is_plain()
-            && !has_general(&stem)
+            && let Err(error) = check_modifiers(problem, &stem)
         {
-            return PlanError::Modifiers { kernel: stem.name, wanted: modifiers(problem), supported: MODIFIERS };
+            return error;
         }
         let arch = problem.kernel().map_or(Arch::Sm89, |stem| stem.arch);
         let kernel = problem.kernel().map_or_else(|| format!("pv {}", pv.name()), |stem| stem.name.to_owned());
         PlanError::KernelNeeds { kernel, needed: requirement(arch), major, minor }
     })?;
     Ok((stem, candidates))
+}
+
+/// Fails if `stem` does not compute the modifiers of `problem`.
+///
+/// # Errors
+///
+/// [`PlanError::Modifiers`].
+pub(crate) fn check_modifiers(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
+    if problem.is_plain() || has_general(stem) {
+        return Ok(());
+    }
+    Err(PlanError::Modifiers { kernel: stem.name, wanted: modifiers(problem), supported: MODIFIERS })
 }
 
 /// What the kernels for modifiers can do, in words.

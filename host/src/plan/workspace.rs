@@ -11,6 +11,8 @@ use crate::problem::Problem;
 
 /// A buffer of the workspace; contents and shapes are those of the fields of the same meaning in
 /// [`sage_spec::params`].
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
     /// Progress of the quantizer's CTAs; must be zero before it runs.
@@ -92,6 +94,8 @@ impl Slot {
 }
 
 /// Where a buffer lies.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
     /// Which buffer.
@@ -103,6 +107,8 @@ pub struct Buffer {
 }
 
 /// The buffers of a plan.
+///
+/// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workspace {
     buffers: Vec<Buffer>,

@@ -1,6 +1,8 @@
 //! From values to positions, and where ticks go.
 
 /// How values are spread along an axis.
+///
+/// Example: [`LineChart`](crate::plot::LineChart).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
     /// Equal steps are equal distances; starts at zero if no value is negative.
@@ -10,6 +12,13 @@ pub enum Scale {
 }
 
 /// An axis: its label and the range it shows.
+///
+/// ```
+/// use sage_attn::plot::{Axis, Scale};
+/// let axis = Axis::new("tokens", Scale::Log2, [1024.0, 4096.0]);
+/// assert_eq!(axis.ticks(), [1024.0, 2048.0, 4096.0]);
+/// assert_eq!(axis.position(2048.0), 0.5);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
     /// What is shown, with its unit.

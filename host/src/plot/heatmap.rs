@@ -24,6 +24,21 @@ const SHADES: [[f64; 3]; 5] =
     [[247.0, 251.0, 255.0], [198.0, 219.0, 239.0], [107.0, 174.0, 214.0], [33.0, 113.0, 181.0], [8.0, 48.0, 107.0]];
 
 /// Panels of rows and columns, coloured on one logarithmic scale.
+///
+/// ```
+/// use sage_attn::plot::{HeatMap, Panel};
+/// let panel = Panel { title: "int4".into(), values: vec![Some(0.1), Some(0.2)], marks: vec![false, true] };
+/// let map = HeatMap {
+///     title: "Error".into(),
+///     row_label: "layer".into(),
+///     column_label: "timestep".into(),
+///     value_label: "relative L1".into(),
+///     rows: vec!["0".into()],
+///     columns: vec!["0".into(), "1".into()],
+///     panels: vec![panel],
+/// };
+/// assert!(map.to_svg().contains("relative L1"));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {
     /// Above everything.
@@ -43,6 +58,8 @@ pub struct HeatMap {
 }
 
 /// One map. Its vectors are `[rows, columns]`, row by row.
+///
+/// Example: [`HeatMap`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panel {
     /// Above the map.

@@ -6,6 +6,8 @@ use super::axis::{Axis, Scale, label};
 use super::{COLOURS, escape};
 
 /// One line.
+///
+/// Example: [`LineChart`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     /// Name in the legend.
@@ -15,6 +17,17 @@ pub struct Series {
 }
 
 /// Lines over a common pair of axes.
+///
+/// ```
+/// use sage_attn::plot::{LineChart, Scale, Series};
+/// let chart = LineChart {
+///     title: "Attention".into(),
+///     x: ("tokens".into(), Scale::Log2),
+///     y: ("TOPS".into(), Scale::Linear),
+///     series: vec![Series { name: "int8".into(), points: vec![(1024.0, 382.0), (8192.0, 924.0)] }],
+/// };
+/// assert!(chart.svg().starts_with("<svg"));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineChart {
     /// Heading.
@@ -86,10 +99,13 @@ impl LineChart {
                 let _ = writeln!(svg, "<circle cx=\"{a:.1}\" cy=\"{b:.1}\" r=\"3\" fill=\"{colour}\"/>");
             }
             let (a, b) = (end_x + 15.0, top + 10.0 + 20.0 * index as f64);
+            // A point by itself has no line to show.
+            let (from, width) = if series.points.len() > 1 { (a, 2) } else { (a + 19.9, 7) };
             let _ = writeln!(
                 svg,
-                "<path d=\"M{a} {b}h20\" stroke=\"{colour}\" stroke-width=\"2\"/>\
+                "<path d=\"M{from} {b}H{:.1}\" stroke=\"{colour}\" stroke-width=\"{width}\" stroke-linecap=\"round\"/>\
                  <text x=\"{}\" y=\"{}\">{}</text>",
+                a + 20.0,
                 a + 26.0,
                 b + 4.0,
                 escape(&series.name)

@@ -13,6 +13,10 @@ pub use line::{LineChart, Series};
 pub const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
 /// `text` as it may stand between tags and in attributes.
+///
+/// ```
+/// assert_eq!(sage_attn::plot::escape("a < b"), "a &lt; b");
+/// ```
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -20,6 +20,8 @@ use sage_spec::{Alignment, Band, Dims, PvFormat, ScaleGranularity, Window};
 use crate::error::Error;
 
 /// Number format of Q Kᵀ.
+///
+/// Example: [`Problem`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// [`Precision::Int8`], or that of the kernel asked for by name. INT8 with smoothed K is the
@@ -36,6 +38,12 @@ pub enum Precision {
 
 /// Which means are subtracted before quantizing. Results stay those of the original tensors: K's mean
 /// shifts every score of a row alike, Q's is added back as ΔS, V's is added to the output.
+///
+/// ```
+/// use sage_attn::Smoothing;
+/// assert_eq!(Smoothing { q: true, k: true, v: false }.name(), "q,k");
+/// assert_eq!(Smoothing::NONE.name(), "none");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Smoothing {
     /// Subtract each query block's mean from Q. Default: on for INT4, off for INT8.
@@ -64,6 +72,8 @@ impl Smoothing {
 }
 
 /// What a caller asks for, unchecked.
+///
+/// Example: [`Problem`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Queries, `[B, Hq, M, D]`.
@@ -120,6 +130,20 @@ impl Request {
 }
 
 /// A request that satisfies every rule, with its defaults filled in.
+///
+/// ```
+/// use sage_attn::error::Operand;
+/// use sage_attn::problem::{Problem, Request, TensorSpec};
+/// use sage_attn::{DType, Layout, Precision};
+///
+/// let q = TensorSpec::new(Operand::Q, DType::F16, &[1, 8, 100, 64], Layout::Hnd)?;
+/// let kv = TensorSpec::new(Operand::K, DType::F16, &[1, 2, 300, 64], Layout::Hnd)?;
+/// let request = Request { causal: true, precision: Precision::Int4, ..Request::new(q, kv, kv, q) };
+/// let problem = Problem::new(request)?;
+/// assert_eq!((problem.dims().num_heads_kv, problem.sm_scale()), (2, 0.125));
+/// assert!(problem.smoothing().q, "the default for INT4");
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     dims: Dims,

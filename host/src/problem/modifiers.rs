@@ -7,6 +7,15 @@ use super::DType;
 use crate::error::{ModifierError, Operand};
 
 /// Shape and strides of a value for each pair of a row and a key.
+///
+/// ```
+/// use sage_attn::error::Operand;
+/// use sage_attn::problem::PairSpec;
+/// // One row of 5 keys for each of 2 batch entries; heads and queries share it.
+/// let spec = PairSpec::contiguous(Operand::Mask, [2, 1, 1, 5])?;
+/// assert_eq!((spec.strides, spec.broadcast_strides()), ([5, 5, 5, 1], [5, 0, 0]));
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PairSpec {
     /// Extents `[B|1, Hq|1, M|1, N]`; an extent of 1 serves every entry. In a batch of packed sequences
@@ -82,6 +91,8 @@ impl PairSpec {
 }
 
 /// Type, shape and strides of an additive bias.
+///
+/// Example: [`BiasView::new`](crate::BiasView::new).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BiasSpec {
     /// Element type.
@@ -91,6 +102,8 @@ pub struct BiasSpec {
 }
 
 /// Modifiers of a request. The default changes nothing.
+///
+/// Example: [`SideInputs`](crate::SideInputs).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Modifiers {
     /// Where rows stand among the keys; the causal mask, the window and ALiBi count from there.

@@ -5,6 +5,11 @@ use std::fmt;
 use crate::error::{Axis, Invalid, Operand};
 
 /// Element type of a tensor.
+///
+/// ```
+/// use sage_attn::DType;
+/// assert_eq!((DType::BF16.name(), DType::BF16.bytes()), ("bf16", 2));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 binary16.
@@ -57,6 +62,14 @@ mod sealed {
 }
 
 /// An element type: [`half::f16`], [`half::bf16`] or `f32`. The trait is sealed.
+///
+/// ```
+/// use sage_attn::{DType, Element};
+/// fn name<T: Element>() -> &'static str {
+///     T::DTYPE.name()
+/// }
+/// assert_eq!(name::<sage_attn::half::f16>(), "f16");
+/// ```
 pub trait Element: bytemuck::Pod + sealed::Sealed {
     /// The type as a value.
     const DTYPE: DType;
@@ -75,6 +88,8 @@ impl Element for f32 {
 }
 
 /// How the axes of a tensor lie in memory.
+///
+/// Example: [`TensorSpec`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// Contiguous `[B, H, N, D]`; shapes are given in this order.
@@ -88,6 +103,17 @@ pub enum Layout {
 }
 
 /// Type, shape and strides of a tensor, without its data.
+///
+/// ```
+/// use sage_attn::error::Operand;
+/// use sage_attn::problem::TensorSpec;
+/// use sage_attn::{DType, Layout};
+///
+/// let spec = TensorSpec::new(Operand::Q, DType::BF16, &[2, 16, 4, 64], Layout::Nhd)?;
+/// assert_eq!(spec.shape, [2, 4, 16, 64]); // [B, H, tokens, D], whatever lies where
+/// assert_eq!(spec.strides, [16 * 4 * 64, 64, 4 * 64, 1]);
+/// # Ok::<(), sage_attn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TensorSpec {
     /// Element type.

@@ -17,12 +17,16 @@ use super::{HostTensor, Modifiers, Options, Output, Quantized};
 ///
 /// `k` `[B, Hkv, N, D]` is the unquantized K that `quantized` was made of; it is read only when Q is
 /// smoothed, for ΔS, one tile at a time.
+///
+/// Example: [`quantize`](crate::reference::quantize()).
 pub fn attention_quantized(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> Output {
     attention_quantized_with(dims, quantized, k, options, &Modifiers::default())
 }
 
 /// [`attention_quantized`] with modifiers, as the general kernels do it: every tile subtracts the bias
 /// exactly. The LSE is the logarithm of the denominator, sink included.
+///
+/// Example: [`Modifiers`].
 pub fn attention_quantized_with(
     dims: &Dims,
     quantized: &Quantized,

@@ -6,6 +6,11 @@ use sage_spec::quant::E4M3_MAX;
 /// E4M3 code of `x`: nearest, ties to even, saturating to ±448 (also from ±inf); NaN becomes `0x7f`.
 ///
 /// What `cvt.rn.satfinite.e4m3x2.f32` does (PTX ISA, "cvt").
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!((e4m3_from_f32(448.0), e4m3_from_f32(1e9), e4m3_from_f32(0.0)), (0x7e, 0x7e, 0));
+/// ```
 pub fn e4m3_from_f32(x: f32) -> u8 {
     if x.is_nan() {
         return 0x7f;
@@ -22,6 +27,11 @@ pub fn e4m3_from_f32(x: f32) -> u8 {
 }
 
 /// Value of an E4M3 code; `0x7f` and `0xff` are NaN.
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!(e4m3_to_f32(e4m3_from_f32(1.1)), 1.125);
+/// ```
 pub const fn e4m3_to_f32(code: u8) -> f32 {
     let (exponent, mantissa) = (code >> 3 & 15, (code & 7) as f32);
     let magnitude = if code & 0x7f == 0x7f {
@@ -61,12 +71,22 @@ fn round_to_spacing<const MANTISSA: u32>(x: f32, min_normal: f32) -> f32 {
 }
 
 /// The E4M3 value nearest to `x >= 0`, saturating to 448; NaN stays NaN.
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!((round_e4m3(17.0), round_e4m3(500.0)), (16.0, 448.0));
+/// ```
 #[inline(always)]
 pub fn round_e4m3(x: f32) -> f32 {
     round_to_spacing::<3>(if x > E4M3_MAX { E4M3_MAX } else { x }, MIN_NORMAL_E4M3)
 }
 
 /// The FP16 value nearest to `0 <= x < 65504`; NaN stays NaN.
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!(round_f16(1.0 + 1e-5), 1.0);
+/// ```
 #[inline(always)]
 pub fn round_f16(x: f32) -> f32 {
     round_to_spacing::<10>(x, MIN_NORMAL_F16)
@@ -74,6 +94,11 @@ pub fn round_f16(x: f32) -> f32 {
 
 /// Integer code of `x` whose scale has the reciprocal `inverse_scale`: the exact product (f64 holds it),
 /// rounded to nearest, ties to even, within `±max_code`; NaN becomes 0.
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!((int_code(0.5, 3.0, 7.0), int_code(9.0, 3.0, 7.0), int_code(f32::NAN, 1.0, 7.0)), (2, 7, 0));
+/// ```
 #[inline(always)]
 pub fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> i8 {
     let x = f64::from(x) * f64::from(inverse_scale);
@@ -85,17 +110,32 @@ pub fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> i8 {
 }
 
 /// Packs INT4 codes two to a byte, the even feature in the low nibble.
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!(pack_int4(3, -1), 0xf3);
+/// ```
 pub fn pack_int4(even: i8, odd: i8) -> u8 {
     even as u8 & 15 | (odd as u8) << 4
 }
 
 /// Inverse of [`pack_int4`].
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!(unpack_int4(pack_int4(-7, 5)), (-7, 5));
+/// ```
 #[inline(always)]
 pub fn unpack_int4(byte: u8) -> (i8, i8) {
     ((byte << 4) as i8 >> 4, byte as i8 >> 4)
 }
 
 /// FP16 code of `x`: nearest, ties to even.
+///
+/// ```
+/// use sage_attn::reference::convert::*;
+/// assert_eq!(f16_from_f32(0.1).to_f32(), 0.099975586);
+/// ```
 pub fn f16_from_f32(x: f32) -> f16 {
     f16::from_f32(x)
 }

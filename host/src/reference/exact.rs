@@ -15,6 +15,21 @@ use super::{HostTensor, Modifiers, Output, OutputF64};
 ///
 /// `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`, any dtype. With `causal`, row `i` sees
 /// keys up to `i + N - M`. NaN in a visible score or value reaches the output.
+///
+/// ```
+/// use sage_attn::reference::{Data, HostTensor, attention_f32, attention_f64};
+/// use sage_attn::spec::Dims;
+///
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 1, seqlen_kv: 2, head_dim: 1 };
+/// let (q, k, v) = ([1.0f32], [0.0f32, 2f32.ln()], [0.0f32, 3.0]);
+/// let tensor = |x, tokens| HostTensor::contiguous(Data::F32(x), 1, tokens, 1);
+/// let (q, k, v) = (tensor(&q, 1), tensor(&k, 2), tensor(&v, 2));
+/// // Weights 1/3 and 2/3.
+/// let exact = attention_f64(&dims, &q, &k, &v, false, 1.0);
+/// assert!((exact.out[0] - 2.0).abs() < 1e-7 && (exact.lse[0] - 3f64.ln()).abs() < 1e-7);
+/// let blocked = attention_f32(&dims, &q, &k, &v, false, 1.0);
+/// assert!((blocked.out[0] - 2.0).abs() < 1e-5);
+/// ```
 pub fn attention_f64(
     dims: &Dims,
     q: &HostTensor,
@@ -27,6 +42,8 @@ pub fn attention_f64(
 }
 
 /// [`attention_f64`] with modifiers. The LSE is the logarithm of the denominator, sink included.
+///
+/// Example: [`Modifiers`].
 pub fn attention_f64_with(
     dims: &Dims,
     q: &HostTensor,
@@ -87,6 +104,8 @@ pub(super) fn softmax(scores: &mut [f64], sink: f64) -> f64 {
 }
 
 /// [`attention_f64`] in f32, blocked, with an online softmax: the CPU's `exact` precision.
+///
+/// Example: [`attention_f64`].
 pub fn attention_f32(
     dims: &Dims,
     q: &HostTensor,
@@ -99,6 +118,8 @@ pub fn attention_f32(
 }
 
 /// [`attention_f32`] with modifiers. The LSE is the logarithm of the denominator, sink included.
+///
+/// Example: [`Modifiers`].
 pub fn attention_f32_with(
     dims: &Dims,
     q: &HostTensor,

@@ -8,6 +8,8 @@ use super::HostTensor;
 use super::softmax::TileRow;
 
 /// A boolean mask `[B, Hq, M, N]` whose last stride is 1; true where a row may see a key.
+///
+/// Example: [`Modifiers`].
 #[derive(Clone, Copy, Debug)]
 pub struct HostMask<'a> {
     /// The elements, starting with `(0, 0, 0, 0)`.
@@ -30,6 +32,19 @@ impl<'a> HostMask<'a> {
 }
 
 /// Modifiers of attention; the default changes nothing.
+///
+/// ```
+/// use sage_attn::reference::{Data, HostMask, HostTensor, Modifiers, attention_f64_with};
+/// use sage_attn::spec::Dims;
+///
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 1, seqlen_kv: 2, head_dim: 1 };
+/// let x = [1.0f32, 5.0];
+/// let x = HostTensor::contiguous(Data::F32(&x), 1, 2, 1);
+/// // Only the second key is visible.
+/// let mask = HostMask { data: &[false, true], stride_batch: 0, stride_head: 0, stride_row: 0 };
+/// let modifiers = Modifiers { mask: Some(mask), ..Modifiers::default() };
+/// assert_eq!(attention_f64_with(&dims, &x, &x, &x, false, 1.0, &modifiers).out, [5.0]);
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Modifiers<'a> {
     /// Where rows stand among the keys.

@@ -3,6 +3,8 @@
 use sage_spec::{Precision, PvFormat, ScaleGranularity};
 
 /// How to quantize and attend.
+///
+/// Example: [`quantize`](crate::reference::quantize()).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
     /// Row `i` sees keys up to `i + seqlen_kv - seqlen_q` (bottom-right aligned) instead of all keys.
@@ -24,6 +26,8 @@ pub struct Options {
 }
 
 /// Attention in f32.
+///
+/// Example: [`quantize`](crate::reference::quantize()).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
     /// `[batch, num_heads_q, seqlen_q, head_dim]`, contiguous. Rows that see no key are 0.
@@ -33,6 +37,8 @@ pub struct Output {
 }
 
 /// Attention in f64; fields as in [`Output`].
+///
+/// Example: [`attention_f64`](crate::reference::attention_f64).
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutputF64 {
     /// `[batch, num_heads_q, seqlen_q, head_dim]`, contiguous. Rows that see no key are 0.

@@ -15,6 +15,8 @@ use super::{HostTensor, Options};
 /// Quantized operands, byte for byte as the kernels lay them out (see [`sage_spec::params`]).
 ///
 /// B = batch, Hq/Hkv = heads, M/N = seqlen_q/seqlen_kv, D = head_dim; Mp/Np/Dp = padded.
+///
+/// Example: [`quantize`](crate::reference::quantize()).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quantized {
     /// `[B, Hq, Mp, Dp]`, INT4 two to a byte; padding is zero.
@@ -41,6 +43,39 @@ pub struct Quantized {
 }
 
 /// Quantizes `q` `[B, Hq, M, D]`, `k` and `v` `[B, Hkv, N, D]`.
+///
+/// ```
+/// use sage_attn::reference::{self, Data, HostTensor, Options};
+/// use sage_attn::spec::{Dims, Precision, PvFormat, ScaleGranularity};
+///
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64 };
+/// let x: Vec<f32> = (0..70 * 64).map(|i| (i as f32).sin()).collect();
+/// let x = HostTensor::contiguous(Data::F32(&x), 1, 70, 64);
+/// let options = Options {
+///     causal: true,
+///     sm_scale: 0.125,
+///     precision: Precision::Int8,
+///     granularity: ScaleGranularity::PerThread,
+///     pv: PvFormat::Fp8,
+///     smooth_q: false,
+///     smooth_k: true,
+///     smooth_v: false,
+/// };
+/// let quantized = reference::quantize(&dims, &x, &x, &x, &options);
+/// assert_eq!(quantized.q_codes.len(), 128 * 64, "padded to whole query blocks");
+///
+/// // What a kernel computes of these codes, what an ideal one would, and the truth.
+/// let kernel = reference::attention_quantized(&dims, &quantized, &x, &options);
+/// let ideal = reference::attention_unrounded_p(&dims, &quantized, &x, &options);
+/// let exact = reference::attention_f64(&dims, &x, &x, &x, true, 0.125);
+/// let distance = |a: &[f32], b: &[f64]| sage_attn::metrics::Metrics::compare(a, b, 64).rel_l1;
+/// assert!(distance(&kernel.out, &ideal.out) < 0.05);
+/// assert!(distance(&kernel.out, &exact.out) < 0.06);
+///
+/// let scores = reference::scores(&dims, &quantized, options.precision);
+/// assert_eq!(scores.len(), 128 * 128);
+/// assert!(reference::delta_s(&dims, &quantized, &x, &options).iter().all(|&x| x == 0.0), "Q is not smoothed");
+/// ```
 pub fn quantize(dims: &Dims, q: &HostTensor, k: &HostTensor, v: &HostTensor, options: &Options) -> Quantized {
     let q = Tokens::new(dims, q, dims.num_heads_q, dims.seqlen_q, BLOCK_Q, dims.seqlen_q_padded());
     let k = Tokens::new(dims, k, dims.num_heads_kv, dims.seqlen_kv, BLOCK_KV, dims.seqlen_kv_padded());
@@ -84,6 +119,13 @@ pub fn quantize(dims: &Dims, q: &HostTensor, k: &HostTensor, v: &HostTensor, opt
 }
 
 /// Codes of [`Quantized`] as a kernel that reads `storage` has them.
+///
+/// ```
+/// use sage_attn::reference::{convert::pack_int4, in_storage};
+/// use sage_attn::spec::{CodeStorage, Precision};
+/// // Hopper takes 4-bit codes one to a byte.
+/// assert_eq!(in_storage(&[pack_int4(3, -7)], Precision::Int4, CodeStorage::Byte), [3, -7i8 as u8]);
+/// ```
 pub fn in_storage(codes: &[u8], precision: Precision, storage: CodeStorage) -> Vec<u8> {
     if storage == precision.storage() {
         return codes.to_vec();

@@ -11,6 +11,8 @@ use super::tile::{multiply_qk, transpose, unpack_int};
 use super::{HostTensor, Options, Quantized};
 
 /// Raw integer scores `[B, Hq, Mp, Np]`, padding included.
+///
+/// Example: [`quantize`](crate::reference::quantize()).
 pub fn scores(dims: &Dims, quantized: &Quantized, precision: Precision) -> Vec<i32> {
     let (depth, tokens) = (dims.head_dim_padded(), dims.seqlen_kv_padded());
     let row_bytes = precision.bytes(depth);
@@ -45,6 +47,8 @@ pub fn scores(dims: &Dims, quantized: &Quantized, precision: Precision) -> Vec<i
 /// units of `k_scale`; zeros for padding keys and when Q is not smoothed.
 ///
 /// For tests: [`attention_quantized`](super::attention_quantized) keeps one tile of it at a time.
+///
+/// Example: [`quantize`](crate::reference::quantize()).
 pub fn delta_s(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> Vec<f32> {
     let (blocks, tokens) = (dims.num_query_blocks(), dims.seqlen_kv_padded());
     let mut delta_s = vec![0.0; dims.batch * dims.num_heads_q * blocks * tokens];

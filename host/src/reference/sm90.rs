@@ -20,6 +20,29 @@ use super::{HostTensor, Options, Output, Quantized};
 /// Attention on quantized operands, tile by tile with the numerics of the Hopper kernels.
 ///
 /// As [`super::attention_quantized`], with P and V in FP8 whatever `options` says.
+///
+/// ```
+/// use sage_attn::reference::{self, Data, HostTensor, Options};
+/// use sage_attn::spec::{Dims, Precision, PvFormat, ScaleGranularity};
+///
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64 };
+/// let x: Vec<f32> = (0..70 * 64).map(|i| (i as f32).sin()).collect();
+/// let x = HostTensor::contiguous(Data::F32(&x), 1, 70, 64);
+/// let options = Options {
+///     causal: false,
+///     sm_scale: 0.125,
+///     precision: Precision::Int4,
+///     granularity: ScaleGranularity::PerThread,
+///     pv: PvFormat::Fp8,
+///     smooth_q: true,
+///     smooth_k: true,
+///     smooth_v: false,
+/// };
+/// let quantized = reference::quantize(&dims, &x, &x, &x, &options);
+/// let exponential = sage_attn::spec::symbol::STEMS[0].exponential;
+/// let hopper = reference::attention_quantized_sm90(&dims, &quantized, &x, &options, exponential);
+/// assert_eq!((hopper.out.len(), hopper.lse.len()), (70 * 64, 70));
+/// ```
 pub fn attention_quantized_sm90(
     dims: &Dims,
     quantized: &Quantized,

@@ -5,6 +5,8 @@ use std::ops::Range;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 /// Elements of a [`HostTensor`].
+///
+/// Example: [`attention_f64`](crate::reference::attention_f64).
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
     /// IEEE 754 binary16.
@@ -30,6 +32,8 @@ impl<'a> Data<'a> {
 ///
 /// Element `(b, h, n, d)` is at offset `b * stride_batch + h * stride_head + n * stride_token + d` of
 /// `data`. Strides count elements and are not negative.
+///
+/// Example: [`attention_f64`](crate::reference::attention_f64).
 #[derive(Clone, Copy, Debug)]
 pub struct HostTensor<'a> {
     /// The elements, starting with `(0, 0, 0, 0)`.

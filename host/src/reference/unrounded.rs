@@ -14,11 +14,15 @@ use super::{HostTensor, Modifiers, Options, OutputF64, Quantized};
 
 /// What an ideal kernel makes of the same codes and scales: f64, P not rounded, ΔS not rounded to
 /// whole score steps. Its distance to [`attention_quantized`](super::attention_quantized) is that function's own rounding.
+///
+/// Example: [`quantize`](crate::reference::quantize()).
 pub fn attention_unrounded_p(dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> OutputF64 {
     attention_unrounded_p_with(dims, quantized, k, options, &Modifiers::default())
 }
 
 /// [`attention_unrounded_p`] with modifiers.
+///
+/// Example: [`Modifiers`].
 pub fn attention_unrounded_p_with(
     dims: &Dims,
     quantized: &Quantized,

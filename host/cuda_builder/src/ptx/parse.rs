@@ -3,6 +3,8 @@
 use super::{PtxError, identifiers};
 
 /// What a top-level piece of PTX is.
+///
+/// Example: [`Module`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemKind {
     /// A kernel.
@@ -18,6 +20,8 @@ pub enum ItemKind {
 }
 
 /// A top-level piece of a module.
+///
+/// Example: [`Module`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// What it is.
@@ -35,6 +39,8 @@ pub struct Item {
 }
 
 /// A line of a function's body.
+///
+/// Example: [`Module`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyLine {
     /// Line of the module, from 1.
@@ -44,6 +50,14 @@ pub struct BodyLine {
 }
 
 /// A parsed module.
+///
+/// ```
+/// const PTX: &str = "\
+///     .version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\n\tbar.sync 0;\n\ttrap;\n\tret;\n}\n";
+/// let module = cuda_builder::ptx::Module::parse(PTX)?;
+/// assert_eq!(module.entries().map(|item| item.name.as_str()).collect::<Vec<_>>(), ["k"]);
+/// # Ok::<(), cuda_builder::ptx::PtxError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
     /// `.version`, for example `8.4`.

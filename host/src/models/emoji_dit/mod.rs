@@ -48,9 +48,18 @@ const MODULATIONS: usize = 6;
 const MAX_CLASSES: usize = 10_000;
 
 /// Computes the attention of a layer: of q, k and v `[images, 4, 1024, 64]`, without a mask.
+///
+/// Example: [`EmojiDit`].
 pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 /// The model.
+///
+/// ```no_run
+/// use sage_attn::models::emoji_dit::{EmojiDit, Sampling, noise};
+/// let model = EmojiDit::load("tests/data/emoji_dit.safetensors".as_ref())?;
+/// println!("{:?}, {} values of noise", model.classes(), noise(1, 12).len());
+/// # Ok::<(), sage_attn::models::ModelError>(())
+/// ```
 pub struct EmojiDit {
     fingerprint: String,
     classes: Vec<String>,

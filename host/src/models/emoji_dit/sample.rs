@@ -7,6 +7,8 @@ use crate::models::ModelError;
 use crate::models::random::Random;
 
 /// How to sample.
+///
+/// Example: [`EmojiDit`](crate::models::emoji_dit::EmojiDit).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// Euler steps from t = 1 to t = 0.
@@ -17,9 +19,17 @@ pub struct Sampling {
 }
 
 /// Computes the attention of a layer at a step; as [`super::Attend`] otherwise.
+///
+/// Example: [`EmojiDit`](crate::models::emoji_dit::EmojiDit).
 pub type AttendAt<'a> = dyn FnMut(usize, usize, [&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 /// Normally distributed noise for `count` images. An image's noise depends on the seed and its index only.
+///
+/// ```
+/// use sage_attn::models::emoji_dit::noise;
+/// assert_eq!(noise(1, 8), noise(1, 8));
+/// assert_ne!(noise(1, 8), noise(2, 8));
+/// ```
 pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut noise = Vec::with_capacity(count * VALUES);
     for index in 0..count as u64 {

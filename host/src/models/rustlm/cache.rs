@@ -10,6 +10,8 @@ use crate::problem::Layout;
 const TOKEN: usize = HEADS_KV * HEAD_DIM;
 
 /// The keys (after rotation) and values of a sequence in every layer, f32, token by token.
+///
+/// Example: [`RustLm`](crate::models::rustlm::RustLm).
 #[derive(Clone, Debug)]
 pub struct KvCache {
     capacity: usize,

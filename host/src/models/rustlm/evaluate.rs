@@ -12,6 +12,13 @@ const MIN_BYTES: usize = 2;
 
 /// A text cut into windows of `context` bytes, the last one shorter. Each is a sequence of its own;
 /// its first byte, which has nothing before it, is seen but not scored.
+///
+/// ```
+/// use sage_attn::models::rustlm::Windows;
+/// let windows = Windows::new(b"abcdefg", 3)?;
+/// assert_eq!(windows.iter().collect::<Vec<_>>(), [b"abc", b"def"]);
+/// # Ok::<(), sage_attn::models::ModelError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Windows<'a> {
     text: &'a [u8],
@@ -47,6 +54,8 @@ impl<'a> Windows<'a> {
 }
 
 /// How well a text was predicted.
+///
+/// Example: [`RustLm`](crate::models::rustlm::RustLm).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evaluation {
     /// Sum over scored bytes of −log2 of the probability given to the byte that came.

@@ -7,6 +7,8 @@ use crate::models::ModelError;
 use crate::models::random::Random;
 
 /// Chooses the next byte from its scores.
+///
+/// Example: [`RustLm`](crate::models::rustlm::RustLm).
 #[derive(Clone, Debug)]
 pub struct Sampler {
     temperature: f32,
@@ -43,6 +45,8 @@ impl Sampler {
 }
 
 /// How a continuation went.
+///
+/// Example: [`RustLm`](crate::models::rustlm::RustLm).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generation {
     /// The bytes after the prompt.

@@ -58,9 +58,27 @@ const METADATA: [(&str, &str); 10] = [
 
 /// Computes the attention of a layer: of `q` `[1, 4, M, 128]` over `k` and `v` `[1, 2, N, 128]`, causal;
 /// N − M tokens came before. The result has the shape of `q`.
+///
+/// Example: [`RustLm`].
 pub type Attend<'a> = dyn FnMut(usize, [&TensorView<'_>; 3]) -> Result<Tensor, Error> + 'a;
 
 /// The model.
+///
+/// ```
+/// use sage_attn::models::rustlm::{KvCache, RustLm};
+/// use sage_attn::{Attention, Precision, TensorView};
+///
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/rustlm.safetensors");
+/// let model = RustLm::load(path.as_ref())?;
+/// let mut cache = KvCache::new(16)?;
+/// let attention = Attention::new().causal(true).precision(Precision::Int8);
+/// let mut attend = |_layer: usize, [q, k, v]: [&TensorView<'_>; 3]| Ok(attention.forward(q, k, v)?.out);
+/// let hidden = model.forward(b"fn main(", &mut cache, &mut attend)?;
+/// let logits = model.logits(&hidden[hidden.len() - 256..]);
+/// assert_eq!(logits.len(), 256); // what may follow
+/// assert!(logits[usize::from(b')')] > logits[usize::from(b'q')]);
+/// # Ok::<(), sage_attn::models::ModelError>(())
+/// ```
 pub struct RustLm {
     fingerprint: String,
     /// `[VOCABULARY, HIDDEN]`.

@@ -8,7 +8,7 @@ use sage_attn::adaptive::{AdaptiveError, Measurements, Origin, PrecisionPlan, Ru
 use sage_attn::plot::HeatMap;
 
 use super::file::replace;
-use super::{Failure, print};
+use super::{Failure, print, terminal};
 
 /// Options of `plan`.
 #[derive(Args)]
@@ -114,7 +114,7 @@ fn make(options: &MakeOptions) -> Result<(), Failure> {
 /// Prints what the plan decides.
 pub fn show(plan: &PrecisionPlan) -> Result<(), Failure> {
     print(describe(plan))?;
-    print(table(plan))
+    terminal::table(&table(plan))
 }
 
 /// The failure of a calibration or a plan.

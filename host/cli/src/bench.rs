@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::ProgressBar;
-use sage_attn::plot::{LineChart, Scale, Series};
 use sage_attn::{Attention, Device, Layout, Report, Tensor, TensorView};
 use serde::Serialize;
 
+use super::file::replace;
 use super::options::PrecisionName;
-use super::{Failure, print, progress};
+use super::results::{Point, chart, read};
+use super::{Failure, print, print_json, progress, terminal};
 
 /// Options of `bench`.
 #[derive(Args)]
@@ -46,9 +47,12 @@ pub struct BenchOptions {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-    /// Draw operations per second over the number of tokens into this file
+    /// Draw operations per second, end to end, over the number of tokens into this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Results files whose kernels and peers are drawn as well, where head dimension and mask are measured here
+    #[arg(long, value_name = "FILES", num_args = 1.., requires = "svg")]
+    overlay: Vec<PathBuf>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -96,6 +100,10 @@ struct Measurement {
 /// Runs the command.
 pub fn bench(options: &BenchOptions) -> Result<(), Failure> {
     let cases = options.cases();
+    let mut overlay = Vec::new(); // read first: a bad file must not cost the measurements
+    for path in &options.overlay {
+        overlay.extend(read(path)?);
+    }
     let progress = progress(cases.len(), options.json);
     let mut measurements = Vec::new();
     let mut table = Table::new();
@@ -113,9 +121,7 @@ pub fn bench(options: &BenchOptions) -> Result<(), Failure> {
     for case in cases {
         let measurement = options.measure(case, &progress)?;
         if options.json {
-            let line = serde_json::to_string(&measurement)
-                .map_err(|error| Failure::Other(format!("cannot write JSON: {error}")))?;
-            print(line)?;
+            print_json(&measurement)?;
         } else {
             table.add_row(row(&measurement));
         }
@@ -128,14 +134,14 @@ pub fn bench(options: &BenchOptions) -> Result<(), Failure> {
     {
         let path = first.path.map_or_else(String::new, |path| format!(", {path}"));
         let threads = first.threads.map_or_else(String::new, |threads| format!(", {threads} threads"));
+        let table = terminal::text(&table);
         print(format_args!(
             "{}{path}{threads}; {} heads of {} features, {} key/value heads; times are minima\n{table}",
             first.device, first.heads, first.head_dim, first.kv_heads
         ))?;
     }
     match &options.svg {
-        Some(path) => std::fs::write(path, chart(&measurements).svg())
-            .map_err(|error| Failure::Other(format!("{}: cannot write the chart: {error}", path.display()))),
+        Some(path) => replace(path, svg(&measurements, overlay).as_bytes()),
         None => Ok(()),
     }
 }
@@ -235,21 +241,32 @@ fn row(measurement: &Measurement) -> Vec<String> {
     ]
 }
 
-/// One line for each kernel and mask.
-fn chart(measurements: &[Measurement]) -> LineChart {
-    let mut series: Vec<Series> = Vec::new();
-    for measurement in measurements {
-        let name = format!("{}{}", measurement.kernel, if measurement.causal { ", causal" } else { "" });
-        let point = (measurement.seqlen_kv as f64, measurement.gflops);
-        match series.iter_mut().find(|series| series.name == name) {
-            Some(series) => series.points.push(point),
-            None => series.push(Series { name, points: vec![point] }),
-        }
-    }
-    let what = measurements.first().map_or_else(String::new, |first| {
+/// The chart of `measurements`, and of what there is in `overlay` for the same head dimension and masks.
+fn svg(measurements: &[Measurement], overlay: Vec<Point>) -> String {
+    let mut points: Vec<Point> = measurements.iter().map(point).collect();
+    let measured = |other: &Point| {
+        measurements.iter().any(|own| own.head_dim as u64 == other.head_dim && own.causal == other.causal)
+    };
+    points.extend(overlay.into_iter().filter(measured).map(|other| Point {
+        name: if other.device.is_empty() { other.name } else { format!("{} ({})", other.name, other.device) },
+        ..other
+    }));
+    let title = measurements.first().map_or_else(String::new, |first| {
         format!("Attention on {}: {} heads of {} features", first.device, first.heads, first.head_dim)
     });
-    LineChart { title: what, x: ("tokens".into(), Scale::Log2), y: ("GFLOP/s".into(), Scale::Linear), series }
+    chart(title, &points, |point| point.e2e_tops).svg()
+}
+
+fn point(measurement: &Measurement) -> Point {
+    Point {
+        name: measurement.kernel.clone(),
+        device: measurement.device.clone(),
+        causal: measurement.causal,
+        head_dim: measurement.head_dim as u64,
+        tokens: measurement.seqlen_kv as u64,
+        e2e_tops: measurement.e2e_tops,
+        tops: measurement.tops,
+    }
 }
 
 /// Roughly normal values, the same every time; `None` if there is not enough memory.

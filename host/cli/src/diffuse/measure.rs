@@ -7,9 +7,9 @@ use sage_attn::models::emoji_dit::{EmojiDit, LAYERS, VALUES, noise};
 use sage_attn::{Device, TensorView};
 
 use super::{DiffuseOptions, attention};
-use crate::cli::lm::failure;
-use crate::cli::plan::adaptive;
-use crate::cli::{Failure, note, print, progress};
+use crate::lm::failure;
+use crate::plan::adaptive;
+use crate::{Failure, note, print, progress};
 
 /// Draws one image after the other in full precision and measures the candidates on every attention call;
 /// a sample is an image.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::attend::Planned;
 use super::{LmOptions, Variant, failure};
-use crate::cli::{Failure, note, print_json};
+use crate::{Failure, note, print_json};
 
 /// A continuation as JSON has it. The keys are stable.
 #[derive(Serialize)]
@@ -68,7 +68,7 @@ pub fn generate(options: &LmOptions, variants: &[Variant], prompt: &str) -> Resu
         if options.json {
             print_json(&record)?;
         } else {
-            crate::cli::print("")?;
+            crate::print("")?;
             note(format_args!(
                 "{} on {}: prompt of {} bytes in {:.1} ms, then {:.1} bytes/s",
                 record.precision, record.device, record.prompt_bytes, record.prefill_ms, record.decode_tokens_per_s

@@ -30,7 +30,8 @@ pub struct RunOptions {
     /// Means to subtract before quantizing: some of q,k,v, or none; by default k, and q for int4
     #[arg(long, value_parser = parse_smoothing)]
     smooth: Option<Smoothing>,
-    /// GPU kernel to use, such as sm80_int8_f16_fwd; by default the best for the device
+    /// GPU kernel to use, such as sm80_int8_f16_fwd; by default the best for the device. On the CPU the reference does
+    /// what the kernel does step for step
     #[arg(long, value_name = "STEM")]
     kernel: Option<String>,
     /// Write the output and the log-sum-exp as <PREFIX>out and <PREFIX>lse to this file

@@ -5,8 +5,8 @@ use std::path::Path;
 use sage_attn::models::emoji_dit::{SIZE, VALUES};
 use sage_attn::models::picture::byte;
 
-use crate::cli::Failure;
-use crate::cli::file::replace;
+use crate::Failure;
+use crate::file::replace;
 
 /// Most images of a row.
 const COLUMNS: usize = 16;

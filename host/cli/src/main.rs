@@ -1,4 +1,4 @@
-//! The commands: their options, and how they end.
+//! The command line, `sage-attn`: its commands, their options, and how they end.
 //!
 //! Exit status 0 is success, 2 is bad input (one sentence on stderr), 1 is any other failure.
 //! Results go to stdout; notes and progress to stderr.
@@ -13,9 +13,12 @@ mod doctor;
 mod file;
 mod lm;
 mod modifiers;
+mod numerics;
 mod options;
 mod plan;
+mod plot;
 mod record;
+mod results;
 mod run;
 mod terminal;
 mod variant;
@@ -48,13 +51,14 @@ Examples:
   sage-attn run layer.safetensors --compare
   sage-attn run layer.safetensors --precision int4 --smooth q,k --out out.safetensors
   sage-attn accuracy layer.safetensors --prefix layer7. --json
+  sage-attn bench --seqlen 1024,4096 --svg bench.svg
   sage-attn completions bash > ~/.local/share/bash-completion/completions/sage-attn";
 
 /// Quantized attention (SageAttention2): INT4/INT8 Q Kᵀ and FP8 P V, on NVIDIA GPUs and on the CPU.
 ///
 /// Computes softmax(Q Kᵀ · scale) V with Q and K in 4 or 8 bits and P and V in FP8 (FP16 before compute
 /// capability 8.9), after subtracting the means that make tensors hard to quantize. Without an NVIDIA driver
-/// everything runs on the CPU, with the same numbers.
+/// everything runs on the CPU.
 #[derive(Parser)]
 #[command(name = "sage-attn", version, max_term_width = 100, after_long_help = ABOUT_RUNS)]
 struct Cli {
@@ -75,10 +79,13 @@ enum Command {
     ///
     /// Dump q, k and v of a model's layers to a safetensors file, then see here what INT4 and INT8 cost on them.
     /// Errors are against exact attention in f64: cosine similarity, relative L1 distance, root mean square, and
-    /// the relative L1 distance of the worst row.
+    /// the relative L1 distance of the worst row. The figures are those of a GPU's kernels: without a GPU the
+    /// reference follows their arithmetic.
     Accuracy(accuracy::AccuracyOptions),
     /// Measure how fast attention is on this machine, by precision and number of tokens.
     Bench(bench::BenchOptions),
+    /// Draw results files as an SVG chart: operations per second by number of tokens, kernels and peers.
+    Plot(plot::PlotOptions),
     /// Evaluate or run a language model (RustLM) under each precision of attention.
     Lm(lm::LmOptions),
     /// Measure precisions on a language model (RustLM) layer by layer and write a precision plan.
@@ -128,8 +135,7 @@ impl Failure {
     }
 }
 
-/// Runs the command line.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse(); // exits with status 2 on bad options
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
@@ -138,6 +144,7 @@ pub fn main() -> ExitCode {
         Command::Calibrate(options) => calibrate::calibrate(&options),
         Command::Lm(options) => lm::lm(&options),
         Command::Diffuse(options) => diffuse::diffuse(&options),
+        Command::Plot(options) => plot::plot(&options),
         Command::Plan(options) => plan::plan(&options),
         Command::Doctor(options) => doctor::doctor(&options),
         Command::Completions(options) => completions::completions(&options, Cli::command()),

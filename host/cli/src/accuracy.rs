@@ -2,10 +2,11 @@
 
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
-use sage_attn::{Attention, Device, Precision, ScaleGranularity, Smoothing};
+use sage_attn::{Attention, Precision, ScaleGranularity, Smoothing, spec};
 
 use super::compare::{Views, metrics};
 use super::file::Archive;
+use super::numerics::Numerics;
 use super::options::Input;
 use super::record::Record;
 use super::{Failure, print, progress, terminal};
@@ -15,6 +16,11 @@ use super::{Failure, print, progress, terminal};
 pub struct AccuracyOptions {
     #[command(flatten)]
     input: Input,
+    /// Whose arithmetic to measure: that of the sm80, sm89 or sm90 kernels, of one kernel such as
+    /// sm80_int8_f16_fwd, or cpu. By default that of the GPU's kernels, and of sm90 where there is no GPU. On the CPU
+    /// the reference does what the kernels do step for step; a GPU runs them
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<Numerics>,
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
@@ -23,21 +29,21 @@ pub struct AccuracyOptions {
 /// One combination of options.
 #[derive(Clone, Copy)]
 struct Variant {
-    precision: Precision,
+    codes: spec::Precision,
     granularity: ScaleGranularity,
     smoothing: Smoothing,
 }
 
-/// Every combination that is measured.
-fn variants() -> Vec<Variant> {
+/// Every combination that is measured with these numerics.
+fn variants(numerics: Numerics) -> Vec<Variant> {
     let smoothing = |q, k, v| Smoothing { q, k, v };
     let smoothings =
         [Smoothing::NONE, smoothing(false, true, false), smoothing(true, true, false), smoothing(true, true, true)];
     let granularities = [ScaleGranularity::PerBlock, ScaleGranularity::PerWarp, ScaleGranularity::PerThread];
     let mut variants = Vec::new();
-    for precision in [Precision::Int4, Precision::Int8] {
+    for codes in numerics.precisions() {
         for granularity in granularities {
-            variants.extend(smoothings.map(|smoothing| Variant { precision, granularity, smoothing }));
+            variants.extend(smoothings.map(|smoothing| Variant { codes, granularity, smoothing }));
         }
     }
     variants
@@ -48,7 +54,9 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
     let archive = Archive::open(&options.input.file)?;
     let (layout, causal) = (options.input.layout(&archive), options.input.causal(&archive));
     let prefixes = options.input.prefixes(&archive)?;
-    let variants = variants();
+    let numerics = options.kernel.unwrap_or_else(|| Numerics::default_for(options.input.device));
+    let device = numerics.device(options.input.device)?;
+    let variants = variants(numerics);
     let progress = progress(prefixes.len() * variants.len(), options.json);
     for prefix in &prefixes {
         let triple = archive.triple(prefix)?;
@@ -66,7 +74,8 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
         ]);
         let mut place = String::new();
         for variant in &variants {
-            let output = attention(variant, causal, options.input.device)
+            let output = numerics
+                .apply(variant.attention().causal(causal).device(device), variant.codes)
                 .forward(&views.q, &views.k, &views.v)
                 .map_err(|error| Failure::attention(prefix, error))?;
             let metrics = metrics(&output.out, &exact);
@@ -89,18 +98,19 @@ pub fn accuracy(options: &AccuracyOptions) -> Result<(), Failure> {
         if !options.json {
             let tensors = if prefix.is_empty() { "q, k, v".to_owned() } else { format!("{prefix}*") };
             let table = terminal::text(&table);
-            progress.suspend(|| print(format_args!("{tensors} on {place}\n{table}")))?;
+            progress.suspend(|| print(format_args!("{tensors}: {} on {place}\n{table}", numerics.describe(&place))))?;
         }
     }
     progress.finish_and_clear();
     Ok(())
 }
 
-fn attention(variant: &Variant, causal: bool, device: Device) -> Attention {
-    Attention::new()
-        .causal(causal)
-        .precision(variant.precision)
-        .granularity(variant.granularity)
-        .smoothing(variant.smoothing)
-        .device(device)
+impl Variant {
+    fn attention(&self) -> Attention {
+        let precision = match self.codes {
+            spec::Precision::Int4 => Precision::Int4,
+            spec::Precision::Int8 => Precision::Int8,
+        };
+        Attention::new().precision(precision).granularity(self.granularity).smoothing(self.smoothing)
+    }
 }
