@@ -74,7 +74,7 @@ pub mod problem;
 pub mod reference;
 
 pub use api::{
-    Attention, BiasView, Device, MaskView, Merged, Output, Report, SideInputs, Summary, Tensor, TensorView,
+    Attend, Attended, Attention, BiasView, Device, KvCache, KvCacheOptions, MaskView, Merged, Output, Report, SideInputs, Summary, Tensor, TensorView,
     TensorViewMut, alibi_slopes, merge, merge_into,
 };
 pub use cudarc;

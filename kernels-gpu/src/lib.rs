@@ -1,7 +1,7 @@
 //! sage-attn's device kernels.
 //!
 //! Read in this order: [`tile`] (where an element lives), `quant` (smoothing and quantization),
-//! `attention` (the forward kernels), `entry` (the exported symbols). Layers only point down:
+//! `attention` (the forward kernels), `cache` (what is kept from call to call, and attention over it), `entry` (the exported symbols). Layers only point down:
 //! `cuda_std` ← `tile` ← `attention`, `cuda_std` ← `tile` ← `quant`; `attention` and `quant` never
 //! see each other and meet only in `sage_spec::params`.
 //!
@@ -20,12 +20,16 @@ pub mod tile;
 
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod attention;
+#[cfg(all(any(target_arch = "nvptx64", feature = "executor"), any(feature = "sm_89", feature = "sm_90a")))]
+mod cache;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 pub mod entry;
 #[cfg(all(any(target_arch = "nvptx64", feature = "executor"), feature = "sm_80"))]
 mod merge;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod quant;
+#[cfg(any(target_arch = "nvptx64", feature = "executor"))]
+mod rows;
 
 /// Nothing in a kernel may panic: a call to this function in the PTX fails the lint.
 #[cfg(target_arch = "nvptx64")]

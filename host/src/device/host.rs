@@ -158,7 +158,7 @@ impl Gpu {
     }
 
     /// Copies bytes to the device.
-    fn upload_bytes(&self, stream: &Arc<CudaStream>, bytes: &[u8]) -> Result<CudaSlice<u8>, Error> {
+    pub(super) fn upload_bytes(&self, stream: &Arc<CudaStream>, bytes: &[u8]) -> Result<CudaSlice<u8>, Error> {
         let mut memory = self.alloc(stream, bytes.len())?;
         if !bytes.is_empty() {
             self.check("copying to the device", stream.memcpy_htod(bytes, &mut memory))?;
@@ -167,7 +167,7 @@ impl Gpu {
     }
 
     /// Copies the first `len` bytes of `memory` to the host.
-    fn download(&self, stream: &Arc<CudaStream>, memory: &CudaSlice<u8>, len: usize) -> Result<Vec<u8>, DeviceError> {
+    pub(super) fn download(&self, stream: &Arc<CudaStream>, memory: &CudaSlice<u8>, len: usize) -> Result<Vec<u8>, DeviceError> {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| DeviceError::HostMemory { bytes: len })?;
         bytes.resize(len, 0);
