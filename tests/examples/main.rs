@@ -27,7 +27,7 @@ fn there_is_a_test_for_every_example() {
         .collect();
     names.sort();
     // `embed` needs the weights of an encoder, which are not ours to ship; its parts have tests of their own.
-    assert_eq!(names, ["calibrate", "embed", "minimal", "raw_pointers", "ring_merge"]);
+    assert_eq!(names, ["calibrate", "decode", "embed", "minimal", "raw_pointers", "ring_merge"]);
 }
 
 #[test]
@@ -47,6 +47,14 @@ fn minimal() {
 fn ring_merge() {
     let stdout = run("ring_merge");
     assert_eq!(stdout.lines().filter(|line| line.starts_with("rank ")).count(), 2, "{stdout}");
+}
+
+#[test]
+fn decode() {
+    let stdout = run("decode");
+    let distances = stdout.lines().filter_map(|line| line.split_once("relative L1 ")?.1.parse::<f32>().ok());
+    let distances: Vec<f32> = distances.collect();
+    assert!(distances.len() == 4 && distances.iter().all(|&x| x > 0.0 && x < 0.06), "{stdout}");
 }
 
 #[test]

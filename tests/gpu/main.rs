@@ -5,6 +5,7 @@
 //! `SAGE_RESULTS` naming a folder, each test leaves its figures there as JSON. `SAGE_GPU_SECONDS` is how long the
 //! threads of `embedding` submit work (default 5).
 
+mod cache;
 mod embedding;
 mod faults;
 mod harness;

@@ -185,7 +185,10 @@ pub fn fill(case: &CacheCase, machine: &mut impl Machine) -> Filled {
         shape,
         pages: DeviceMemory { ptr: machine.upload("pages", &pages), bytes: pages.len() },
         k_mean: None,
-        block_table: case.table.as_ref().map(|table| machine.upload("table", &words(table.iter().map(|&x| x as usize)))),
+        block_table: case
+            .table
+            .as_ref()
+            .map(|table| machine.upload("table", &words(table.iter().map(|&x| x as usize)))),
     };
     for (index, chunk) in case.chunks.iter().enumerate() {
         let mut upload = |name: &str, tensor: &Tensor| DeviceTensor {
@@ -222,7 +225,12 @@ pub fn fill(case: &CacheCase, machine: &mut impl Machine) -> Filled {
 }
 
 /// Output `[B, Hq, M, D]` and log-sum-exp of the case's queries, if it asks for it.
-pub fn attend(case: &CacheCase, filled: &Filled, plan: &DecodePlan, machine: &mut impl Machine) -> (Vec<f32>, Vec<f32>) {
+pub fn attend(
+    case: &CacheCase,
+    filled: &Filled,
+    plan: &DecodePlan,
+    machine: &mut impl Machine,
+) -> (Vec<f32>, Vec<f32>) {
     let request = plan.request();
     let [batch, heads, tokens, _] = request.q.shape;
     let out_bytes = request.out.span_elems(Operand::Out).expect("span") * request.out.dtype.bytes();
@@ -348,7 +356,6 @@ fn exact(case: &CacheCase, filled: &Filled, plan: &DecodePlan, b: usize) -> [ref
     })
 }
 
-
 /// Appends the first chunk `tokens` tokens at a time, without a mean; compares nothing.
 pub fn in_pieces(case: &CacheCase, tokens: usize, machine: &mut impl Machine) -> Filled {
     let shape = case.shape;
@@ -357,7 +364,10 @@ pub fn in_pieces(case: &CacheCase, tokens: usize, machine: &mut impl Machine) ->
         shape,
         pages: DeviceMemory { ptr: machine.upload("pages", &pages), bytes: pages.len() },
         k_mean: None,
-        block_table: case.table.as_ref().map(|table| machine.upload("table", &words(table.iter().map(|&x| x as usize)))),
+        block_table: case
+            .table
+            .as_ref()
+            .map(|table| machine.upload("table", &words(table.iter().map(|&x| x as usize)))),
     };
     let Chunk { k, v, .. } = &case.chunks[0];
     let all = k.spec.shape[2];

@@ -344,7 +344,8 @@ impl KvCache {
         }
         let lse = match &mut self.store {
             Store::Cpu(pages) => {
-                let output = on_cpu(&self.shape, pages, self.paging.as_ref(), self.mean.as_deref(), &plan, q, &self.lengths);
+                let output =
+                    on_cpu(&self.shape, pages, self.paging.as_ref(), self.mean.as_deref(), &plan, q, &self.lengths);
                 out.view_mut()?.store_f32(&output.out);
                 options.return_lse.then_some(output.lse)
             }

@@ -71,7 +71,12 @@ impl DeviceCache {
         let mut ranges = Vec::with_capacity(3);
         ranges.extend(Range::new(Operand::Cache, self.pages.ptr, self.pages.bytes, VECTOR_BYTES)?);
         if let Some(mean) = self.k_mean {
-            ranges.extend(Range::new(Operand::KMean, mean, shape.batch * shape.num_heads_kv * shape.layout.head_dim * 4, 4)?);
+            ranges.extend(Range::new(
+                Operand::KMean,
+                mean,
+                shape.batch * shape.num_heads_kv * shape.layout.head_dim * 4,
+                4,
+            )?);
         }
         if let Some(table) = self.block_table {
             ranges.extend(Range::new(Operand::BlockTable, table, pages * 4, 4)?);

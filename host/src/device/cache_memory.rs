@@ -75,11 +75,7 @@ impl CacheMemory {
     }
 
     /// Appends tokens whose bytes and layout these are, behind `lengths` tokens of each sequence.
-    pub(crate) fn append(
-        &mut self,
-        lengths: &[u32],
-        [k, v]: [(&[u8], &TensorSpec); 2],
-    ) -> Result<(), Error> {
+    pub(crate) fn append(&mut self, lengths: &[u32], [k, v]: [(&[u8], &TensorSpec); 2]) -> Result<(), Error> {
         self.put_words(lengths, |cache| &mut cache.lengths)?;
         let [k_memory, v_memory] = [k, v].map(|(bytes, _)| self.gpu.upload_bytes(&self.stream, bytes));
         let (k_memory, v_memory) = (k_memory?, v_memory?);

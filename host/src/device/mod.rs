@@ -23,9 +23,9 @@ mod side;
 mod slices;
 mod tensor_map;
 
+pub use self::cache::{AppendArgs, DecodeArgs, DeviceCache};
 #[cfg(feature = "cust")]
 pub use self::cust::CustArgs;
-pub use self::cache::{AppendArgs, DecodeArgs, DeviceCache};
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
 pub(crate) use cache_memory::CacheMemory;
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};

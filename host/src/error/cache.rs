@@ -101,7 +101,9 @@ pub enum CacheError {
         length: usize,
     },
     /// Rows of Q or of the output are not aligned for vector accesses.
-    #[error("{tensor} must have its address and strides at multiples of 16 bytes; its address is {address:#x}, its strides are {strides:?} elements")]
+    #[error(
+        "{tensor} must have its address and strides at multiples of 16 bytes; its address is {address:#x}, its strides are {strides:?} elements"
+    )]
     Alignment {
         /// Offending tensor.
         tensor: Operand,

@@ -134,7 +134,7 @@ pub fn plan_decode(request: &DecodeRequest, capability: &Capability) -> Result<D
     let tiles = batch * shape.num_heads_kv * row_tiles;
     let split_pages = match request.split_pages {
         Some(split_pages) => split_pages.clamp(1, pages),
-        None => best_split(pages, tiles, capability.sm_count as usize * CTAS_PER_SM),
+        None => best_split(pages, tiles, capability.sm_count as usize),
     };
     let splits = pages.div_ceil(split_pages);
     if splits.saturating_mul(row_tiles) > MAX_GRID {
@@ -146,18 +146,20 @@ pub fn plan_decode(request: &DecodeRequest, capability: &Capability) -> Result<D
     Ok(DecodePlan { request: *request, arch, entry, sm_scale, row_tiles, splits, split_pages })
 }
 
-/// Pages of a split so that `tiles` rows of splits take least time on a device that holds `slots` CTAs.
+/// Pages of a split so that `tiles` rows of splits take least time on `sm_count` multiprocessors.
 ///
-/// In units of a page's time: full waves of CTAs, then a rest that is faster because it shares bandwidth with fewer,
-/// but not twice as fast; each CTA begins with about two pages' time of nothing arriving, and combining costs a
-/// little for each split.
-fn best_split(pages: usize, tiles: usize, slots: usize) -> usize {
-    let slots = slots.max(1);
+/// In units of the time of a page of a multiprocessor's share of bandwidth, fitted to times of an H200: mostly what there
+/// is to read, a little for what the busiest multiprocessor reads, seven pages for a full wave of CTAs, which begin
+/// with nothing arriving and end with barriers, and a little for each split that has to be combined.
+fn best_split(pages: usize, tiles: usize, sm_count: usize) -> usize {
+    let sm_count = sm_count.max(1);
+    let read = (tiles * pages) as f64 / sm_count as f64;
     let cost = |split_pages: usize| {
         let splits = pages.div_ceil(split_pages);
-        let (waves, rest) = (tiles * splits / slots, tiles * splits % slots);
-        let rest = if rest == 0 { 0.0 } else { (rest as f64 / slots as f64).max(0.5) };
-        (waves as f64 + rest) * (split_pages as f64 + 2.0) + 0.03 * splits as f64
+        let ctas = tiles * splits;
+        let busiest = (ctas.div_ceil(sm_count) * split_pages) as f64;
+        let waves = ctas as f64 / (sm_count * CTAS_PER_SM) as f64;
+        0.88 * read + 0.12 * busiest + 7.0 * waves + 0.03 * splits as f64
     };
     // From long to short: ties go to fewer splits.
     (1..=pages).rev().min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(1)
@@ -245,18 +247,13 @@ mod tests {
 
     #[test]
     fn splits_fill_the_device_and_no_more() {
-        let slots = 132 * 3;
-        // One sequence of 8 heads and 128k tokens: one full wave.
-        let split = best_split(2048, 8, slots);
-        assert_eq!(2048usize.div_ceil(split) * 8, 49 * 8);
-        // Enough heads for many waves.
-        for (pages, tiles) in [(128, 512), (512, 512), (2048, 512), (128, 8), (1, 1), (2048, 64)] {
-            let split = best_split(pages, tiles, slots);
+        for (pages, tiles) in [(128, 8), (128, 32), (128, 512), (512, 8), (512, 512), (2048, 8), (2048, 64), (1, 1)] {
+            let split = best_split(pages, tiles, 132);
             assert!((1..=pages).contains(&split));
-            let work = (pages * tiles) as f64 / slots as f64;
+            let read = (pages * tiles) as f64 / 132.0;
             let ctas = pages.div_ceil(split) * tiles;
-            let waves = ctas as f64 / slots as f64;
-            assert!(waves.ceil().max(1.0) * (split as f64) < 1.35 * work + 4.0, "{pages} {tiles}: {split}");
+            let busiest = (ctas.div_ceil(132) * split) as f64;
+            assert!(busiest < 1.2 * read + 2.0, "{pages} pages, {tiles} tiles: {split}");
         }
     }
 }

@@ -68,7 +68,8 @@ pub fn cache_append(
                 let rest = (token..).take_while(|&later| later == token || later % 16 != 0);
                 for later in rest.filter(|&later| later == token || token + 1 == length + tokens) {
                     for d in 0..head_dim {
-                        page[layout.v_byte(later, d)] = if later == token { e4m3_from_f32(row[d] * inverse) } else { 0 };
+                        page[layout.v_byte(later, d)] =
+                            if later == token { e4m3_from_f32(row[d] * inverse) } else { 0 };
                     }
                 }
                 let word = layout.scale_byte(token);

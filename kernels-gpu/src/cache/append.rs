@@ -3,9 +3,7 @@
 //! feature of four tokens.
 
 use cuda_std::{convert, global, math, shared, thread, warp};
-use sage_spec::cache::{
-    AppendParams, GROUP_TOKENS, PAGE_GROUPS, PAGE_TOKENS, inverse_v_scale, k_scale, scale_word,
-};
+use sage_spec::cache::{AppendParams, GROUP_TOKENS, PAGE_GROUPS, PAGE_TOKENS, inverse_v_scale, k_scale, scale_word};
 use sage_spec::quant::SCORE_BIAS;
 
 use super::{layout, page_address};
@@ -142,7 +140,8 @@ pub unsafe fn append<const HEAD_DIM: u32, const INT4: bool>(p: &AppendParams) {
             k = read::<HEAD_DIM>(from_k, part * features, p.dtype, p.vectorized != 0);
             v = read::<HEAD_DIM>(from_v, part * features, p.dtype, p.vectorized != 0);
             if p.cache.k_mean != 0 {
-                let mean = p.cache.k_mean + ((batch * p.cache.num_heads_kv + head) * HEAD_DIM + part * features) as u64 * 4;
+                let mean =
+                    p.cache.k_mean + ((batch * p.cache.num_heads_kv + head) * HEAD_DIM + part * features) as u64 * 4;
                 let mut i = 0;
                 while i < features as usize {
                     k[i] -= global::load_f32(mean + i as u64 * 4);

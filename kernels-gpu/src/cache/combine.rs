@@ -15,13 +15,7 @@ const ROWS: u32 = TILE_ROWS as u32;
 /// # Safety
 /// All threads call it; nobody uses the ring any more.
 #[inline(always)]
-pub unsafe fn warps<const HEAD_DIM: u32, const INT4: bool>(
-    base: u32,
-    warp: u32,
-    lane: u32,
-    tile: &Tile,
-    sums: &Sums,
-) {
+pub unsafe fn warps<const HEAD_DIM: u32, const INT4: bool>(base: u32, warp: u32, lane: u32, tile: &Tile, sums: &Sums) {
     let smem = const { decode::smem(&layout::<HEAD_DIM, INT4>()) };
     let mut half = 0;
     while half < 2 {
@@ -196,8 +190,9 @@ pub unsafe fn finish<const HEAD_DIM: u32, const INT4: bool>(
     }
 }
 
-/// Splits that a thread reads at a time.
-const AT_A_TIME: usize = 8;
+/// Splits that a thread reads at a time: all of these reads are under way together, and so is the end of the kernel
+/// when few of its CTAs are left.
+const AT_A_TIME: usize = 16;
 
 /// Features `4 column..` of row `row` of all splits, in their order.
 #[inline(always)]
@@ -209,42 +204,34 @@ unsafe fn of_splits<const HEAD_DIM: u32>(
     column: u32,
     splits: u32,
 ) -> Part {
-    // Reads of the last split in place of those that do not exist change no maximum and are not added.
-    let at = |split: u32| partial(split.min(splits - 1)) + row as u64;
     let mut part = Part::EMPTY;
-    // SAFETY: the splits have written their sums.
-    unsafe {
-        let mut split = 0;
-        while split < splits {
-            let mut max = [0.0f32; AT_A_TIME];
-            let mut i = 0;
-            while i < AT_A_TIME {
-                max[i] = global::read_f32(states + at(split + i as u32) * 8);
-                i += 1;
-            }
-            part.max = max.into_iter().fold(part.max, math::max);
-            split += AT_A_TIME as u32;
-        }
-        let mut split = 0;
-        while split < splits {
-            let mut state = [[0.0f32; 2]; AT_A_TIME];
-            let mut out = [[0.0f32; 4]; AT_A_TIME];
-            let mut i = 0;
-            while i < AT_A_TIME {
-                let at = at(split + i as u32);
+    let mut split = 0;
+    while split < splits {
+        let mut state = [[0.0f32; 2]; AT_A_TIME];
+        let mut out = [[0.0f32; 4]; AT_A_TIME];
+        let mut i = 0;
+        while i < AT_A_TIME {
+            // Reads of the last split in place of those that do not exist change no maximum and are not added.
+            let at = partial((split + i as u32).min(splits - 1)) + row as u64;
+            // SAFETY: the splits have written their sums.
+            unsafe {
                 state[i] = [global::read_f32(states + at * 8), global::read_f32(states + at * 8 + 4)];
                 out[i] = global::read_f32x4(p.partials + at * (HEAD_DIM * 4) as u64 + (column * 16) as u64);
-                i += 1;
             }
-            let mut i = 0;
-            while i < AT_A_TIME {
-                if split + (i as u32) < splits {
-                    part.add(state[i][0], state[i][1], out[i]);
-                }
-                i += 1;
-            }
-            split += AT_A_TIME as u32;
+            i += 1;
         }
+        let before = part;
+        part = Part::EMPTY;
+        part.max = state.iter().fold(before.max, |max, state| math::max(max, state[0]));
+        part.add(before.max, before.sum, before.out);
+        let mut i = 0;
+        while i < AT_A_TIME {
+            if split + (i as u32) < splits {
+                part.add(state[i][0], state[i][1], out[i]);
+            }
+            i += 1;
+        }
+        split += AT_A_TIME as u32;
     }
     part
 }

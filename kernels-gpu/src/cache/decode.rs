@@ -43,13 +43,12 @@ impl Copies<'_> {
         let layout = const { layout::<HEAD_DIM, INT4>() };
         let first = self.page * PAGE_TOKENS as u32 + self.group * 16;
         if self.page < self.end && first < self.tile.length {
-            let page = page_address::<HEAD_DIM, INT4>(&self.p.cache, self.id, self.tile.head_kv) + self.lane as u64 * 16;
+            let page =
+                page_address::<HEAD_DIM, INT4>(&self.p.cache, self.id, self.tile.head_kv) + self.lane as u64 * 16;
             let to = stage + self.lane * 16;
             let (k_bytes, v_bytes) = (layout.k_group_bytes() as u32, layout.v_group_bytes() as u32);
-            let (k, v) = (
-                page + (self.group * k_bytes) as u64,
-                page + layout.v_offset() as u64 + (self.group * v_bytes) as u64,
-            );
+            let (k, v) =
+                (page + (self.group * k_bytes) as u64, page + layout.v_offset() as u64 + (self.group * v_bytes) as u64);
             let scales = page + layout.scales_offset() as u64 + (self.group * 64) as u64;
             // SAFETY: a page of the cache; the stage is free.
             unsafe {

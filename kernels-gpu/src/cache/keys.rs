@@ -104,7 +104,7 @@ pub unsafe fn add<const HEAD_DIM: u32, const INT4: bool>(
         // Minus the exponent of the reciprocal, without a conversion.
         let exponent = f32::from_bits(SCORE_BIAS_BITS - (scales[i] >> 23)) - (SCORE_BIAS - 127.0);
         let mut row = 0;
-        while row < 2 {
+        while row < 2 && (row == 0 || query.is_tall) {
             let score = f32::from_bits(d[i / 2][2 * row + i % 2]) - SCORE_BIAS;
             u[row][i] = math::fma(score * k_scale, query.scale[row], exponent);
             row += 1;
@@ -125,9 +125,9 @@ pub unsafe fn add<const HEAD_DIM: u32, const INT4: bool>(
     }
 
     let mut p = [[0.0f32; 4]; 2];
-    let mut alpha = [0.0f32; 2];
+    let mut alpha = [1.0f32; 2];
     let mut row = 0;
-    while row < 2 {
+    while row < 2 && (row == 0 || query.is_tall) {
         let u = u[row];
         let mut largest = math::max(math::max(u[0], u[1]), math::max(u[2], u[3]));
         // SAFETY: forwarded contract.

@@ -56,6 +56,8 @@ pub struct Query {
     pub scale: [f32; 2],
     /// Keys that the rows see.
     pub visible: [u32; 2],
+    /// Whether there are rows from 8 on. If not, nothing is computed for them.
+    pub is_tall: bool,
     /// Score of the rows with K's mean, where somebody asks for it.
     pub mean_score: [f32; 2],
 }
@@ -79,7 +81,8 @@ impl Query {
         let eights = (quarter / 8) as usize;
         // Codes of INT4 keys are widened to sixteen times their value.
         let widened = if INT4 { 1.0 / 16.0 } else { 1.0 };
-        let mut query = Query { a: [[0; 4]; STEPS], scale: [0.0; 2], visible: [0; 2], mean_score: [0.0; 2] };
+        let is_tall = tile.rows > 8;
+        let mut query = Query { a: [[0; 4]; STEPS], scale: [0.0; 2], visible: [0; 2], is_tall, mean_score: [0.0; 2] };
         let mut half = 0;
         while half < TILE_ROWS / 8 {
             let row = g + 8 * half as u32;
@@ -101,7 +104,8 @@ impl Query {
                 amax = math::max_propagate_nan(amax, math::abs(x[i / 8][i % 8]));
                 if p.lse != 0 && p.cache.k_mean != 0 {
                     // SAFETY: f32 [B, Hkv, D].
-                    mean_score = math::fma(x[i / 8][i % 8], unsafe { global::load_f32(mean + i as u64 * 4) }, mean_score);
+                    mean_score =
+                        math::fma(x[i / 8][i % 8], unsafe { global::load_f32(mean + i as u64 * 4) }, mean_score);
                 }
                 i += 1;
             }
