@@ -1,6 +1,6 @@
 //! Plans for attention over a quantized cache: which kernel, and how the keys are split among CTAs.
 
-use sage_spec::cache::{CacheShape, HEAD_DIMS};
+use sage_spec::cache::{CacheShape, HEAD_DIMS, PageLayout};
 use sage_spec::decode::{self, CTAS_PER_SM, MAX_SEQLEN_Q};
 use sage_spec::limits::{MAX_GRID, MAX_GRID_Y, MAX_SEQLEN};
 use sage_spec::symbol::Arch;
@@ -134,7 +134,10 @@ pub fn plan_decode(request: &DecodeRequest, capability: &Capability) -> Result<D
     let tiles = batch * shape.num_heads_kv * row_tiles;
     let split_pages = match request.split_pages {
         Some(split_pages) => split_pages.clamp(1, pages),
-        None => best_split(pages, tiles, capability.sm_count as usize),
+        None => {
+            let is_tall = heads_q / shape.num_heads_kv.max(1) * seqlen_q > 8;
+            best_split(pages, tiles, capability.sm_count as usize, &shape.layout, is_tall)
+        }
     };
     let splits = pages.div_ceil(split_pages);
     if splits.saturating_mul(row_tiles) > MAX_GRID {
@@ -146,20 +149,33 @@ pub fn plan_decode(request: &DecodeRequest, capability: &Capability) -> Result<D
     Ok(DecodePlan { request: *request, arch, entry, sm_scale, row_tiles, splits, split_pages })
 }
 
-/// Pages of a split so that `tiles` rows of splits take least time on `sm_count` multiprocessors.
+/// Pages of a split so that a kernel with `tiles` row tiles over `pages` pages takes least time.
 ///
-/// In units of the time of a page of a multiprocessor's share of bandwidth, fitted to times of an H200: mostly what there
-/// is to read, a little for what the busiest multiprocessor reads, seven pages for a full wave of CTAs, which begin
-/// with nothing arriving and end with barriers, and a little for each split that has to be combined.
-fn best_split(pages: usize, tiles: usize, sm_count: usize) -> usize {
+/// In units of the time of a page at a multiprocessor's share of bandwidth; the constants are fitted to times of an
+/// H200. One CTA for each multiprocessor reads fastest where a page is large: more CTAs have more copies under way than
+/// memory serves in order. But a CTA takes a time for a page however small that is (`latency`), so that small pages
+/// need several CTAs. Counts just below a multiple of the multiprocessors' number leave none of them idle. More CTAs
+/// than fit at once lose a part of the last wave, and each wave about seven pages at its ends.
+fn best_split(pages: usize, tiles: usize, sm_count: usize, layout: &PageLayout, is_tall: bool) -> usize {
     let sm_count = sm_count.max(1);
-    let read = (tiles * pages) as f64 / sm_count as f64;
+    let slots = sm_count * CTAS_PER_SM;
+    let tall = if is_tall { 1.17 } else { 1.0 };
+    let latency = tall * (9_900 + 50 * layout.head_dim) as f64 / layout.page_bytes() as f64;
     let cost = |split_pages: usize| {
         let splits = pages.div_ceil(split_pages);
-        let ctas = tiles * splits;
-        let busiest = (ctas.div_ceil(sm_count) * split_pages) as f64;
-        let waves = ctas as f64 / (sm_count * CTAS_PER_SM) as f64;
-        0.88 * read + 0.12 * busiest + 7.0 * waves + 0.03 * splits as f64
+        let (ctas, split_pages) = (tiles * splits, split_pages as f64);
+        let work = if ctas <= slots {
+            let per_sm = ctas.div_ceil(sm_count);
+            let latency = latency * (1.0 + 0.15 * per_sm.saturating_sub(1) as f64);
+            // How much of the bandwidth 1, 2 and 3 CTAs on each multiprocessor get.
+            let share = [1.0, 0.95, 0.93][per_sm.saturating_sub(1).min(2)];
+            split_pages * (per_sm as f64 / share).max(latency)
+        } else {
+            let rest = ctas % slots;
+            let idle = if rest == 0 { 0.0 } else { 1.0 - rest as f64 / slots as f64 };
+            (tiles * pages) as f64 / sm_count as f64 / 0.92 + 1.27 * idle * idle * split_pages
+        };
+        work + 7.0 * ctas as f64 / slots as f64 + 0.03 * splits as f64
     };
     // From long to short: ties go to fewer splits.
     (1..=pages).rev().min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(1)
@@ -246,14 +262,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn splits_fill_the_device_and_no_more() {
-        for (pages, tiles) in [(128, 8), (128, 32), (128, 512), (512, 8), (512, 512), (2048, 8), (2048, 64), (1, 1)] {
-            let split = best_split(pages, tiles, 132);
+    fn splits_are_those_that_were_fastest_on_an_h200() {
+        let best = |precision, head_dim, batch: usize, pages: usize| {
+            let split = best_split(pages, batch * 8, 132, &PageLayout { precision, head_dim }, false);
             assert!((1..=pages).contains(&split));
-            let read = (pages * tiles) as f64 / 132.0;
-            let ctas = pages.div_ceil(split) * tiles;
-            let busiest = (ctas.div_ceil(132) * split) as f64;
-            assert!(busiest < 1.2 * read + 2.0, "{pages} pages, {tiles} tiles: {split}");
+            pages.div_ceil(split) * batch * 8
+        };
+        // Large pages: a CTA for each multiprocessor; more only where sequences do not divide evenly.
+        for (batch, pages) in [(1, 512), (1, 2048), (4, 512), (16, 128), (16, 2048)] {
+            assert_eq!(best(Precision::Int8, 128, batch, pages), 128);
         }
+        assert!(best(Precision::Int8, 128, 64, 2048) >= 1024);
+        // Small pages: several for each multiprocessor.
+        assert_eq!(best(Precision::Int4, 128, 16, 2048), 256);
+        assert!(best(Precision::Int4, 64, 16, 2048) >= 256);
+        assert_eq!(best(Precision::Int8, 128, 1, 1), 8);
     }
 }
