@@ -9,7 +9,7 @@
 //! targets the pure layers are compiled, so that their algebra is tested on the CPU, and with the feature
 //! `executor` the kernels too, unchanged, to be run by `cuda_std::executor`.
 // Device code spells out what it computes: these would hide a branch, or a panic that never happens.
-#![allow(clippy::manual_is_multiple_of, clippy::implicit_saturating_sub)]
+#![allow(clippy::manual_is_multiple_of, clippy::implicit_saturating_sub, clippy::manual_div_ceil)]
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
