@@ -290,7 +290,7 @@ mod tests {
                         assert_eq!(first, precision == Precision::Int8 || feature % 2 == 0);
                     }
                     let word = layout.scale_byte(token);
-                    assert!((word..word + 4).all(|byte| insert(byte)));
+                    assert!((word..word + 4).all(&mut insert));
                 }
                 let bytes = layout.page_bytes();
                 assert!(taken[..bytes].iter().all(|&taken| taken) && !taken[bytes..].iter().any(|&taken| taken));

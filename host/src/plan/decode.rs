@@ -259,6 +259,8 @@ impl DecodePlan {
 
 #[cfg(test)]
 mod tests {
+    use sage_spec::Precision;
+
     use super::*;
 
     #[test]
