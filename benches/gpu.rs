@@ -4,6 +4,8 @@
 //! events around it; inputs are larger than the L2 cache; figures are medians. The last query block of the
 //! timed output is compared with the CPU reference, and a difference ends the run.
 
+mod decode;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
@@ -40,6 +42,24 @@ struct Options {
     /// Kernels (stems); all by default.
     #[arg(long, value_delimiter = ',')]
     kernels: Vec<String>,
+    /// Times attention over a quantized cache in place of the rest.
+    #[arg(long)]
+    decode: bool,
+    /// Sequences, with --decode.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
+    decode_batch: Vec<usize>,
+    /// Tokens of each sequence, with --decode.
+    #[arg(long, value_delimiter = ',', default_values_t = [8192, 32768, 131_072])]
+    decode_context: Vec<usize>,
+    /// Query heads and key/value heads, with --decode.
+    #[arg(long, value_delimiter = ',', num_args = 2, default_values_t = [32, 8])]
+    decode_heads: Vec<usize>,
+    /// Pages of a split, with --decode; chosen by the plan if absent.
+    #[arg(long)]
+    decode_split_pages: Option<usize>,
+    /// Query tokens of each sequence, with --decode.
+    #[arg(long, default_value_t = 1)]
+    decode_tokens: usize,
     /// Timed launches of each configuration.
     #[arg(long, default_value_t = 10)]
     repeats: usize,
@@ -131,6 +151,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stream = gpu.context().new_stream()?;
     let bandwidth = copy_bandwidth(&gpu, &stream)?;
     println!("{}, copy {:.0} GB/s", gpu.name(), bandwidth / 1e9);
+    if options.decode {
+        return decode_all(&gpu, &stream, &options, bandwidth);
+    }
     let mut cases = Vec::new();
     for &head_dim in &options.head_dim {
         let elems = options.batch * options.heads * options.seqlen * head_dim;
@@ -154,6 +177,43 @@ fn main() -> Result<(), Box<dyn Error>> {
         "cases": cases,
     });
     if let Some(path) = options.json {
+        std::fs::write(path, format!("{report:#}\n"))?;
+    }
+    Ok(())
+}
+
+/// Attention over caches, of every head dimension.
+fn decode_all(
+    gpu: &Arc<Gpu>,
+    stream: &Arc<CudaStream>,
+    options: &Options,
+    bandwidth: f64,
+) -> Result<(), Box<dyn Error>> {
+    let &[heads_q, heads_kv] = &options.decode_heads[..] else {
+        return Err("--decode-heads takes two numbers, of query and of key/value heads".into());
+    };
+    let mut figures = Vec::new();
+    for &head_dim in &options.head_dim {
+        println!("\nattention over a cache, {heads_q} query heads, {heads_kv} key/value heads, D={head_dim}");
+        let cases = decode::Cases {
+            batches: &options.decode_batch,
+            contexts: &options.decode_context,
+            heads_q,
+            heads_kv,
+            seqlen_q: options.decode_tokens,
+            head_dim,
+            split_pages: options.decode_split_pages,
+        };
+        figures.extend(decode::run(gpu, stream, &cases, bandwidth, &|elems, seed| upload(gpu, stream, elems, seed))?);
+    }
+    let report = json!({
+        "device": gpu.name(),
+        "driver": driver_version()?,
+        "copy_gb_per_s": bandwidth / 1e9,
+        "dtype": "bf16",
+        "decode": figures,
+    });
+    if let Some(path) = &options.json {
         std::fs::write(path, format!("{report:#}\n"))?;
     }
     Ok(())

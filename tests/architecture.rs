@@ -57,6 +57,9 @@ const RULES: &[Rule] = &[
             "tests/ptx/wrappers/",        // a kernel crate
             "kernels-gpu/src/merge.rs",
             "tests/cpu/process.rs",   // is an allocator
+            "kernels-gpu/src/cache/",
+            "kernels-gpu/src/rows.rs",
+            "tests/gpu/cache.rs",     // launches on raw addresses
             "tests/host/dlpack.rs",   // plays the other side of the C struct
             "tests/gpu/harness.rs",   // launches single kernels
             "tests/gpu/embedding.rs", // launches on raw addresses
@@ -171,6 +174,12 @@ const RULES: &[Rule] = &[
         within: &["kernels-gpu/src/quant/"],
         except: &[],
         words: &["crate::attention", "crate::pipeline", "crate::entry"],
+    },
+    Rule {
+        why: "the cache meets attention and quantization only through the contract",
+        within: &["kernels-gpu/src/cache/"],
+        except: &[],
+        words: &["crate::attention", "crate::quant", "crate::entry"],
     },
     Rule {
         why: "one instruction, one function: cuda_std knows nothing of attention",

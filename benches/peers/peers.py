@@ -6,6 +6,9 @@
 FlashAttention-2, the memory-efficient kernel of xformers and CUTLASS, and cuDNN, on normal bf16 inputs. Each figure is
 the median of many launches, timed by CUDA events on a busy device, each on another copy of the inputs so that none is
 left in the cache; clock and power are read while it runs. TOPS count 4 B H N^2 D operations, half of them if causal.
+
+For a result file of `gpu --decode`, the same kernels attend over FP16 keys and values of the same shapes; figures are
+times and bytes of keys and values per second.
 """
 
 import argparse
@@ -56,6 +59,44 @@ def time_ms(run, copies, seconds):
     return times[len(times) // 2], reading
 
 
+def decode(report, seconds):
+    """The peers on the shapes of attention over a cache."""
+    report["peers"] = []
+    shapes = []
+    for case in report["decode"]:
+        shape = [case[key] for key in ("batch", "context", "heads", "heads_kv", "seqlen_q", "head_dim")]
+        if shape not in shapes:
+            shapes.append(shape)
+    for batch, context, heads, heads_kv, seqlen_q, head_dim in shapes:
+        print(f"\nB={batch} N={context} H={heads}/{heads_kv} M={seqlen_q} D={head_dim}")
+        cache_bytes = 2 * batch * heads_kv * context * head_dim * 2
+        kv = [batch, heads_kv, context, head_dim]
+        random = lambda *shape: torch.randn(*shape, device="cuda", dtype=torch.float16)
+        copies = [
+            [random(batch, heads, seqlen_q, head_dim), random(*kv), random(*kv)]
+            for _ in range(max(1, -(-400_000_000 // cache_bytes)))
+        ]
+        figures = {}
+        for name in ("flash_attention_2", "cudnn"):
+            try:
+                with sdpa_kernel(PEERS[name]):
+                    run = lambda qkv: scaled_dot_product_attention(*qkv, enable_gqa=True)
+                    ms, (clock, power) = time_ms(run, copies, seconds)
+            except RuntimeError as error:
+                print(f"  {name:20} does not run: {str(error).splitlines()[0]}")
+                continue
+            figures[name] = ms
+            entry = {"peer": name, "batch": batch, "context": context, "heads": heads, "heads_kv": heads_kv}
+            entry |= {"seqlen_q": seqlen_q, "head_dim": head_dim, "ms": ms, "bytes": cache_bytes}
+            report["peers"].append(entry | {"gb_per_s": cache_bytes / ms / 1e6, "sm_clock_mhz": clock, "power_w": power})
+            print(f"  {name:20} {ms * 1e3:9.1f} us  {cache_bytes / ms / 1e6:6.0f} GB/s")
+        for case in report["decode"]:
+            if [case["batch"], case["context"], case["head_dim"]] == [batch, context, head_dim]:
+                ratios = ", ".join(f"{ms / case['ms']:.2f}x {name}" for name, ms in figures.items())
+                print(f"  {case['kernel']:20} {case['ms'] * 1e3:9.1f} us  {case['gb_per_s']:6.0f} GB/s: {ratios}")
+        del copies
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ours", help="result file of `gpu`")
@@ -64,6 +105,18 @@ def main():
     options = parser.parse_args()
     with open(options.ours) as file:
         report = json.load(file)
+    if "decode" in report:
+        decode(report, options.seconds)
+    else:
+        forward(report, options.seconds)
+    report["torch"] = torch.__version__
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(report, file, indent=2)
+
+
+def forward(report, seconds):
+    """The peers on the shapes of attention."""
     shape = [report["batch"], report["heads"], report["seqlen"]]
     rows = {}
     for case in report["cases"]:
@@ -82,7 +135,7 @@ def main():
             try:
                 with sdpa_kernel(backend):
                     run = lambda qkv: scaled_dot_product_attention(*qkv, is_causal=causal)
-                    ms, (clock, power) = time_ms(run, copies, options.seconds)
+                    ms, (clock, power) = time_ms(run, copies, seconds)
             except RuntimeError as error:
                 print(f"  {name:20} does not run: {str(error).splitlines()[0]}")
                 continue
@@ -93,10 +146,6 @@ def main():
         for case in cases:
             ratios = ", ".join(f"{case['e2e_tops'] / tops:.2f}x {name}" for name, tops in figures.items())
             print(f"  {case['kernel']:20} {case['tops']:7.1f} TOPS, end to end {case['e2e_tops']:7.1f}: {ratios}")
-    report["torch"] = torch.__version__
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=2)
 
 
 if __name__ == "__main__":

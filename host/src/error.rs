@@ -3,6 +3,7 @@
 //! and what the driver reports ([`DeviceError`]). Each variant carries the offending value and what
 //! would be right.
 
+mod cache;
 mod modifiers;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use cache::CacheError;
 pub use modifiers::ModifierError;
 
 use crate::adaptive::AdaptiveError;
@@ -38,6 +40,9 @@ pub enum Error {
     /// A modifier of the request contradicts itself or the tensors.
     #[error(transparent)]
     Modifier(#[from] ModifierError),
+    /// A cache, or a call on one, that cannot be.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The request is sound but outside what this library does.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
@@ -77,6 +82,16 @@ pub enum Operand {
     Alibi,
     /// Logits of attention sinks.
     Sinks,
+    /// Pages of a cache.
+    Cache,
+    /// Block table of a cache.
+    BlockTable,
+    /// Mean of the keys in a cache.
+    KMean,
+    /// Tokens of each sequence of a cache.
+    Lengths,
+    /// Counters of finished splits.
+    Counters,
     /// A tensor whose role is not known yet.
     Tensor,
 }
@@ -94,6 +109,11 @@ impl fmt::Display for Operand {
             Operand::Mask => "mask",
             Operand::Alibi => "alibi",
             Operand::Sinks => "sinks",
+            Operand::Cache => "the cache",
+            Operand::BlockTable => "the block table",
+            Operand::KMean => "the mean of k",
+            Operand::Lengths => "the lengths",
+            Operand::Counters => "the counters",
             Operand::Tensor => "the tensor",
         })
     }

@@ -74,8 +74,8 @@ pub mod problem;
 pub mod reference;
 
 pub use api::{
-    Attention, BiasView, Device, MaskView, Merged, Output, Report, SideInputs, Summary, Tensor, TensorView,
-    TensorViewMut, alibi_slopes, merge, merge_into,
+    Attend, Attended, Attention, BiasView, Device, KvCache, KvCacheOptions, MaskView, Merged, Output, Report,
+    SideInputs, Summary, Tensor, TensorView, TensorViewMut, alibi_slopes, merge, merge_into,
 };
 pub use cudarc;
 pub use error::Error;
@@ -91,6 +91,8 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../docs/embedding.md")]
     struct Embedding;
+    #[doc = include_str!("../../docs/kv_cache.md")]
+    struct KvCache;
     #[doc = include_str!("../../docs/accuracy.md")]
     struct Accuracy;
 }

@@ -174,6 +174,51 @@ delta_s! {
     F32, 128, 256 => delta_s_f32_d128;
 }
 
+/// The kernels of the cache, by type of K's codes and head dimension.
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+macro_rules! cache {
+    ($($head_dim:literal, $int4:literal => $append:ident, $decode:ident;)*) => { $(
+        /// Quantizes new tokens into the cache.
+        ///
+        /// # Safety
+        /// `sage_spec::cache::AppendParams`, `sage_spec::cache::append` and `sage_spec::cache::append_grid`.
+        #[kernel(max_threads = 128, min_blocks = 8)]
+        pub unsafe fn $append(p: sage_spec::cache::AppendParams) {
+            // SAFETY: forwarded contract.
+            unsafe { crate::cache::append::append::<$head_dim, $int4>(&p) }
+        }
+
+        /// Attention of a few queries over the cache.
+        ///
+        /// # Safety
+        /// `sage_spec::decode::DecodeParams` and `sage_spec::decode::cta`.
+        #[kernel(max_threads = 128, min_blocks = 3)]
+        pub unsafe fn $decode(p: sage_spec::decode::DecodeParams) {
+            // SAFETY: forwarded contract.
+            unsafe { crate::cache::decode::decode::<$head_dim, $int4>(&p) }
+        }
+    )* };
+}
+
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+cache! {
+    64, false => cache_append_int8_d64, decode_int8_d64;
+    128, false => cache_append_int8_d128, decode_int8_d128;
+    64, true => cache_append_int4_d64, decode_int4_d64;
+    128, true => cache_append_int4_d128, decode_int4_d128;
+}
+
+/// Token mean of keys.
+///
+/// # Safety
+/// `sage_spec::cache::MeanParams` and `sage_spec::cache::MEAN_CTA`.
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+#[kernel(max_threads = 512, min_blocks = 2)]
+pub unsafe fn cache_mean(p: sage_spec::cache::MeanParams) {
+    // SAFETY: forwarded contract.
+    unsafe { crate::cache::mean::mean(&p) }
+}
+
 /// Attention over two parts of the keys combined; only in the module that every device loads.
 ///
 /// # Safety

@@ -184,6 +184,8 @@ pub fn all() -> Vec<Case> {
     // The approximations: PTX ISA, ex2 and lg2 (2^-22, but lg2 absolutely near 1), rcp (1 ulp) and a Newton step.
     let positive = |random: &mut Random| (random.normal().abs() * 1e3 + 3.0).to_bits();
     let exponent = |random: &mut Random| (random.normal() * 20.0).to_bits();
+    // Which NaN comes out of a NaN code is the device's own affair.
+    let codes = |random: &mut Random| finite(random, true);
     elementwise! {
         kernels::f16_to_f32(1) -> 1, Sm80, Rule::Bits, bits;
         kernels::bf16_to_f32(1) -> 1, Sm80, Rule::Bits, bits;
@@ -215,6 +217,7 @@ pub fn all() -> Vec<Case> {
         kernels::mma_s4(10) -> 4, Sm80, Rule::Bits, bits;
         kernels::mma_s8(10) -> 4, Sm80, Rule::Bits, bits;
         kernels::f32_to_e4m3x4(4) -> 1, Sm89, Rule::Bits, float;
+        kernels::e4m3x4_to_f16x4(1) -> 2, Sm89, Rule::Bits, codes;
     }
     for e4m3 in [false, true] {
         let mut input = words!(MANY * 10, |random: &mut Random| finite(random, e4m3));

@@ -7,6 +7,9 @@ use sage_attn::error::Operand;
 use sage_attn::plan::{Capability, Entry, Kernel, plan};
 use sage_attn::problem::{Modifiers, Problem, Request, TensorSpec};
 use sage_attn::{DType, Layout, Smoothing};
+use sage_spec::Precision;
+use sage_spec::cache::{APPEND_THREADS, AppendParams, HEAD_DIMS, MEAN_SYMBOL, MEAN_THREADS, MeanParams, PageLayout};
+use sage_spec::decode::{self, DecodeParams};
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams};
 use sage_spec::sm90::Sm90AttentionParams;
@@ -88,6 +91,25 @@ fn the_merge_kernel_is_in_the_module_that_every_device_loads() {
     let expected =
         Declared { params: vec![size_of::<sage_spec::merge::MergeParams>()], max_threads: sage_spec::merge::THREADS };
     assert_eq!(declared(module.ptx, sage_spec::merge::SYMBOL), Some(expected));
+}
+
+#[test]
+fn the_kernels_of_the_cache_are_in_both_modules_that_can_convert_to_fp8() {
+    for arch in [Arch::Sm89, Arch::Sm90a] {
+        let module = MODULES.iter().find(|module| module.target == arch.target()).unwrap();
+        let check = |symbol: &str, params: usize, max_threads: usize| {
+            let expected = Declared { params: vec![params], max_threads };
+            assert_eq!(declared(module.ptx, symbol), Some(expected), "{symbol} of {}", arch.target());
+        };
+        for precision in [Precision::Int4, Precision::Int8] {
+            for head_dim in HEAD_DIMS {
+                let suffix = PageLayout { precision, head_dim }.suffix();
+                check(&format!("cache_append_{suffix}"), size_of::<AppendParams>(), APPEND_THREADS);
+                check(&format!("decode_{suffix}"), size_of::<DecodeParams>(), decode::THREADS);
+            }
+        }
+        check(MEAN_SYMBOL, size_of::<MeanParams>(), MEAN_THREADS);
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn there_is_a_test_for_every_example() {
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["calibrate", "minimal", "raw_pointers", "ring_merge", "varlen"]);
+    assert_eq!(names, ["calibrate", "decode", "minimal", "raw_pointers", "ring_merge", "varlen"]);
 }
 
 #[test]
@@ -46,6 +46,14 @@ fn minimal() {
 fn ring_merge() {
     let stdout = run("ring_merge");
     assert_eq!(stdout.lines().filter(|line| line.starts_with("rank ")).count(), 2, "{stdout}");
+}
+
+#[test]
+fn decode() {
+    let stdout = run("decode");
+    let distances = stdout.lines().filter_map(|line| line.split_once("relative L1 ")?.1.parse::<f32>().ok());
+    let distances: Vec<f32> = distances.collect();
+    assert!(distances.len() == 4 && distances.iter().all(|&x| x > 0.0 && x < 0.06), "{stdout}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use sage_attn::device::KernelParams;
 use sage_kernels_gpu::entry;
 use sage_kernels_gpu::entry::hopper;
+use sage_spec::cache::{AppendParams, MeanParams};
+use sage_spec::decode::DecodeParams;
 use sage_spec::merge::MergeParams;
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams, ScoresParams};
@@ -48,6 +50,14 @@ const HOPPER: &[Named<Sm90AttentionParams>] = kernels![
     sm90_int8_fp8_exp2_fwd_delta_s_d64, sm90_int8_fp8_exp2_fwd_delta_s_d128;
 ];
 
+const APPEND: &[Named<AppendParams>] = kernels![
+    entry: cache_append_int8_d64, cache_append_int8_d128, cache_append_int4_d64, cache_append_int4_d128;
+];
+const DECODE: &[Named<DecodeParams>] = kernels![
+    entry: decode_int8_d64, decode_int8_d128, decode_int4_d64, decode_int4_d128;
+];
+const MEAN: &[Named<MeanParams>] = kernels![entry: cache_mean;];
+
 /// A thread of a kernel with its argument.
 pub type Thread = Box<dyn Fn()>;
 
@@ -80,6 +90,22 @@ pub fn merge(params: MergeParams) -> Thread {
     Box::new(move || unsafe { entry::merge_parts(params) })
 }
 
+/// The kernel `symbol` that fills a cache, with `params`.
+pub fn cache_append(symbol: &str, params: AppendParams) -> Option<Thread> {
+    find(APPEND, symbol, params)
+}
+
+/// The kernel `symbol` that attends to a cache, with `params`.
+pub fn decode(symbol: &str, params: DecodeParams) -> Option<Thread> {
+    find(DECODE, symbol, params)
+}
+
+/// The kernel that computes the mean of keys, with `params`.
+pub fn cache_mean(params: MeanParams) -> Thread {
+    // SAFETY: what a kernel asks of its caller is what the executor checks.
+    Box::new(move || unsafe { entry::cache_mean(params) })
+}
+
 /// A kernel that is built into a PTX module can be run here too.
 #[test]
 fn every_exported_kernel_is_in_the_tables() {
@@ -95,7 +121,7 @@ fn every_exported_kernel_is_in_the_tables() {
     macro_rules! add {
         ($($table:ident)*) => { $(names.extend($table.iter().map(|(name, _)| *name));)* };
     }
-    add!(QUANTIZE DELTA_S ATTENTION GENERAL SCORES HOPPER);
+    add!(QUANTIZE DELTA_S ATTENTION GENERAL SCORES HOPPER APPEND DECODE MEAN);
     let missing: Vec<&String> = manifest
         .modules
         .values()

@@ -1,6 +1,7 @@
 //! Every kernel, run on the CPU by the executor, against the reference. `docs/testing.md` says what that
 //! proves and how a failure is repeated.
 
+mod cache;
 mod chunks;
 mod conversions;
 mod device;

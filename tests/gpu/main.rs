@@ -6,6 +6,7 @@
 //! threads of `embedding` submit work, and how long `residues` and `conversions` go on (default 5); `SAGE_GPU_REPEATS`
 //! is how often `repeats` launches each kernel (default 100).
 
+mod cache;
 mod conversions;
 mod embedding;
 mod faults;

@@ -4,10 +4,12 @@
 //! means ([`params`], [`modifiers`]), which elements share a scale ([`quant`]), how tiles and buffers are laid
 //! out ([`layout`], [`tiling`], [`launch`]), in which order tiles are quantized ([`schedule`]), how long sums
 //! are associated ([`reduce`]), which sizes are legal
-//! ([`limits`]) and what the exported symbols are called ([`symbol`]). The crate depends on nothing.
+//! ([`limits`]), how keys and values are kept from call to call ([`cache`], [`decode`]) and what the exported symbols are called ([`symbol`]). The crate depends on nothing.
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod cache;
+pub mod decode;
 pub mod dims;
 pub mod launch;
 pub mod layout;

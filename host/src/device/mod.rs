@@ -6,6 +6,8 @@
 //! [`Gpu::run_host`] does everything for tensors in host memory.
 
 mod args;
+mod cache;
+mod cache_memory;
 #[cfg(feature = "cust")]
 mod cust;
 mod driver;
@@ -22,9 +24,11 @@ mod side;
 mod slices;
 mod tensor_map;
 
+pub use self::cache::{AppendArgs, DecodeArgs, DeviceCache};
 #[cfg(feature = "cust")]
 pub use self::cust::CustArgs;
 pub use args::{DeviceMemory, DeviceTensor, LaunchArgs};
+pub(crate) use cache_memory::CacheMemory;
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 pub use driver::{device_count, driver_version};
 pub use embedded::{EmbeddedModule, MODULES};

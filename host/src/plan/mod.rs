@@ -3,12 +3,14 @@
 //! GPU and no driver.
 
 mod chunks;
+mod decode;
 mod explain;
 mod packed;
 mod select;
 mod workspace;
 
 pub use chunks::{Chunks, chunk_rows};
+pub use decode::{DecodePlan, DecodeRequest, cache_arch, check_cache, plan_decode};
 pub use packed::{PackedPlan, plan_packed};
 pub(crate) use select::check_modifiers;
 pub use select::{Candidate, Verdict};

@@ -10,6 +10,8 @@
 //!    for step as the kernels do it. The quantizer and the integer scores are bit-exact; after them
 //!    only `exp2` and the order of sums differ.
 //!
+//! Keys and values that stay from call to call: [`cache_append`] and [`decode`], to the order of the splits.
+//!
 //! Each has a variant `_with` that takes [`Modifiers`]: windows, soft-cap, ALiBi, bias, masks and sinks.
 //!
 //! A float operation rounds once, to nearest even, and is fused only where `mul_add` says so; the same
@@ -24,7 +26,9 @@ mod simd;
 
 mod attention;
 mod blocks;
+mod cache;
 pub mod convert;
+mod decode;
 mod exact;
 mod general;
 mod modifiers;
@@ -41,6 +45,8 @@ mod tile;
 mod unrounded;
 
 pub use attention::{attention_quantized, attention_quantized_with};
+pub use cache::{cache_append, cache_mean, cache_read};
+pub use decode::{DecodeOptions, HostCache, decode};
 pub use exact::{attention_f32, attention_f32_with, attention_f64, attention_f64_with};
 pub use modifiers::{HostMask, Modifiers};
 pub use options::{Options, Output, OutputF64};

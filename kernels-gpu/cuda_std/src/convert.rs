@@ -65,6 +65,20 @@ pub fn f32_to_e4m3x4(values: [f32; 4]) -> u32 {
     bits
 }
 
+/// `cvt.rn.f16x2.e4m3x2` (sm_89), twice: bytes 0 and 1 of `codes` to the halves of the first word, bytes 2 and 3
+/// to those of the second. Exact; NaN stays NaN.
+#[cfg(feature = "sm_89")]
+#[inline(always)]
+pub fn e4m3x4_to_f16x4(codes: u32) -> [u32; 2] {
+    let (first, second): (u32, u32);
+    // SAFETY: register arithmetic.
+    unsafe {
+        asm!("{{ .reg .b16 l, h; mov.b32 {{l, h}}, {2}; cvt.rn.f16x2.e4m3x2 {0}, l; cvt.rn.f16x2.e4m3x2 {1}, h; }}",
+            out(reg32) first, out(reg32) second, in(reg32) codes, options(pure, nomem, nostack));
+    }
+    [first, second]
+}
+
 /// `prmt.b32` [prmt]: byte `i` of the result is byte `(selector >> 4i) & 7` of the pair `{b, a}`.
 #[inline(always)]
 pub fn permute_bytes<const SELECTOR: u32>(a: u32, b: u32) -> u32 {

@@ -41,6 +41,15 @@ pub fn f32_to_e4m3x4(values: [f32; 4]) -> u32 {
     u32::from_le_bytes(values.map(numeric::f32_to_e4m3))
 }
 
+/// `cvt.rn.f16x2.e4m3x2`, twice: bytes 0 and 1 of `codes` to the halves of the first word, bytes 2 and 3 to those
+/// of the second.
+#[cfg(feature = "sm_89")]
+#[inline]
+pub fn e4m3x4_to_f16x4(codes: u32) -> [u32; 2] {
+    let [a, b, c, d] = codes.to_le_bytes().map(|code| numeric::f32_to_f16(numeric::e4m3_to_f32(code)));
+    [[a, b], [c, d]].map(|[low, high]| u32::from(low) | u32::from(high) << 16)
+}
+
 /// `prmt.b32` [prmt]: byte `i` of the result is byte `(selector >> 4i) & 7` of the pair `{b, a}`, or eight
 /// copies of its sign bit if bit 3 of the selector's nibble is set.
 #[inline]

@@ -235,6 +235,7 @@ pub unsafe fn named_barrier(p: Buffers) {
 #[cfg(feature = "sm_89")]
 kernels! {
     f32_to_e4m3x4(x: 4) -> 1 = [convert::f32_to_e4m3x4([f(x[0]), f(x[1]), f(x[2]), f(x[3])])];
+    e4m3x4_to_f16x4(x: 1) -> 2 = convert::e4m3x4_to_f16x4(x[0]);
     mma_e4m3(x: 10) -> 4 = mma::m16n8k32_e4m3(
         [x[0], x[1], x[2], x[3]], [x[4], x[5]], [f(x[6]), f(x[7]), f(x[8]), f(x[9])]
     ).map(f32::to_bits);

@@ -152,6 +152,7 @@ golden! {
 #[cfg(feature = "sm_89")]
 golden! {
     convert_f32_to_e4m3x4(a: f32, b: f32, c: f32, d: f32) -> u32 = convert::f32_to_e4m3x4([a, b, c, d]);
+    convert_e4m3x4_to_f16x4(codes: u32) -> [u32; 2] = convert::e4m3x4_to_f16x4(codes);
     mma_m16n8k32_e4m3(
         a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: f32, c1: f32, c2: f32, c3: f32
     ) -> [f32; 4] = mma::m16n8k32_e4m3([a0, a1, a2, a3], [b0, b1], [c0, c1, c2, c3]);
