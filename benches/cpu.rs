@@ -189,7 +189,15 @@ fn case(
 ) -> Result<Value, Box<dyn Error>> {
     let (heads, head_dim) = (options.heads, options.head_dim);
     let seqlen_q = options.queries.unwrap_or(seqlen);
-    let dims = Dims { batch: 1, num_heads_q: heads, num_heads_kv: heads, seqlen_q, seqlen_kv: seqlen, head_dim };
+    let dims = Dims {
+        batch: 1,
+        num_heads_q: heads,
+        num_heads_kv: heads,
+        seqlen_q,
+        seqlen_kv: seqlen,
+        head_dim,
+        head_dim_v: head_dim,
+    };
     let random = |tokens: usize, seed| values(heads * tokens * head_dim, seed);
     let (q, k, v) = (random(seqlen_q, 1), random(seqlen, 2), random(seqlen, 3));
     let tensor = |x, tokens| HostTensor::contiguous(Data::F32(x), heads, tokens, head_dim);

@@ -61,6 +61,10 @@ fn every_stem_has_its_kernels() {
                 let name = format!("{}_d{head_dim}", stem.symbol);
                 assert!(entries.contains(&name), "{} has no {name}", arch.target());
             }
+            for head_dim in [64, 128, 256] {
+                let name = format!("{}_general_d{head_dim}", stem.symbol);
+                assert!(arch == Arch::Sm90a || entries.contains(&name), "{} has no {name}", arch.target());
+            }
         }
     }
 }

@@ -94,12 +94,6 @@ impl<'a> TensorView<'a> {
         Ok(&bytes[..len]) // the constructor checked the span
     }
 
-    /// [`TensorView::span_bytes`] without the first `tokens` tokens.
-    pub(super) fn bytes_from(&self, tokens: usize) -> Result<&'a [u8], Invalid> {
-        let begin = tokens * self.spec.strides[2] as usize * self.spec.dtype.bytes();
-        Ok(self.span_bytes()?.get(begin..).unwrap_or(&[]))
-    }
-
     /// The tensor as the CPU reference takes it.
     pub fn host(&self) -> HostTensor<'a> {
         let [stride_batch, stride_head, stride_token, _] = self.spec.strides;

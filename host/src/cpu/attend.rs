@@ -19,7 +19,7 @@ use super::softmax::{ROW_MAX_START, Scale, Softmax};
 /// Most query blocks that share an unpacked tile: their sums and queries stay within the level-2 cache.
 const MAX_BLOCKS: usize = 4;
 
-/// Computes attention into `out` `[B, Hq, M, D]` and `lse` `[B, Hq, M]`, which are all zeros and −∞.
+/// Computes attention into `out` `[B, Hq, M, Dv]` and `lse` `[B, Hq, M]`, which are all zeros and −∞.
 ///
 /// Results do not depend on the number of threads.
 pub fn attend<I: Isa, O: Operands>(isa: I, operands: &O, out: OutputMut, lse: &mut [f32]) {
@@ -275,7 +275,7 @@ impl<O: Operands, J: Isa> Task for Finish<'_, '_, O, J> {
                 to.copy_from_slice(&panel[index * I::PANEL..][..I::PANEL]);
             }
             operands.finish(segment, 1.0 / sum, row);
-            out.write(index * dims.head_dim, &row[..dims.head_dim]);
+            out.write(index * dims.head_dim_v, &row[..dims.head_dim_v]);
             *lse = (block.max[index] + sum.log2()) * std::f32::consts::LN_2 + operands.lse_shift(segment, index);
         }
     }

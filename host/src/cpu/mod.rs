@@ -38,7 +38,8 @@ use crate::reference::{HostTensor, Options, Quantized};
 
 /// Attention in f32, `softmax(Q Kᵀ · sm_scale) V`.
 ///
-/// `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`, any dtype; `out` is contiguous `[B, Hq, M, D]`.
+/// `q` is `[B, Hq, M, D]`, `k` is `[B, Hkv, N, D]` and `v` `[B, Hkv, N, Dv]`, any dtype; `out` is contiguous
+/// `[B, Hq, M, Dv]`.
 /// Returns the natural-log LSE `[B, Hq, M]`; rows that see no key are 0 and −∞.
 pub fn attention_exact(
     path: Path,

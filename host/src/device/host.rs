@@ -9,8 +9,8 @@ use super::Gpu;
 use super::args::{DeviceMemory, DeviceTensor, LaunchArgs};
 use super::side::{HostSide, SideArgs};
 use crate::error::{DeviceError, Error, Invalid, Operand};
-use crate::plan::Plan;
-use crate::problem::TensorSpec;
+use crate::plan::{PackedPlan, Plan};
+use crate::problem::{Problem, TensorSpec};
 
 /// What [`Gpu::run_host`] computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,10 @@ pub struct HostResult {
     /// Milliseconds of smoothing, quantization and attention, without the copies.
     pub e2e_ms: f64,
 }
+
+/// Submits work on tensors that are on the device; yields events before the first step, before the first chunk and
+/// after the last of each plan.
+type TimedLaunch<'a> = dyn Fn(&LaunchArgs, &SideArgs) -> Result<Vec<[CudaEvent; 3]>, Error> + 'a;
 
 impl Gpu {
     /// Runs `plan` on host memory and waits for the result. `q`, `k` and `v` are the bytes of the
@@ -53,7 +57,50 @@ impl Gpu {
         self.bind()?;
         self.prepare(plan)?;
         let stream = self.own_stream()?;
-        let result = self.run_on(plan, [q, k, v], side, &stream);
+        let launch = |args: &LaunchArgs, side: &SideArgs| Ok(vec![self.launch_timed(plan, (args, side), &stream)?]);
+        let workspace_bytes = plan.workspace().total_bytes();
+        self.run_on((plan.problem(), workspace_bytes), [q, k, v], side, &stream, &launch)
+    }
+
+    /// Runs the packed sequences of `plan` on host memory and waits for the result: one copy of each tensor, one
+    /// workspace. `q`, `k`, `v` and `side` are the packed ones. Each sequence's log-sum-exp is `[Hq, M of the
+    /// sequence]`, after that of the one before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::run_host_with`].
+    pub fn run_host_packed(
+        &self,
+        plan: &PackedPlan,
+        q: &[u8],
+        k: &[u8],
+        v: &[u8],
+        side: &HostSide<'_>,
+    ) -> Result<HostResult, Error> {
+        self.bind()?;
+        plan.parts().iter().try_for_each(|(_, plan)| self.prepare(plan))?;
+        let stream = self.own_stream()?;
+        let launch = |args: &LaunchArgs, side: &SideArgs| {
+            let timed = plan.parts().iter().map(|part| {
+                let (args, side) = args.of_part(plan, side, part)?;
+                self.launch_timed(&part.1, (&args, &side), &stream)
+            });
+            timed.collect()
+        };
+        self.run_on((plan.problem(), plan.workspace_bytes()), [q, k, v], side, &stream, &launch)
+    }
+
+    /// Copies the tensors of `problem` to the device, has `launch` submit the work to `stream`, and copies the
+    /// result back.
+    fn run_on(
+        &self,
+        problem: (&Problem, usize),
+        tensors: [&[u8]; 3],
+        side: &HostSide<'_>,
+        stream: &Arc<CudaStream>,
+        launch: &TimedLaunch<'_>,
+    ) -> Result<HostResult, Error> {
+        let result = self.try_run_on(problem, tensors, side, stream, launch);
         if result.is_err() {
             // Copies from page-locked memory of the caller may still be under way. A second error
             // would say no more than the first.
@@ -62,15 +109,15 @@ impl Gpu {
         result
     }
 
-    /// [`Gpu::run_host`] on a given stream.
-    fn run_on(
+    /// [`Gpu::run_on`], which leaves copies under way if it fails.
+    fn try_run_on(
         &self,
-        plan: &Plan,
+        (problem, workspace_bytes): (&Problem, usize),
         [q, k, v]: [&[u8]; 3],
         side: &HostSide<'_>,
         stream: &Arc<CudaStream>,
+        launch: &TimedLaunch<'_>,
     ) -> Result<HostResult, Error> {
-        let problem = plan.problem();
         let side = side.spans(problem)?.map(|bytes| bytes.map(|bytes| self.upload_bytes(stream, bytes)).transpose());
         let [alibi, bias, mask, sinks] = side;
         let (alibi, bias, mask, sinks) = (alibi?, bias?, mask?, sinks?);
@@ -81,7 +128,7 @@ impl Gpu {
         let lse_bytes = problem.lse_elems() * 4;
         let mut out = self.alloc(stream, out_bytes)?;
         let mut lse = problem.return_lse().then(|| self.alloc(stream, lse_bytes)).transpose()?;
-        let mut workspace = self.alloc(stream, plan.workspace().total_bytes())?;
+        let mut workspace = self.alloc(stream, workspace_bytes)?;
         let events = {
             let (q, _q) = q.device_ptr(stream);
             let (k, _k) = k.device_ptr(stream);
@@ -102,19 +149,26 @@ impl Gpu {
                 [&alibi, &bias, &mask, &sinks].map(|memory| memory.as_ref().map(|memory| memory.device_ptr(stream)));
             let ptr = |memory: &Option<(u64, _)>| memory.as_ref().map(|(ptr, _)| *ptr);
             let side = SideArgs { alibi: ptr(&alibi), bias: ptr(&bias), mask: ptr(&mask), sinks: ptr(&sinks) };
-            self.launch_timed(plan, (&args, &side), stream)?
+            launch(&args, &side)?
         };
         let out = self.download(stream, &out, out_bytes)?;
         let lse = lse.map(|lse| self.download(stream, &lse, lse_bytes)).transpose()?;
         self.check("running the kernels", stream.synchronize())?;
         let elapsed =
             |from: &CudaEvent, to: &CudaEvent| self.check("timing the kernels", from.elapsed_ms(to)).map(f64::from);
-        let [start, attend, end] = &events;
+        let mut kernel_ms = 0.0;
+        for [_, attend, end] in &events {
+            kernel_ms += elapsed(attend, end)?;
+        }
+        let e2e_ms = match (events.first(), events.last()) {
+            (Some([start, ..]), Some([.., end])) => elapsed(start, end)?,
+            _ => 0.0,
+        };
         Ok(HostResult {
             out,
             lse: lse.map(|bytes| bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()),
-            kernel_ms: elapsed(attend, end)?,
-            e2e_ms: elapsed(start, end)?,
+            kernel_ms,
+            e2e_ms,
         })
     }
 

@@ -76,7 +76,8 @@ impl Scratch {
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
         let first_row = block.first_row();
-        let plain = modifiers.is_plain(dims, options.causal);
+        // Of wide heads there are general kernels only.
+        let plain = modifiers.is_plain(dims, options.causal) && !dims.is_wide();
         let modifiers = modifiers.head(dims, options.causal, block.batch, block.head_q);
         let keys = |row: usize| modifiers.keys(first_row + row);
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
@@ -119,7 +120,8 @@ impl Scratch {
                     let shift_log2 = problem.lse_shift(flat_q, first_row + row) * LOG2_E;
                     let terms = modifiers.terms(first_row + row, first);
                     let (softcap, state) = (modifiers.softcap(), &mut states[row]);
-                    general_quantized_row(p, &dequantize, softcap, shift_log2, &terms, options.pv, state);
+                    let whole = !dims.is_wide();
+                    general_quantized_row(p, &dequantize, whole, softcap, shift_log2, &terms, options.pv, state);
                 }
                 alpha[row] = states[row].alpha;
             }
@@ -142,7 +144,7 @@ impl Scratch {
                 continue; // out and lse already say so
             }
             let inverse_sum = rescale / state.sum;
-            let to = &mut block.out[row * dims.head_dim..(row + 1) * dims.head_dim];
+            let to = &mut block.out[row * dims.head_dim_v..(row + 1) * dims.head_dim_v];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum * v_scale[channel];
                 *to = v_mean.map_or(x, |mean| mean[channel].mul_add(weight, x));

@@ -50,10 +50,12 @@ vectorized! {
     }
 
     /// One row of a quantized tile: integer `scores` `[BLOCK_KV]` become rounded P. A soft-cap needs the
-    /// whole score: `shift_log2` is what smoothing K has taken from it, in log2 units.
+    /// whole score: `shift_log2` is what smoothing K has taken from it, in log2 units. ΔS counts in `whole_steps`,
+    /// or as it is in the kernels of wide heads, whose accumulator has no room for it.
     pub fn general_quantized_row(
         scores: &mut [f32],
         dequantize: &Dequantize,
+        whole_steps: bool,
         softcap: Option<f32>,
         shift_log2: f32,
         terms: &TileRow,
@@ -63,8 +65,12 @@ vectorized! {
         let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2 } = dequantize;
         let inverse_q_scale = 1.0 / q_scale;
         for ((x, delta_s), k_scale) in scores.iter_mut().zip(delta_s).zip(k_scale) {
-            // ΔS in whole score steps, as the biased accumulator holds it.
-            let steps = *x + delta_s.mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS;
+            let steps = if whole_steps {
+                // As the biased accumulator holds it.
+                *x + delta_s.mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS
+            } else {
+                *x + delta_s * inverse_q_scale
+            };
             *x = steps * (q_scale * sm_scale_log2 * k_scale);
         }
         if let Some(softcap) = softcap {

@@ -177,7 +177,8 @@ mod tests {
 
     #[test]
     fn terms_and_definition_agree() {
-        let dims = Dims { batch: 2, num_heads_q: 3, num_heads_kv: 1, seqlen_q: 5, seqlen_kv: 70, head_dim: 8 };
+        let dims =
+            Dims { batch: 2, num_heads_q: 3, num_heads_kv: 1, seqlen_q: 5, seqlen_kv: 70, head_dim: 8, head_dim_v: 8 };
         let slopes = [0.5, 0.25, 0.125, 0.0, 1.0, 2.0];
         let bias: Vec<f32> =
             (0..5 * 70).map(|i| if i % 11 == 3 { f32::NEG_INFINITY } else { i as f32 / 64.0 }).collect();

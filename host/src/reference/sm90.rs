@@ -128,7 +128,7 @@ impl Scratch {
                 continue; // out and lse already say so
             }
             let inverse_sum = 1.0 / state.sum;
-            let to = &mut block.out[row * dims.head_dim..(row + 1) * dims.head_dim];
+            let to = &mut block.out[row * dims.head_dim_v..(row + 1) * dims.head_dim_v];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum;
                 *to = v_mean.map_or(x * v_scale[channel], |mean| x.mul_add(v_scale[channel], mean[channel]));

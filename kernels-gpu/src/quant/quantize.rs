@@ -36,14 +36,14 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(p:
                 break;
             }
             let is = |role| job.role == code(role);
-            let (tokens, bit) = if is(Role::Q) {
-                (p.seqlen_q, 1)
+            let (tokens, bit, head_dim) = if is(Role::Q) {
+                (p.seqlen_q, 1, p.head_dim)
             } else if is(Role::K) || is(Role::KStatistics) {
-                (p.seqlen_kv, 2)
+                (p.seqlen_kv, 2, p.head_dim)
             } else {
-                (p.seqlen_kv, 4)
+                (p.seqlen_kv, 4, p.head_dim_v)
             };
-            job.stage::<E, HEAD_DIM, false>(base, position, tokens, p.head_dim, p.vectorized & bit != 0);
+            job.stage::<E, HEAD_DIM, false>(base, position, tokens, head_dim, p.vectorized & bit != 0);
             cp_async::commit_group();
             let mut ticket = 0;
             if position.thread == 0 {
