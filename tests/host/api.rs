@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use sage_attn::reference::attention_f64;
 use sage_attn::{
-    Attention, DType, Device, Layout, Output, Precision, PvFormat, ScaleGranularity, Smoothing, TensorView,
+    Attention, DType, Device, Layout, Output, Precision, PvFormat, ScaleGranularity, SideInputs, Smoothing, TensorView,
     TensorViewMut,
 };
 use sage_spec::Dims;
@@ -104,13 +104,14 @@ fn head_dimensions_of_all_kinds() {
         let dims = Dims { head_dim_v, ..dims(1, [2, 1], [70, 90], head_dim) };
         let inputs = Inputs::new(dims, 5);
         let (exact, _) = inputs.exact(true);
-        for (precision, bounds) in [(Precision::Int8, INT8), (Precision::Int4, INT4), (Precision::Exact, EXACT)] {
-            // With a soft-cap that does nothing, by the reference's path too.
-            for attention in [Attention::new(), Attention::new().softcap(1e6)] {
-                let output = inputs.run(&attention.causal(true).precision(precision));
+        let f32 = Bounds { element: 1e-4, row_l1: 1e-4 };
+        for (precision, bounds) in [(Precision::Int8, INT8), (Precision::Int4, INT4), (Precision::Exact, f32)] {
+            let [q, k, v] = inputs.views();
+            let attention = Attention::new().causal(true).precision(precision).device(Device::Cpu);
+            // With slopes of zero by the reference's path too.
+            for side in [SideInputs::new(), SideInputs::new().alibi(&[0.0; 2])] {
+                let output = attention.forward_with(&q, &k, &v, &side).unwrap();
                 assert_eq!(output.out.shape(), [1, 2, 70, head_dim_v]);
-                let bounds =
-                    if precision == Precision::Exact { Bounds { element: 1e-4, row_l1: 1e-4 } } else { bounds };
                 compare_rows(&output.out.to_f32(), &exact, head_dim_v, bounds)
                     .unwrap_or_else(|error| panic!("{head_dim}/{head_dim_v} {precision:?}: {error}"));
             }
