@@ -346,14 +346,16 @@ impl Attention {
             (Device::Auto, None, _) => Ok(Choice::Cpu(Some("exact arithmetic runs on the CPU only".into()))),
             (Device::Auto, Some(_), Some(_)) => on_gpu(0),
             (Device::Auto, Some(_), None) => on_gpu(0).or_else(|error| match error {
-                // There is no GPU to use. Anything else is a fault that must not pass in silence.
+                // There is no GPU to use, or no kernel for it. Anything else is a fault that must not pass in silence.
                 Error::Device(
                     DeviceError::NoDriver
                     | DeviceError::DriverInit { .. }
                     | DeviceError::NoDevice { .. }
                     | DeviceError::ModuleMissing { .. },
                 )
-                | Error::Plan(PlanError::CapabilityTooLow { .. }) => Ok(Choice::Cpu(Some(error.to_string()))),
+                | Error::Plan(PlanError::CapabilityTooLow { .. } | PlanError::HeadDimOfType { .. }) => {
+                    Ok(Choice::Cpu(Some(error.to_string())))
+                }
                 error => Err(error),
             }),
         }

@@ -112,6 +112,7 @@ impl Scratch {
                     k_scale: &k_scale,
                     delta_s: &delta_s,
                     sm_scale_log2,
+                    whole_steps: !dims.is_wide(),
                 };
                 if plain {
                     let visible = keys(row).1.saturating_sub(first).min(BLOCK_KV);
@@ -120,8 +121,7 @@ impl Scratch {
                     let shift_log2 = problem.lse_shift(flat_q, first_row + row) * LOG2_E;
                     let terms = modifiers.terms(first_row + row, first);
                     let (softcap, state) = (modifiers.softcap(), &mut states[row]);
-                    let whole = !dims.is_wide();
-                    general_quantized_row(p, &dequantize, whole, softcap, shift_log2, &terms, options.pv, state);
+                    general_quantized_row(p, &dequantize, softcap, shift_log2, &terms, options.pv, state);
                 }
                 alpha[row] = states[row].alpha;
             }

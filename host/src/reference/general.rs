@@ -50,19 +50,17 @@ vectorized! {
     }
 
     /// One row of a quantized tile: integer `scores` `[BLOCK_KV]` become rounded P. A soft-cap needs the
-    /// whole score: `shift_log2` is what smoothing K has taken from it, in log2 units. ΔS counts in `whole_steps`,
-    /// or as it is in the kernels of wide heads, whose accumulator has no room for it.
+    /// whole score: `shift_log2` is what smoothing K has taken from it, in log2 units.
     pub fn general_quantized_row(
         scores: &mut [f32],
         dequantize: &Dequantize,
-        whole_steps: bool,
         softcap: Option<f32>,
         shift_log2: f32,
         terms: &TileRow,
         pv: PvFormat,
         state: &mut RowState,
     ) {
-        let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2 } = dequantize;
+        let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2, whole_steps } = dequantize;
         let inverse_q_scale = 1.0 / q_scale;
         for ((x, delta_s), k_scale) in scores.iter_mut().zip(delta_s).zip(k_scale) {
             let steps = if whole_steps {
