@@ -56,7 +56,7 @@ const RULES: &[Rule] = &[
             "tests/conformance/cases.rs", // names the type of a kernel
             "tests/ptx/wrappers/",        // a kernel crate
             "kernels-gpu/src/merge.rs",
-            "tests/cpu/process.rs",   // is an allocator
+            "tests/cpu/process.rs", // is an allocator
             "kernels-gpu/src/cache/",
             "kernels-gpu/src/rows.rs",
             "tests/gpu/cache.rs",     // launches on raw addresses

@@ -134,7 +134,15 @@ fn case(
     let (heads, head_dim) = (options.heads, options.head_dim);
     let kv_heads = options.kv_heads.unwrap_or(heads);
     let seqlen_q = options.queries.unwrap_or(seqlen);
-    let dims = Dims { batch: 1, num_heads_q: heads, num_heads_kv: kv_heads, seqlen_q, seqlen_kv: seqlen, head_dim };
+    let dims = Dims {
+        batch: 1,
+        num_heads_q: heads,
+        num_heads_kv: kv_heads,
+        seqlen_q,
+        seqlen_kv: seqlen,
+        head_dim,
+        head_dim_v: head_dim,
+    };
     let random = |heads: usize, tokens: usize, seed| values(heads * tokens * head_dim, seed);
     let data = [random(heads, seqlen_q, 1), random(kv_heads, seqlen, 2), random(kv_heads, seqlen, 3)];
     let tensor = |x, heads, tokens| HostTensor::contiguous(Data::F32(x), heads, tokens, head_dim);

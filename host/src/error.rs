@@ -215,19 +215,23 @@ pub enum Invalid {
         /// Tokens of q.
         expected: usize,
     },
-    /// A tensor's head dimension differs from Q's.
-    #[error("{tensor} has head_dim {head_dim}, but q has {expected}; they must be equal")]
+    /// K's head dimension differs from Q's, or the output's from V's.
+    #[error("{tensor} has head_dim {head_dim}, but {of} has {expected}; they must be equal")]
     HeadDimMismatch {
         /// Offending tensor.
         tensor: Operand,
         /// Its head dimension.
         head_dim: usize,
-        /// Head dimension of q.
+        /// The tensor it must agree with.
+        of: Operand,
+        /// Head dimension of that.
         expected: usize,
     },
     /// Features per head is zero.
-    #[error("head_dim is 0; it must be 1 to {max}")]
+    #[error("head_dim of {tensor} is 0; it must be 1 to {max}")]
     HeadDimZero {
+        /// Offending tensor.
+        tensor: Operand,
         /// Largest supported head dimension.
         max: usize,
     },
@@ -483,8 +487,10 @@ pub enum Invalid {
 #[non_exhaustive]
 pub enum Unsupported {
     /// The head dimension is too large.
-    #[error("head_dim is {head_dim}; supported are 1 to {max}")]
+    #[error("head_dim of {tensor} is {head_dim}; supported are 1 to {max}")]
     HeadDim {
+        /// Offending tensor.
+        tensor: Operand,
         /// Value given.
         head_dim: usize,
         /// Largest supported.
@@ -541,6 +547,18 @@ pub enum PlanError {
         kernel: &'static str,
         /// What it lacks.
         wanted: Vec<&'static str>,
+        /// What there is.
+        supported: &'static str,
+    },
+    /// No kernel takes tensors of this type at this head dimension.
+    #[error(
+        "no GPU kernel takes {dtype} tensors of head_dim {head_dim}; supported are {supported}, device cpu takes all types"
+    )]
+    HeadDimOfType {
+        /// Type of q, k and v.
+        dtype: DType,
+        /// Head dimension of q or v, the larger.
+        head_dim: usize,
         /// What there is.
         supported: &'static str,
     },

@@ -30,7 +30,7 @@ macro_rules! attention {
 
 macro_rules! general {
     ($($arch:ident, $config:ident, $row_bytes:literal => $name:ident;)*) => { $(
-        /// Forward attention of half a query block per CTA, with modifiers.
+        /// Forward attention of half a query block and at most 128 channels of V per CTA, with modifiers.
         ///
         /// # Safety
         /// `sage_spec::modifiers::GeneralAttentionParams` and `sage_spec::launch::attention`.
@@ -48,6 +48,8 @@ general! {
     sm80, Int4D128, 64 => sm80_int4_f16_fwd_general_d128;
     sm80, Int8D64, 64 => sm80_int8_f16_fwd_general_d64;
     sm80, Int8D128, 128 => sm80_int8_f16_fwd_general_d128;
+    sm80, Int4D256, 128 => sm80_int4_f16_fwd_general_d256;
+    sm80, Int8D256, 256 => sm80_int8_f16_fwd_general_d256;
 }
 
 #[cfg(feature = "sm_89")]
@@ -56,6 +58,8 @@ general! {
     sm89, Int4D128, 64 => sm89_int4_fp8_fwd_general_d128;
     sm89, Int8D64, 64 => sm89_int8_fp8_fwd_general_d64;
     sm89, Int8D128, 128 => sm89_int8_fp8_fwd_general_d128;
+    sm89, Int4D256, 128 => sm89_int4_fp8_fwd_general_d256;
+    sm89, Int8D256, 256 => sm89_int8_fp8_fwd_general_d256;
 }
 
 #[cfg(feature = "sm_80")]
@@ -150,9 +154,24 @@ quantizers! {
     F32, 128, 256 x 3 => quantize_fp8_f32_d128;
 }
 
-/// The kernels of ΔS, by input type and padded head dimension.
+// Of head dimension 256 only 16-bit types are read, and only for sm_80 and sm_89, which have attention for it.
+#[cfg(feature = "sm_80")]
+quantizers! {
+    true;
+    F16, 256, 512 x 2 => quantize_f16_f16_d256;
+    Bf16, 256, 512 x 2 => quantize_f16_bf16_d256;
+}
+
+#[cfg(feature = "sm_89")]
+quantizers! {
+    false;
+    F16, 256, 512 x 2 => quantize_fp8_f16_d256;
+    Bf16, 256, 512 x 2 => quantize_fp8_bf16_d256;
+}
+
+/// The kernels of ΔS, by input type and padded head dimension: threads of a CTA, query blocks of a warp.
 macro_rules! delta_s {
-    ($($element:ident, $head_dim:literal, $threads:literal => $name:ident;)*) => { $(
+    ($($element:ident, $head_dim:literal, $threads:literal, $blocks:literal => $name:ident;)*) => { $(
         /// Scores of the query blocks' means.
         ///
         /// # Safety
@@ -160,18 +179,24 @@ macro_rules! delta_s {
         #[kernel(max_threads = $threads, min_blocks = 2)]
         pub unsafe fn $name(p: DeltaSParams) {
             // SAFETY: forwarded contract.
-            unsafe { crate::quant::delta_s::delta_s::<crate::quant::element::$element, $head_dim>(&p) }
+            unsafe { crate::quant::delta_s::delta_s::<crate::quant::element::$element, $head_dim, $blocks>(&p) }
         }
     )* };
 }
 
 delta_s! {
-    F16, 64, 128 => delta_s_f16_d64;
-    F16, 128, 256 => delta_s_f16_d128;
-    Bf16, 64, 128 => delta_s_bf16_d64;
-    Bf16, 128, 256 => delta_s_bf16_d128;
-    F32, 64, 128 => delta_s_f32_d64;
-    F32, 128, 256 => delta_s_f32_d128;
+    F16, 64, 128, 8 => delta_s_f16_d64;
+    F16, 128, 256, 8 => delta_s_f16_d128;
+    Bf16, 64, 128, 8 => delta_s_bf16_d64;
+    Bf16, 128, 256, 8 => delta_s_bf16_d128;
+    F32, 64, 128, 8 => delta_s_f32_d64;
+    F32, 128, 256, 8 => delta_s_f32_d128;
+}
+
+#[cfg(any(feature = "sm_80", feature = "sm_89"))]
+delta_s! {
+    F16, 256, 512, 4 => delta_s_f16_d256;
+    Bf16, 256, 512, 4 => delta_s_bf16_d256;
 }
 
 /// The kernels of the cache, by type of K's codes and head dimension.

@@ -116,12 +116,12 @@ fn a_wrong_shape() {
     rejected("head-dim", &file(&text, len), &["k has head_dim 16, but q has 8"]);
     let (text, len) = header([("F16", &[1, 3, 4, 8]), ("F16", &[1, 2, 4, 8]), ("F16", &[1, 2, 4, 8])]);
     rejected("heads", &file(&text, len), &["q has 3 heads", "2 heads of k"]);
-    let wide: &[usize] = &[1, 1, 2, 256];
+    let wide: &[usize] = &[1, 1, 2, 257];
     let (text, len) = header([("F16", wide), ("F16", wide), ("F16", wide)]);
-    rejected("wide", &file(&text, len), &["head_dim is 256; supported are 1 to 128"]);
+    rejected("wide", &file(&text, len), &["head_dim of q is 257; supported are 1 to 256"]);
     let none: &[usize] = &[1, 1, 4, 0];
     let (text, len) = header([("F16", none), ("F16", none), ("F16", none)]);
-    rejected("zero", &file(&text, len), &["head_dim is 0"]);
+    rejected("zero", &file(&text, len), &["head_dim of q is 0"]);
 }
 
 #[test]

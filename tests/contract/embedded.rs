@@ -54,7 +54,11 @@ fn entries() -> Vec<(Arch, Entry)> {
     let mut entries = Vec::new();
     for stem in STEMS {
         for dtype in [DType::F16, DType::BF16, DType::F32] {
-            for head_dim in [64, 128] {
+            for head_dim in [64, 128, 256] {
+                let wide = head_dim > 128;
+                if wide && (stem.arch == Arch::Sm90a || dtype == DType::F32) {
+                    continue;
+                }
                 let spec = TensorSpec::new(Operand::Q, dtype, &[1, 2, 100, head_dim], Layout::Hnd).unwrap();
                 let request = Request {
                     kernel: Some(stem.name.into()),
@@ -65,7 +69,7 @@ fn entries() -> Vec<(Arch, Entry)> {
                     let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
                     entries.extend(plan.entries().iter().map(|entry| (plan.arch(), entry.clone())));
                 };
-                if stem.arch != Arch::Sm90a {
+                if stem.arch != Arch::Sm90a && !wide {
                     let modifiers = Modifiers { softcap: Some(1.0), ..Modifiers::default() };
                     add(Request { modifiers, ..request.clone() });
                 }

@@ -15,14 +15,14 @@ use sage_tests::generate::config;
 
 fn quantized(path: Path, problem: &Problem, t: &Tensors) -> Output {
     let (d, o) = (&problem.dims, &problem.options);
-    let mut out = vec![f32::NAN; t.q.len()];
+    let mut out = vec![f32::NAN; d.batch * d.num_heads_q * d.seqlen_q * d.head_dim_v];
     let lse = cpu::attention_quantized(path, d, &problem.quantize(t), &t.k(d), o, OutputMut::F32(&mut out));
     Output { out, lse }
 }
 
 fn exact(path: Path, problem: &Problem, t: &Tensors) -> Output {
     let (d, o) = (&problem.dims, &problem.options);
-    let mut out = vec![f32::NAN; t.q.len()];
+    let mut out = vec![f32::NAN; d.batch * d.num_heads_q * d.seqlen_q * d.head_dim_v];
     let operands = [&t.q(d), &t.k(d), &t.v(d)];
     let lse = cpu::attention_exact(path, d, operands, o.causal, o.sm_scale, OutputMut::F32(&mut out));
     Output { out, lse }
@@ -61,7 +61,7 @@ proptest! {
         for path in Path::available() {
             let expected = quantized(path, &problem, &t);
             let keys = cpu::quantize_kv(path, d, [&t.q(d), &t.k(d), &t.v(d)], o);
-            let mut out = vec![f32::NAN; t.q.len()];
+            let mut out = vec![f32::NAN; expected.out.len()];
             let lse = cpu::attention_with_queries(path, d, &keys, [&t.q(d), &t.k(d)], o, OutputMut::F32(&mut out));
             let same = |a: &[f32], b: &[f32]| a.iter().map(|x| x.to_bits()).eq(b.iter().map(|x| x.to_bits()));
             prop_assert!(same(&out, &expected.out) && same(&lse, &expected.lse), "{}", path.name());
@@ -76,7 +76,7 @@ proptest! {
         for path in Path::available() {
             let actual = quantized(path, &problem, &t);
             let bounds = Bounds { element: 0.004, row_l1: 0.004 };
-            compare_rows(&actual.out, &ideal.out, d.head_dim, bounds).map_err(|e| TestCaseError::fail(format!("{}: {e}", path.name())))?;
+            compare_rows(&actual.out, &ideal.out, d.head_dim_v, bounds).map_err(|e| TestCaseError::fail(format!("{}: {e}", path.name())))?;
             for (a, e) in actual.lse.iter().zip(&ideal.lse) {
                 let equal = f64::from(*a) == *e || (f64::from(*a) - e).abs() <= 2e-5 * e.abs().max(1.0);
                 prop_assert!(equal, "{}: LSE {a} {e}", path.name());

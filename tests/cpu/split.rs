@@ -42,7 +42,7 @@ proptest! {
         for path in Path::available() {
             let actual = quantized(path, &problem, &t);
             let bounds = Bounds { element: 0.004, row_l1: 0.004 };
-            compare_rows(&actual.out, &ideal.out, d.head_dim, bounds).map_err(|e| TestCaseError::fail(format!("{}: {e}", path.name())))?;
+            compare_rows(&actual.out, &ideal.out, d.head_dim_v, bounds).map_err(|e| TestCaseError::fail(format!("{}: {e}", path.name())))?;
             for (a, e) in actual.lse.iter().zip(&ideal.lse) {
                 let equal = f64::from(*a) == *e || (f64::from(*a) - e).abs() <= 2e-5 * e.abs().max(1.0);
                 prop_assert!(equal, "{}: LSE {a} {e}", path.name());
@@ -72,7 +72,7 @@ proptest! {
 #[test]
 fn nan_reaches_the_rows_that_see_it() {
     let (seqlen_q, seqlen_kv, head_dim) = (16, 4096, 64);
-    let dims = Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim };
+    let dims = Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim, head_dim_v: head_dim };
     let options = sage_attn::reference::Options {
         causal: true,
         sm_scale: 0.125,

@@ -15,7 +15,8 @@ use sage_tests::setup::Setup;
 use crate::device::{CAPABILITY, launch_steps, upload, workspace};
 
 /// Three query blocks, the last partial; two groups of heads.
-const DIMS: Dims = Dims { batch: 1, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 300, seqlen_kv: 170, head_dim: 64 };
+const DIMS: Dims =
+    Dims { batch: 1, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 300, seqlen_kv: 170, head_dim: 64, head_dim_v: 64 };
 
 /// `step` on `chunk` alone.
 fn on<'a>(plan: &Plan, step: Step<'a>, chunk: Chunk) -> Step<'a> {

@@ -189,8 +189,8 @@ pub fn run_with(case: &Case, side: Option<&Side>, seed: u64) -> Result<Outcome, 
 fn scores(memory: &mut Memory, case: &Case, plan: &Plan, workspace: u64, seed: u64) -> Result<Option<Vec<i32>>, Fault> {
     let dims = case.problem.dims();
     let q_codes = plan.workspace().address(workspace, Slot::QCodes);
-    // The Hopper kernels have no such twin: what they do with scores shows in the output, to the last code.
-    if plan.entries().is_empty() || q_codes == 0 || case.stem.arch == Arch::Sm90a {
+    // The Hopper kernels and those of wide heads have no such twin: what they do with scores shows in the output, to the last code.
+    if plan.entries().is_empty() || q_codes == 0 || case.stem.arch == Arch::Sm90a || dims.is_wide() {
         return Ok(None);
     }
     let (depth, rows, keys) = (dims.head_dim_padded(), dims.seqlen_q_padded(), dims.seqlen_kv_padded());

@@ -9,7 +9,8 @@ use sage_tests::setup::{Setup, noisy_k, noisy_q, noisy_v};
 
 use crate::device::run;
 
-const DIMS: Dims = Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 75, head_dim: 64 };
+const DIMS: Dims =
+    Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 75, head_dim: 64, head_dim_v: 64 };
 const SMOOTH_ALL: Smoothing = Smoothing { q: true, k: true, v: true };
 
 fn check(case: &Case) -> Outcome {

@@ -12,7 +12,8 @@ use sage_tests::setup::Setup;
 use crate::device::{CAPABILITY, launch_plan, workspace};
 
 /// Several entries along every axis.
-const DIMS: Dims = Dims { batch: 2, num_heads_q: 2, num_heads_kv: 2, seqlen_q: 3, seqlen_kv: 4, head_dim: 24 };
+const DIMS: Dims =
+    Dims { batch: 2, num_heads_q: 2, num_heads_kv: 2, seqlen_q: 3, seqlen_kv: 4, head_dim: 24, head_dim_v: 24 };
 
 /// Contiguous strides, but for entries along `axis`, which are `apart` elements apart if that is given.
 fn strides([_, heads, tokens, head_dim]: [usize; 4], axis: usize, apart: Option<i64>) -> [i64; 4] {

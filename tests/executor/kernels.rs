@@ -21,15 +21,18 @@ macro_rules! kernels {
 const QUANTIZE: &[Named<QuantizeParams>] = kernels![
     entry: quantize_f16_f16_d64, quantize_f16_f16_d128,
     quantize_f16_bf16_d64, quantize_f16_bf16_d128,
-    quantize_f16_f32_d64, quantize_f16_f32_d128;
+    quantize_f16_f32_d64, quantize_f16_f32_d128,
+    quantize_f16_f16_d256, quantize_f16_bf16_d256;
     entry: quantize_fp8_f16_d64, quantize_fp8_f16_d128,
     quantize_fp8_bf16_d64, quantize_fp8_bf16_d128,
-    quantize_fp8_f32_d64, quantize_fp8_f32_d128;
+    quantize_fp8_f32_d64, quantize_fp8_f32_d128,
+    quantize_fp8_f16_d256, quantize_fp8_bf16_d256;
 ];
 const DELTA_S: &[Named<DeltaSParams>] = kernels![
     entry: delta_s_f16_d64, delta_s_f16_d128,
     delta_s_bf16_d64, delta_s_bf16_d128,
-    delta_s_f32_d64, delta_s_f32_d128;
+    delta_s_f32_d64, delta_s_f32_d128,
+    delta_s_f16_d256, delta_s_bf16_d256;
 ];
 const ATTENTION: &[Named<AttentionParams>] = kernels![
     entry: sm80_int4_f16_fwd_d64, sm80_int4_f16_fwd_d128, sm80_int8_f16_fwd_d64, sm80_int8_f16_fwd_d128, sm89_int4_fp8_fwd_d64, sm89_int4_fp8_fwd_d128, sm89_int8_fp8_fwd_d64, sm89_int8_fp8_fwd_d128;
@@ -38,7 +41,9 @@ const GENERAL: &[Named<GeneralAttentionParams>] = kernels![
     entry: sm80_int4_f16_fwd_general_d64, sm80_int4_f16_fwd_general_d128,
     sm80_int8_f16_fwd_general_d64, sm80_int8_f16_fwd_general_d128,
     sm89_int4_fp8_fwd_general_d64, sm89_int4_fp8_fwd_general_d128,
-    sm89_int8_fp8_fwd_general_d64, sm89_int8_fp8_fwd_general_d128;
+    sm89_int8_fp8_fwd_general_d64, sm89_int8_fp8_fwd_general_d128,
+    sm80_int4_f16_fwd_general_d256, sm80_int8_f16_fwd_general_d256,
+    sm89_int4_fp8_fwd_general_d256, sm89_int8_fp8_fwd_general_d256;
 ];
 const SCORES: &[Named<ScoresParams>] = kernels![
     entry: sm80_int4_f16_fwd_scores_d64, sm80_int4_f16_fwd_scores_d128, sm80_int8_f16_fwd_scores_d64, sm80_int8_f16_fwd_scores_d128, sm89_int4_fp8_fwd_scores_d64, sm89_int4_fp8_fwd_scores_d128, sm89_int8_fp8_fwd_scores_d64, sm89_int8_fp8_fwd_scores_d128;

@@ -88,7 +88,8 @@ fn neutral_modifiers_change_no_bit() {
 /// score, a bias that ends where memory does.
 #[test]
 fn modifiers_at_their_edges() {
-    let dims = Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q: 100, seqlen_kv: 90, head_dim: 64 };
+    let dims =
+        Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q: 100, seqlen_kv: 90, head_dim: 64, head_dim_v: 64 };
     let heads = dims.num_heads_q;
     let pairs = PairSpec { shape: [1, 1, 100, 90], strides: [0, 0, 90, 1] };
     let spec = TensorSpec { dtype: DType::F16, shape: pairs.shape, strides: [9000, 9000, 90, 1] };

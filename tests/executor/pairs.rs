@@ -28,7 +28,15 @@ const UNUSED: u8 = 0x80;
 
 fn case(seqlen_q: usize, seqlen_kv: usize, causal: bool) -> Case {
     let stem: Stem = STEMS.into_iter().find(|stem| stem.name == "sm80_int8_f16_fwd").expect("the stem exists");
-    let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim: HEAD_DIM };
+    let dims = Dims {
+        batch: 1,
+        num_heads_q: 1,
+        num_heads_kv: 1,
+        seqlen_q,
+        seqlen_kv,
+        head_dim: HEAD_DIM,
+        head_dim_v: HEAD_DIM,
+    };
     let setup = Setup { causal, granularity: ScaleGranularity::PerBlock, ..Setup::new(stem, dims) };
     Setup { smoothing: Smoothing { q: false, k: false, v: false }, ..setup }.noisy()
 }

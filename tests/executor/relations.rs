@@ -10,7 +10,8 @@ use sage_tests::setup::{Setup, noise, noisy_k, noisy_q, noisy_v};
 use crate::device::run;
 
 /// Two query blocks, the second partial; three key blocks, the last partial; a GQA group of 3.
-const DIMS: Dims = Dims { batch: 2, num_heads_q: 3, num_heads_kv: 1, seqlen_q: 150, seqlen_kv: 170, head_dim: 64 };
+const DIMS: Dims =
+    Dims { batch: 2, num_heads_q: 3, num_heads_kv: 1, seqlen_q: 150, seqlen_kv: 170, head_dim: 64, head_dim_v: 64 };
 
 /// One kernel of each kind.
 fn stems() -> impl Iterator<Item = Stem> {
@@ -38,7 +39,7 @@ impl Result {
         let outcome = run(case, seed).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect();
         let dims = case.problem.dims();
-        Result { out: bits(&outcome.out), lse: bits(outcome.lse.as_deref().unwrap_or(&[])), head_dim: dims.head_dim }
+        Result { out: bits(&outcome.out), lse: bits(outcome.lse.as_deref().unwrap_or(&[])), head_dim: dims.head_dim_v }
     }
 
     /// Bits of row `row`, flattened over batch and heads.
@@ -174,7 +175,7 @@ fn query_blocks_do_not_see_each_other() {
 #[test]
 fn zero_features_are_padding() {
     for stem in stems() {
-        let narrow = Dims { batch: 1, head_dim: 52, ..DIMS };
+        let narrow = Dims { batch: 1, head_dim: 52, head_dim_v: 52, ..DIMS };
         let pad = |f: fn(usize, usize, usize) -> f32| move |h, n, d| if d < 52 { f(h, n, d) } else { 0.0 };
         let narrow = Result::of(&Setup::new(stem, narrow).noisy());
         let wide = Setup::new(stem, Dims { batch: 1, ..DIMS });
@@ -182,6 +183,33 @@ fn zero_features_are_padding() {
         let rows = DIMS.num_heads_q * DIMS.seqlen_q;
         assert!((0..rows).all(|row| narrow.row(row) == &wide.row(row)[..52]), "{}", stem.name);
         assert!(narrow.lse == wide.lse, "{}", stem.name);
+    }
+}
+
+/// Features that do not exist are zeros, and each part of V's channels is what it is by itself.
+#[test]
+fn wide_heads_are_made_of_their_parts() {
+    for stem in stems().filter(|stem| stem.arch != Arch::Sm90a) {
+        let rows = DIMS.num_heads_q * DIMS.seqlen_q;
+        let of = |head_dim, head_dim_v, v: &dyn Fn(usize, usize, usize) -> f32| {
+            let dims = Dims { batch: 1, head_dim, head_dim_v, ..DIMS };
+            let setup = Setup { dtype: DType::BF16, ..Setup::new(stem, dims) };
+            let cut = |f: fn(usize, usize, usize) -> f32| move |h, n, d| if d < 160 { f(h, n, d) } else { 0.0 };
+            Result::of(&setup.case(&cut(noisy_q), &cut(noisy_k), v))
+        };
+        let whole = of(256, 256, &noisy_v);
+        let second = |head: usize, token: usize, channel: usize| noisy_v(head, token, channel + 128);
+        for (what, part, first) in [
+            ("features", of(160, 256, &noisy_v), 0),
+            ("channels", of(160, 200, &noisy_v), 0),
+            ("the first part", of(256, 128, &noisy_v), 0),
+            ("the second part", of(160, 128, &second), 128),
+            ("a few of the second part", of(200, 9, &second), 128),
+        ] {
+            let range = first..first + part.head_dim;
+            assert!((0..rows).all(|row| part.row(row) == &whole.row(row)[range.clone()]), "{}: {what}", stem.name);
+            assert!(part.lse == whole.lse, "{}: {what}", stem.name);
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use sage_tests::setup::{Setup, noise, noisy_k, noisy_q, noisy_v};
 use crate::device::run;
 
 /// Nine tiles of 128 keys and a bit, so that a ring of four goes round twice.
-const DIMS: Dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 1183, head_dim: 64 };
+const DIMS: Dims =
+    Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 1183, head_dim: 64, head_dim_v: 64 };
 
 /// [`DIMS`], or fewer keys for kernels that have two stages of 64 keys.
 fn dims(stem: Stem) -> Dims {

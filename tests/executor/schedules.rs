@@ -9,7 +9,8 @@ use sage_tests::setup::Setup;
 use crate::device::run;
 
 /// Two work items of the Hopper kernel, two tiles of keys, two query blocks, two heads for the quantizers.
-const DIMS: Dims = Dims { batch: 1, num_heads_q: 2, num_heads_kv: 2, seqlen_q: 132, seqlen_kv: 140, head_dim: 16 };
+const DIMS: Dims =
+    Dims { batch: 1, num_heads_q: 2, num_heads_kv: 2, seqlen_q: 132, seqlen_kv: 140, head_dim: 16, head_dim_v: 16 };
 
 /// Schedules of each kernel: `SAGE_SCHEDULES`, by default a few.
 fn schedules() -> u64 {

@@ -11,7 +11,7 @@ use crate::device::run;
 const LENGTHS: std::ops::RangeInclusive<usize> = 0..=130;
 
 fn check(stem: Stem, seqlen_q: usize, seqlen_kv: usize) {
-    let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim: 16 };
+    let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim: 16, head_dim_v: 16 };
     let causal = (seqlen_q + seqlen_kv) % 2 == 1;
     let case = Setup { causal, ..Setup::new(stem, dims) }.noisy();
     let outcome = run(&case, (seqlen_q * 131 + seqlen_kv) as u64);

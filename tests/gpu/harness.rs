@@ -187,8 +187,9 @@ fn scores(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case, plan: &Plan, wo
 
     let dims = case.problem.dims();
     let q_codes = plan.workspace().address(workspace, Slot::QCodes);
-    // The Hopper kernels have no such twin: what they do with scores shows in the output, to the last code.
-    if plan.entries().is_empty() || q_codes == 0 || case.stem.arch == sage_spec::symbol::Arch::Sm90a {
+    // The Hopper kernels and those of wide heads have no such twin: what they do with scores shows in the output, to the last code.
+    let is_hopper = case.stem.arch == sage_spec::symbol::Arch::Sm90a;
+    if plan.entries().is_empty() || q_codes == 0 || is_hopper || dims.is_wide() {
         return None;
     }
     let (depth, rows, keys) = (dims.head_dim_padded(), dims.seqlen_q_padded(), dims.seqlen_kv_padded());

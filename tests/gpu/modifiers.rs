@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use sage_attn::{Attention, Device, Layout, Precision, Sequences, SideInputs, TensorView};
-use sage_spec::symbol::Arch;
+use sage_attn::{Attention, DType, Device, Layout, Precision, Sequences, SideInputs, Smoothing, TensorView};
+use sage_spec::Dims;
+use sage_spec::symbol::{Arch, STEMS};
 use sage_tests::case::{Case, Limits};
 use sage_tests::generate::Random;
-use sage_tests::judge::judge_with;
+use sage_tests::judge::{judge, judge_with};
+use sage_tests::setup::Setup;
 use sage_tests::side::Side;
 use serde_json::json;
 
-use crate::harness::{gpu, record, run_with, seeds};
+use crate::harness::{gpu, record, run, run_with, seeds};
 
 #[test]
 fn general_kernels_agree_with_the_reference() {
@@ -54,6 +56,47 @@ fn general_kernels_agree_with_the_reference() {
     );
 }
 
+/// Head dimensions beyond 128, and values of another width, with every kernel that computes them.
+#[test]
+fn head_dimensions_of_all_kinds() {
+    let Some(gpu) = gpu() else { return };
+    let (mut problems, mut worst) = (0u64, 0.0f64);
+    for stem in STEMS {
+        let capability = gpu.capability();
+        if !stem.arch.loads_on(capability.major, capability.minor) {
+            continue;
+        }
+        for (head_dim, head_dim_v) in
+            [(64, 128), (128, 64), (40, 100), (160, 160), (192, 192), (192, 128), (128, 256), (256, 256), (255, 129)]
+        {
+            if stem.arch == Arch::Sm90a && head_dim.max(head_dim_v) > 128 {
+                continue;
+            }
+            for causal in [false, true] {
+                let dims = Dims {
+                    batch: 2,
+                    num_heads_q: 4,
+                    num_heads_kv: 2,
+                    seqlen_q: 333,
+                    seqlen_kv: 470,
+                    head_dim,
+                    head_dim_v,
+                };
+                let smoothing = Smoothing { q: causal, k: true, v: !causal };
+                let (dtype, out_dtype) = (DType::BF16, DType::F32);
+                let case = Setup { dtype, out_dtype, causal, smoothing, ..Setup::new(stem, dims) }.noisy();
+                let seen = judge(&case, &run(&gpu, &case)).unwrap_or_else(|what| panic!("{}: {what}", case.describe()));
+                problems += 1;
+                worst = worst.max(seen.worst_ratio);
+            }
+        }
+    }
+    record(
+        "gpu_head_dimensions",
+        &json!({ "device": gpu.name(), "problems": problems, "worst_row_error_over_reference_rounding": worst }),
+    );
+}
+
 /// Bits of the elements.
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -73,8 +116,10 @@ fn packed_sequences_are_sequences_alone() {
     let Some(gpu) = gpu() else { return };
     let device = Device::Cuda(gpu.ordinal());
     let (heads, kv_heads, width) = (4, 2, WIDTH);
-    let (cu_q, cu_kv) = ([0, 300, 300, 301, 777], [0, 513, 600, 600, 1200]);
-    let (m, n) = (cu_q[4], cu_kv[4]);
+    // The last three are as long as each other: a batch.
+    let cu_q = [0, 300, 300, 301, 777, 977, 1177, 1377];
+    let cu_kv = [0, 513, 600, 600, 1200, 1501, 1802, 2103];
+    let (m, n) = (cu_q[7], cu_kv[7]);
     let mut random = Random(9);
     let q = random.normals(heads * m * width);
     let (k, v) = (random.normals(kv_heads * n * width), random.normals(kv_heads * n * width));

@@ -23,24 +23,24 @@ struct Inputs {
 impl Inputs {
     fn new(dims: Dims, seed: u64) -> Inputs {
         let mut random = Random(seed);
-        let kv = dims.batch * dims.num_heads_kv * dims.seqlen_kv * dims.head_dim;
+        let keys = dims.batch * dims.num_heads_kv * dims.seqlen_kv;
         let q = random.normals(dims.batch * dims.num_heads_q * dims.seqlen_q * dims.head_dim);
-        Inputs { dims, q, k: random.normals(kv), v: random.normals(kv) }
+        Inputs { dims, q, k: random.normals(keys * dims.head_dim), v: random.normals(keys * dims.head_dim_v) }
     }
 
     fn q_shape(&self) -> [usize; 4] {
         [self.dims.batch, self.dims.num_heads_q, self.dims.seqlen_q, self.dims.head_dim]
     }
 
-    fn kv_shape(&self) -> [usize; 4] {
-        [self.dims.batch, self.dims.num_heads_kv, self.dims.seqlen_kv, self.dims.head_dim]
+    fn kv_shape(&self, head_dim: usize) -> [usize; 4] {
+        [self.dims.batch, self.dims.num_heads_kv, self.dims.seqlen_kv, head_dim]
     }
 
     fn views(&self) -> [TensorView<'_>; 3] {
         [
             TensorView::new(&self.q, &self.q_shape(), Layout::Hnd).unwrap(),
-            TensorView::new(&self.k, &self.kv_shape(), Layout::Hnd).unwrap(),
-            TensorView::new(&self.v, &self.kv_shape(), Layout::Hnd).unwrap(),
+            TensorView::new(&self.k, &self.kv_shape(self.dims.head_dim), Layout::Hnd).unwrap(),
+            TensorView::new(&self.v, &self.kv_shape(self.dims.head_dim_v), Layout::Hnd).unwrap(),
         ]
     }
 
@@ -59,7 +59,15 @@ impl Inputs {
 }
 
 fn dims(batch: usize, heads: [usize; 2], tokens: [usize; 2], head_dim: usize) -> Dims {
-    Dims { batch, num_heads_q: heads[0], num_heads_kv: heads[1], seqlen_q: tokens[0], seqlen_kv: tokens[1], head_dim }
+    Dims {
+        batch,
+        num_heads_q: heads[0],
+        num_heads_kv: heads[1],
+        seqlen_q: tokens[0],
+        seqlen_kv: tokens[1],
+        head_dim,
+        head_dim_v: head_dim,
+    }
 }
 
 /// FP8 P and V round to 4 significant bits, and codes of Q and K add to that.
@@ -85,6 +93,28 @@ fn every_precision_is_as_close_as_it_should_be() {
             for (actual, exact) in lse.iter().zip(&exact_lse) {
                 let allowed = if precision == Precision::Int4 { 0.5 } else { 0.02 };
                 assert!((f64::from(*actual) - exact).abs() < allowed, "{actual} {exact}");
+            }
+        }
+    }
+}
+
+/// Heads up to 256 wide, and values of another width than queries and keys.
+#[test]
+fn head_dimensions_of_all_kinds() {
+    for (head_dim, head_dim_v) in [(64, 128), (128, 64), (192, 128), (160, 160), (256, 256), (3, 200)] {
+        let dims = Dims { head_dim_v, ..dims(1, [2, 1], [70, 90], head_dim) };
+        let inputs = Inputs::new(dims, 5);
+        let (exact, _) = inputs.exact(true);
+        let f32 = Bounds { element: 1e-4, row_l1: 1e-4 };
+        for (precision, bounds) in [(Precision::Int8, INT8), (Precision::Int4, INT4), (Precision::Exact, f32)] {
+            let [q, k, v] = inputs.views();
+            let attention = Attention::new().causal(true).precision(precision).device(Device::Cpu);
+            // With slopes of zero by the reference's path too.
+            for side in [SideInputs::new(), SideInputs::new().alibi(&[0.0; 2])] {
+                let output = attention.forward_with(&q, &k, &v, &side).unwrap();
+                assert_eq!(output.out.shape(), [1, 2, 70, head_dim_v]);
+                compare_rows(&output.out.to_f32(), &exact, head_dim_v, bounds)
+                    .unwrap_or_else(|error| panic!("{head_dim}/{head_dim_v} {precision:?}: {error}"));
             }
         }
     }
@@ -147,8 +177,8 @@ fn sixteen_bit_tensors_work_and_the_output_type_can_be_chosen() {
             let convert = |x: &[f32]| -> Vec<$type> { x.iter().map(|&x| <$type>::from_f32(x)).collect() };
             let (q, k, v) = (convert(&inputs.q), convert(&inputs.k), convert(&inputs.v));
             let q = TensorView::new(&q, &inputs.q_shape(), Layout::Hnd).unwrap();
-            let k = TensorView::new(&k, &inputs.kv_shape(), Layout::Hnd).unwrap();
-            let v = TensorView::new(&v, &inputs.kv_shape(), Layout::Hnd).unwrap();
+            let k = TensorView::new(&k, &inputs.kv_shape(32), Layout::Hnd).unwrap();
+            let v = TensorView::new(&v, &inputs.kv_shape(32), Layout::Hnd).unwrap();
             let output = attention.forward(&q, &k, &v).unwrap();
             assert_eq!(output.out.dtype(), $dtype);
             compare_rows(&output.out.to_f32(), &exact, 32, loose).unwrap();

@@ -5,7 +5,8 @@ use sage_attn::error::{Axis, Invalid, ModifierError, Operand, PlanError, Unsuppo
 use sage_attn::plan::{Capability, Plan, plan, plan_packed};
 use sage_attn::problem::{BiasSpec, Modifiers, PairSpec, Problem, Request, TensorSpec};
 use sage_attn::{
-    Alignment, Attention, DType, Device, Error, Layout, Precision, PvFormat, Sequences, SideInputs, TensorView, TensorViewMut,
+    Alignment, Attention, DType, Device, Error, Layout, Precision, PvFormat, Sequences, SideInputs, TensorView,
+    TensorViewMut,
 };
 
 fn spec(shape: [usize; 4]) -> TensorSpec {
@@ -64,10 +65,14 @@ fn batch_mismatch() {
 
 #[test]
 fn head_dim_mismatch() {
-    let expect = |tensor| invalid(Invalid::HeadDimMismatch { tensor, head_dim: 128, expected: 64 });
-    assert_eq!(error(|r| r.k = spec([2, 2, 300, 128]), &["k", "128", "64"]), expect(Operand::K));
-    assert_eq!(error(|r| r.v = spec([2, 2, 300, 128]), &["v", "128", "64"]), expect(Operand::V));
-    assert_eq!(error(|r| r.out = spec([2, 4, 100, 128]), &["out", "128", "64"]), expect(Operand::Out));
+    let expect = |tensor, head_dim, of, expected| invalid(Invalid::HeadDimMismatch { tensor, head_dim, of, expected });
+    let k = error(|r| r.k = spec([2, 2, 300, 128]), &["k has head_dim 128", "q has 64"]);
+    assert_eq!(k, expect(Operand::K, 128, Operand::Q, 64));
+    // The width of v is its own, and the output has it.
+    let out = error(|r| r.v = spec([2, 2, 300, 128]), &["out has head_dim 64", "v has 128"]);
+    assert_eq!(out, expect(Operand::Out, 64, Operand::V, 128));
+    let out = error(|r| r.out = spec([2, 4, 100, 128]), &["out has head_dim 128", "v has 64"]);
+    assert_eq!(out, expect(Operand::Out, 128, Operand::V, 64));
 }
 
 fn with_head_dim(head_dim: usize) -> impl Fn(&mut Request) {
@@ -80,14 +85,20 @@ fn with_head_dim(head_dim: usize) -> impl Fn(&mut Request) {
 
 #[test]
 fn head_dim_zero() {
-    let found = error(with_head_dim(0), &["head_dim is 0", "1 to 128"]);
-    assert_eq!(found, invalid(Invalid::HeadDimZero { max: 128 }));
+    let found = error(with_head_dim(0), &["head_dim of q is 0", "1 to 256"]);
+    assert_eq!(found, invalid(Invalid::HeadDimZero { tensor: Operand::Q, max: 256 }));
+    let no_values = |r: &mut Request| (r.v, r.out) = (spec([2, 2, 300, 0]), spec([2, 4, 100, 0]));
+    assert_eq!(
+        error(no_values, &["head_dim of v is 0"]),
+        invalid(Invalid::HeadDimZero { tensor: Operand::V, max: 256 })
+    );
 }
 
 #[test]
 fn head_dim_too_large() {
-    let found = error(with_head_dim(256), &["256", "1 to 128"]);
-    assert_eq!(found, Error::Unsupported(Unsupported::HeadDim { head_dim: 256, max: 128 }));
+    let found = error(with_head_dim(257), &["head_dim of q is 257", "1 to 256"]);
+    let expected = Unsupported::HeadDim { tensor: Operand::Q, head_dim: 257, max: 256 };
+    assert_eq!(found, Error::Unsupported(expected));
 }
 
 #[test]
@@ -276,6 +287,30 @@ fn kernel_needs_a_newer_device() {
 fn too_little_shared_memory() {
     let found = plan_error(Capability { smem_opt_in: 1024, ..ADA }, |_| (), &["1024"]);
     assert!(matches!(found, Error::Plan(PlanError::SharedMemory { max: 1024, .. })));
+}
+
+/// What has no kernel for wide heads names what there is.
+#[test]
+fn wide_heads_without_a_kernel() {
+    let hopper = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
+    let named = |r: &mut Request| {
+        with_head_dim(192)(r);
+        r.kernel = Some("sm90_int8_fp8_fwd".into());
+    };
+    let found = plan_error(hopper, named, &["sm90_int8_fp8_fwd", "head_dim above 128", "sm80 and sm89"]);
+    assert!(matches!(found, Error::Plan(PlanError::Modifiers { .. })));
+    let f32 = |r: &mut Request| {
+        with_head_dim(192)(r);
+        [&mut r.q, &mut r.k, &mut r.v, &mut r.out].into_iter().for_each(|t| t.dtype = DType::F32);
+    };
+    let found = plan_error(hopper, f32, &["f32", "192", "f16 and bf16 up to 256", "device cpu"]);
+    assert!(matches!(found, Error::Plan(PlanError::HeadDimOfType { dtype: DType::F32, head_dim: 192, .. })));
+    // 99 KiB of shared memory suffice for 16-bit types, with ΔS too.
+    for precision in [Precision::Int8, Precision::Int4] {
+        let mut request = Request { precision, ..good() };
+        with_head_dim(256)(&mut request);
+        plan(&Problem::new(request).unwrap(), &ADA).unwrap();
+    }
 }
 
 #[test]

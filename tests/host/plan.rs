@@ -43,6 +43,35 @@ fn each_device_gets_its_kernel() {
     assert!(plan.problem().smoothing().q, "INT4 by the kernel's name smooths Q as INT4 does");
 }
 
+/// The padded head dimension is the next of 64, 128 and 256 for q, k and v together; 256 has general kernels only,
+/// whose CTAs take 128 channels of v each.
+#[test]
+fn head_dimensions_choose_the_kernel() {
+    for (head_dim, head_dim_v, symbol, parts) in [
+        (64, 64, "sm90_int8_fp8_fwd_d64", None),
+        (64, 128, "sm90_int8_fp8_fwd_d128", None),
+        (128, 40, "sm90_int8_fp8_fwd_d128", None),
+        (192, 128, "sm89_int8_fp8_fwd_general_d256", Some(1)),
+        (129, 129, "sm89_int8_fp8_fwd_general_d256", Some(2)),
+        (128, 256, "sm89_int8_fp8_fwd_general_d256", Some(2)),
+        (256, 256, "sm89_int8_fp8_fwd_general_d256", Some(2)),
+    ] {
+        let mut request = request(2, [4, 2], [300, 300], head_dim);
+        let v = TensorSpec::new(Operand::V, DType::BF16, &[2, 2, 300, head_dim_v], Layout::Hnd).unwrap();
+        let out = TensorSpec::new(Operand::Out, DType::BF16, &[2, 4, 300, head_dim_v], Layout::Hnd).unwrap();
+        (request.v, request.out) = (v, out);
+        let plan = planned(request, &HOPPER);
+        let depth = if head_dim.max(head_dim_v) > 128 { 256 } else { head_dim.max(head_dim_v).next_multiple_of(64) };
+        assert_eq!(symbols(&plan), [format!("quantize_fp8_bf16_d{depth}"), symbol.to_owned()]);
+        if let Some(parts) = parts {
+            let grid = plan.chunk_steps().next().unwrap().grid;
+            assert_eq!(grid, [2 * 3 * parts, 8], "{head_dim}/{head_dim_v}");
+        }
+        assert_eq!(plan.problem().flops(), 2.0 * 8.0 * 300.0 * 300.0 * (head_dim + head_dim_v) as f64);
+        assert_eq!(plan.explain().contains(&format!("Dv={head_dim_v}")), head_dim_v != head_dim);
+    }
+}
+
 #[test]
 fn a_named_kernel_is_refused_where_it_does_not_load() {
     for (name, device) in [("sm90_int8_fp8_fwd", ADA), ("sm90_int4_fp8_fwd", AMPERE), ("sm89_int8_fp8_fwd", AMPERE)] {

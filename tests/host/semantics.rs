@@ -16,7 +16,8 @@ use sage_spec::symbol::{Arch, STEMS};
 use sage_tests::compare::{Bounds, compare_rows};
 use sage_tests::generate::Random;
 
-const DIMS: Dims = Dims { batch: 2, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 70, seqlen_kv: 150, head_dim: 40 };
+const DIMS: Dims =
+    Dims { batch: 2, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 70, seqlen_kv: 150, head_dim: 40, head_dim_v: 40 };
 
 /// Elements for `[batch, heads, tokens, head_dim]`.
 fn elements(heads: usize, tokens: usize, seed: u64) -> Vec<f32> {
@@ -181,6 +182,21 @@ fn modifiers_are_planned_onto_the_general_kernels() {
         .collect();
     assert_eq!(parts, [(0, 3, 5), (2, 5, 0)]);
     assert!(packed.parts().iter().all(|(_, plan)| plan.workspace().total_bytes() <= packed.workspace_bytes()));
+    assert_eq!(packed.launches(), 2 + 1, "no keys, nothing to quantize");
+    // Neighbours of equal lengths are a batch, with the side inputs of their own.
+    let sequences = Sequences::new(&[0, 2, 4, 6, 8], &[0, 2, 4, 5, 8]).unwrap();
+    assert_eq!((0..4).map(|index| sequences.alike_from(index)).collect::<Vec<_>>(), [2, 1, 1, 1]);
+    let slopes = [0.5; 4];
+    let side = none.sequences(&sequences).alibi(&slopes);
+    let packed = plan_packed(&problem(&Attention::new(), &side), &hopper).unwrap();
+    let batches: Vec<_> = packed
+        .parts()
+        .iter()
+        .map(|(first, plan)| (*first, plan.problem().dims().batch, plan.problem().modifiers().alibi))
+        .collect();
+    assert_eq!(batches, [(0, 2, Some([2, 1])), (2, 1, Some([1, 1])), (3, 1, Some([1, 1]))]);
+    assert_eq!(packed.parts()[0].1.problem().q().strides[0], 2 * packed.problem().q().strides[2]);
+    assert!(packed.explain().starts_with("sequences 0 to 1\n"), "{}", packed.explain());
     let error = plan_packed(&problem(&Attention::new(), &none), &hopper).unwrap_err();
     assert_eq!(error, ModifierError::NotPacked.into());
 }

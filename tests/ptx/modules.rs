@@ -61,6 +61,10 @@ fn every_stem_has_its_kernels() {
                 let name = format!("{}_d{head_dim}", stem.symbol);
                 assert!(entries.contains(&name), "{} has no {name}", arch.target());
             }
+            for head_dim in [64, 128, 256] {
+                let name = format!("{}_general_d{head_dim}", stem.symbol);
+                assert!(arch == Arch::Sm90a || entries.contains(&name), "{} has no {name}", arch.target());
+            }
         }
     }
 }
@@ -143,6 +147,25 @@ fn registers_suffice() {
         }
     }
     assert!(too_large.is_empty(), "kernels that do not fit their registers:\n{}", too_large.join("\n"));
+}
+
+/// The form of an asynchronous copy that an H200 refuses: see `cuda_std::cp_async::copy16_with_policy`.
+#[test]
+fn copies_with_a_policy_have_their_address_in_one_register() {
+    for arch in Arch::ALL {
+        let Some(machine) = machine(arch, "copies_with_a_policy_have_their_address_in_one_register") else {
+            return;
+        };
+        let mut copies = 0;
+        for (kernel, sass) in &machine.sass {
+            for copy in sass.instructions.iter().filter(|instruction| instruction.opcode.starts_with("LDGSTS")) {
+                let to = copy.text.split(['[', ']']).nth(1).unwrap();
+                assert!(!kernel.starts_with("quantize") || !to.contains("UR"), "{kernel}: {}", copy.text);
+                copies += 1;
+            }
+        }
+        assert!(copies > 0, "{arch:?} has asynchronous copies");
+    }
 }
 
 /// Each precision runs on the tensor-core instruction that is native to its architecture; in

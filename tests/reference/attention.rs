@@ -45,20 +45,20 @@ fn bound(problem: &Problem, t: &Tensors, z: &Quantized, head: usize, row: usize)
     let l1 = |x: &[f32], means: &Option<Vec<f32>>, at: usize| -> f64 {
         x.iter().enumerate().map(|(i, &x)| (f64::from(x) - mean(means, at, i)).abs()).sum()
     };
-    let row_of = |x: &[f32], index: usize| x[index * head_dim..(index + 1) * head_dim].to_vec();
+    let row_of = |x: &[f32], index: usize, width: usize| x[index * width..(index + 1) * width].to_vec();
     let (blocks, groups) = (d.num_query_blocks(), o.granularity.q_scales_per_block());
-    let q = row_of(&t.q, head * d.seqlen_q + row);
+    let q = row_of(&t.q, head * d.seqlen_q + row, head_dim);
     let q_scale = f64::from(z.q_scale[head * blocks * groups + o.granularity.q_group(row)]);
     let q_l1 = l1(&q, &z.q_mean, head * blocks + row / 128);
     let (mut score, mut v_max, mut v_error) = (0.0f64, 0.0f64, 0.0f64);
     for key in 0..d.seqlen_kv {
-        let k = row_of(&t.k, head_kv * d.seqlen_kv + key);
+        let k = row_of(&t.k, head_kv * d.seqlen_kv + key, head_dim);
         let groups = d.num_kv_blocks_padded() * o.granularity.k_scales_per_block();
         let k_scale = f64::from(z.k_scale[head_kv * groups + o.granularity.k_group(key)]);
         let steps = q_scale * k_scale * (head_dim as f64 / 4.0 + 0.5);
         let error = q_l1 * k_scale / 2.0 + l1(&k, &z.k_mean, head_kv) * q_scale / 2.0 + steps;
         score = score.max(error * f64::from(o.sm_scale));
-        for (i, &v) in row_of(&t.v, head_kv * d.seqlen_kv + key).iter().enumerate() {
+        for (i, &v) in row_of(&t.v, head_kv * d.seqlen_kv + key, d.head_dim_v).iter().enumerate() {
             let v = (f64::from(v) - mean(&z.v_mean, head_kv, i)).abs();
             v_max = v_max.max(v);
             v_error = v_error.max(v / 16.0 + f64::from(z.v_scale[head_kv * depth + i]) / 1024.0);
@@ -91,7 +91,7 @@ proptest! {
             let bound = bound(&problem, &t, &z, row / d.seqlen_q, row % d.seqlen_q);
             let (a, e) = (f64::from(actual.lse[row]), exact.lse[row]);
             prop_assert!(a == e || (a - e).abs() <= bound.lse, "LSE {a} {e}, bound {}", bound.lse);
-            for i in row * d.head_dim..(row + 1) * d.head_dim {
+            for i in row * d.head_dim_v..(row + 1) * d.head_dim_v {
                 let (a, e) = (f64::from(actual.out[i]), exact.out[i]);
                 prop_assert!((a - e).abs() <= bound.out, "{a} {e}, bound {}", bound.out);
             }
@@ -105,7 +105,7 @@ proptest! {
         let z = problem.quantize(&t);
         let actual = attention_quantized(d, &z, &t.k(d), &problem.options);
         let ideal = attention_unrounded_p(d, &z, &t.k(d), &problem.options);
-        let metrics = Metrics::compare(&actual.out, &ideal.out, d.head_dim);
+        let metrics = Metrics::compare(&actual.out, &ideal.out, d.head_dim_v);
         let delta_s = problem.options.smooth_q && problem.options.precision == Precision::Int4;
         prop_assert!(metrics.rel_l1 <= if delta_s { 0.15 } else { 0.04 }, "{metrics:?}");
     }
@@ -135,11 +135,10 @@ proptest! {
     #[test]
     fn grouped_heads_equal_repeated_heads(problem in problems()) {
         let (d, t) = (&problem.dims, problem.tensors());
-        let head = d.seqlen_kv * d.head_dim;
-        let repeat = |x: &[f32]| -> Vec<f32> {
-            x.chunks(head).flat_map(|x| x.repeat(d.gqa_group())).collect()
+        let repeat = |x: &[f32], width: usize| -> Vec<f32> {
+            x.chunks(d.seqlen_kv * width).flat_map(|x| x.repeat(d.gqa_group())).collect()
         };
-        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k), v: repeat(&t.v) };
+        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k, d.head_dim), v: repeat(&t.v, d.head_dim_v) };
         let dims = Dims { num_heads_kv: d.num_heads_q, ..*d };
         let wide = Problem { dims, ..problem.clone() };
         prop_assert_eq!(bits(&problem.attend(&t)), bits(&wide.attend(&repeated)));
@@ -151,30 +150,30 @@ proptest! {
     fn strides_do_not_matter(problem in problems(), gap in 0usize..7) {
         let (d, o, t) = (&problem.dims, &problem.options, problem.tensors());
         // [tokens, batch, heads, head_dim + gap], NaN in the gaps.
-        let scatter = |x: &[f32], heads: usize, tokens: usize| {
-            let width = d.head_dim + gap;
+        let scatter = |x: &[f32], heads: usize, tokens: usize, head_dim: usize| {
+            let width = head_dim + gap;
             let mut out = vec![f32::NAN; d.batch * heads * tokens * width];
-            for (row, x) in x.chunks(d.head_dim).enumerate() {
+            for (row, x) in x.chunks(head_dim).enumerate() {
                 let at = (row % tokens * d.batch * heads + row / tokens) * width;
-                out[at..at + d.head_dim].copy_from_slice(x);
+                out[at..at + head_dim].copy_from_slice(x);
             }
             out
         };
         let scattered = Tensors {
-            q: scatter(&t.q, d.num_heads_q, d.seqlen_q),
-            k: scatter(&t.k, d.num_heads_kv, d.seqlen_kv),
-            v: scatter(&t.v, d.num_heads_kv, d.seqlen_kv),
+            q: scatter(&t.q, d.num_heads_q, d.seqlen_q, d.head_dim),
+            k: scatter(&t.k, d.num_heads_kv, d.seqlen_kv, d.head_dim),
+            v: scatter(&t.v, d.num_heads_kv, d.seqlen_kv, d.head_dim_v),
         };
-        let strided = |tensor: &mut HostTensor, heads: usize| {
-            let width = (d.head_dim + gap) as i64;
+        let strided = |tensor: &mut HostTensor, heads: usize, head_dim: usize| {
+            let width = (head_dim + gap) as i64;
             tensor.stride_batch = heads as i64 * width;
             tensor.stride_head = width;
             tensor.stride_token = d.batch as i64 * heads as i64 * width;
         };
         let [mut q, mut k, mut v] = [scattered.q(d), scattered.k(d), scattered.v(d)];
-        strided(&mut q, d.num_heads_q);
-        strided(&mut k, d.num_heads_kv);
-        strided(&mut v, d.num_heads_kv);
+        strided(&mut q, d.num_heads_q, d.head_dim);
+        strided(&mut k, d.num_heads_kv, d.head_dim);
+        strided(&mut v, d.num_heads_kv, d.head_dim_v);
         let z = quantize(d, &q, &k, &v, o);
         prop_assert_eq!(&z, &problem.quantize(&t));
         prop_assert_eq!(bits(&attention_quantized(d, &z, &k, o)), bits(&problem.attend(&t)));
@@ -194,10 +193,10 @@ proptest! {
             let one = alone.attend(&Tensors {
                 q: part(&t.q, head, d.seqlen_q * d.head_dim),
                 k: part(&t.k, head_kv, d.seqlen_kv * d.head_dim),
-                v: part(&t.v, head_kv, d.seqlen_kv * d.head_dim),
+                v: part(&t.v, head_kv, d.seqlen_kv * d.head_dim_v),
             });
             let of_whole = Output {
-                out: part(&whole.out, head, d.seqlen_q * d.head_dim),
+                out: part(&whole.out, head, d.seqlen_q * d.head_dim_v),
                 lse: part(&whole.lse, head, d.seqlen_q),
             };
             prop_assert_eq!(bits(&one), bits(&of_whole));
@@ -242,7 +241,7 @@ proptest! {
         let t = problem.tensors();
         let quantized = problem.attend(&t);
         for output in [&quantized, &attend_f32(&problem, &t)] {
-            for (row, (out, lse)) in output.out.chunks(dims.head_dim).zip(&output.lse).enumerate() {
+            for (row, (out, lse)) in output.out.chunks(dims.head_dim_v).zip(&output.lse).enumerate() {
                 let empty = row % dims.seqlen_q < extra;
                 prop_assert_eq!(*lse == f32::NEG_INFINITY, empty);
                 prop_assert!(!empty || out.iter().all(|x| x.to_bits() == 0));
@@ -257,11 +256,11 @@ proptest! {
         let problem = Problem { options, ..problem };
         let (d, t) = (&problem.dims, problem.tensors());
         let mut changed = t.clone();
-        let last = (d.seqlen_kv - 1) * d.head_dim..d.seqlen_kv * d.head_dim;
-        changed.k[last.clone()].iter_mut().for_each(|x| *x += 3.0);
-        changed.v[last].iter_mut().for_each(|x| *x += 3.0);
+        let last = |width: usize| (d.seqlen_kv - 1) * width..d.seqlen_kv * width;
+        changed.k[last(d.head_dim)].iter_mut().for_each(|x| *x += 3.0);
+        changed.v[last(d.head_dim_v)].iter_mut().for_each(|x| *x += 3.0);
         let (before, after) = (attend_f32(&problem, &t), attend_f32(&problem, &changed));
-        let unseen = (d.seqlen_q - 1) * d.head_dim;
+        let unseen = (d.seqlen_q - 1) * d.head_dim_v;
         prop_assert_eq!(&before.out[..unseen], &after.out[..unseen]);
         prop_assert_eq!(&problem.f64(&t).out[..unseen], &problem.f64(&changed).out[..unseen]);
     }
@@ -279,9 +278,10 @@ proptest! {
             let head_kv = head / d.num_heads_q * d.num_heads_kv + d.head_kv(head % d.num_heads_q);
             let hit = match which {
                 0 => index / (d.seqlen_q * d.head_dim) == head,
-                _ => index / (d.seqlen_kv * d.head_dim) == head_kv,
+                1 => index / (d.seqlen_kv * d.head_dim) == head_kv,
+                _ => index / (d.seqlen_kv * d.head_dim_v) == head_kv,
             };
-            let range = head * d.seqlen_q * d.head_dim..(head + 1) * d.seqlen_q * d.head_dim;
+            let range = head * d.seqlen_q * d.head_dim_v..(head + 1) * d.seqlen_q * d.head_dim_v;
             let (before, after) = (&clean.out[range.clone()], &output.out[range]);
             if !hit {
                 prop_assert_eq!(before, after);
@@ -290,7 +290,7 @@ proptest! {
             // The last row of the head sees every key; Q's NaN must show in its own row.
             let row = if which == 0 { index / d.head_dim % d.seqlen_q } else { d.seqlen_q - 1 };
             let sees_a_key = clean.lse[head * d.seqlen_q + row] != f32::NEG_INFINITY;
-            let row = &after[row * d.head_dim..(row + 1) * d.head_dim];
+            let row = &after[row * d.head_dim_v..(row + 1) * d.head_dim_v];
             prop_assert_eq!(row.iter().any(|x| x.is_nan()), sees_a_key);
         }
     }
@@ -307,7 +307,7 @@ proptest! {
             prop_assert_eq!(*a == f32::NEG_INFINITY, *e == f64::NEG_INFINITY);
         }
         if !options.smooth_q {
-            let metrics = Metrics::compare(&actual.out, &ideal.out, d.head_dim);
+            let metrics = Metrics::compare(&actual.out, &ideal.out, d.head_dim_v);
             prop_assert!(metrics.rel_l1 <= 0.05, "{metrics:?}");
         }
     }
@@ -320,7 +320,7 @@ fn empty_extents_give_empty_or_zero_outputs() {
     for empty in 0..64usize {
         let [batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim] =
             std::array::from_fn(|i| if empty >> i & 1 == 1 { 0 } else { full[i] });
-        let d = &Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim };
+        let d = &Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v: head_dim };
         for flags in 0..16 {
             let [causal, smooth_q, smooth_k, smooth_v] = std::array::from_fn(|i| flags >> i & 1 == 1);
             for pv in [PvFormat::Fp8, PvFormat::F16] {

@@ -147,7 +147,7 @@ proptest! {
         let z = problem.quantize(t);
         let actual = attention_quantized_with(d, &z, &t.k(d), o, &modifiers);
         let ideal = attention_unrounded_p_with(d, &z, &t.k(d), o, &modifiers);
-        let metrics = Metrics::compare(&actual.out, &ideal.out, d.head_dim);
+        let metrics = Metrics::compare(&actual.out, &ideal.out, d.head_dim_v);
         let delta_s = o.smooth_q && o.precision == Precision::Int4;
         prop_assert!(metrics.rel_l1 <= if delta_s { 0.15 } else { 0.05 }, "{metrics:?}");
         let lse = if delta_s { 0.2 } else { 0.05 };
@@ -167,7 +167,7 @@ proptest! {
         let actual = quantized(problem, t, &modifiers);
         let oracle =
             attention_f64_with(d, &t.q(d), &t.k(d), &t.v(d), o.causal, o.sm_scale.into(), &modifiers);
-        let metrics = Metrics::compare(&actual.out, &oracle.out, d.head_dim);
+        let metrics = Metrics::compare(&actual.out, &oracle.out, d.head_dim_v);
         prop_assert!(metrics.rel_l1 <= 0.1, "{metrics:?}");
         for (a, e) in actual.lse.iter().zip(&oracle.lse) {
             let (a, e) = (f64::from(*a), *e);
@@ -255,11 +255,11 @@ proptest! {
         case.problem.options.causal = true;
         case.problem.dims.seqlen_kv = case.problem.dims.seqlen_q + more;
         let (owned, d) = (case.owned(), &case.problem.dims);
-        let cut = |x: &[f32]| -> Vec<f32> {
-            x.chunks(d.seqlen_kv * d.head_dim).flat_map(|x| x[..d.seqlen_q * d.head_dim].to_vec()).collect()
+        let cut = |x: &[f32], width: usize| -> Vec<f32> {
+            x.chunks(d.seqlen_kv * width).flat_map(|x| x[..d.seqlen_q * width].to_vec()).collect()
         };
         let t = &owned.tensors;
-        let short = Tensors { q: t.q.clone(), k: cut(&t.k), v: cut(&t.v) };
+        let short = Tensors { q: t.q.clone(), k: cut(&t.k, d.head_dim), v: cut(&t.v, d.head_dim_v) };
         let square = Problem { dims: Dims { seqlen_kv: d.seqlen_q, ..*d }, ..case.problem.clone() };
         let modifiers = case.modifiers(&owned);
         let whole = exact(&case.problem, t, &modifiers);
@@ -272,9 +272,11 @@ proptest! {
     #[test]
     fn grouped_heads_equal_repeated_heads(case in cases()) {
         let (owned, d) = (case.owned(), &case.problem.dims);
-        let (t, head) = (&owned.tensors, d.seqlen_kv * d.head_dim);
-        let repeat = |x: &[f32]| -> Vec<f32> { x.chunks(head).flat_map(|x| x.repeat(d.gqa_group())).collect() };
-        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k), v: repeat(&t.v) };
+        let t = &owned.tensors;
+        let repeat = |x: &[f32], width: usize| -> Vec<f32> {
+            x.chunks(d.seqlen_kv * width).flat_map(|x| x.repeat(d.gqa_group())).collect()
+        };
+        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k, d.head_dim), v: repeat(&t.v, d.head_dim_v) };
         let wide = Problem { dims: Dims { num_heads_kv: d.num_heads_q, ..*d }, ..case.problem.clone() };
         let modifiers = case.modifiers(&owned);
         prop_assert_eq!(bits(&attend(&case.problem, t, &modifiers)), bits(&attend(&wide, &repeated, &modifiers)));
@@ -322,7 +324,7 @@ proptest! {
                 // A large sink moves the scale at which P is rounded.
                 let error = (f64::from(sunk.lse[row]) - expected).abs();
                 prop_assert!(error <= 0.02 + 1e-5 * expected.abs(), "{} {expected}", sunk.lse[row]);
-                for i in row * d.head_dim..(row + 1) * d.head_dim {
+                for i in row * d.head_dim_v..(row + 1) * d.head_dim_v {
                     let expected = f64::from(plain.out[i]) * (lse - expected).exp();
                     prop_assert!((f64::from(sunk.out[i]) - expected).abs() <= 0.15, "{} {expected}", sunk.out[i]);
                     prop_assert!(lse != f64::NEG_INFINITY || sunk.out[i] == 0.0);
@@ -338,7 +340,7 @@ fn empty_extents_are_rows_without_keys() {
     for empty in 0..64usize {
         let [batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim] =
             std::array::from_fn(|i| if empty >> i & 1 == 1 { 0 } else { [2, 2, 2, 3, 5, 8][i] });
-        let dims = Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim };
+        let dims = Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v: head_dim };
         let options = Options {
             causal: empty % 3 == 0,
             sm_scale: 0.5,

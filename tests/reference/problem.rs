@@ -24,11 +24,15 @@ pub struct Tensors {
 
 /// Small problems of every shape, with all options.
 pub fn problems() -> impl Strategy<Value = Problem> {
-    let extents = (1..3usize, 1..3usize, 1..3usize, 1..200usize, 1..200usize, 1..129usize);
+    // One in four is wide; v is as wide as q and k but for one in four.
+    let head_dim = || prop_oneof![3 => 1..129usize, 1 => 129..257usize];
+    let head_dims = (head_dim(), prop::option::weighted(0.25, head_dim()));
+    let extents = (1..3usize, 1..3usize, 1..3usize, 1..200usize, 1..200usize, head_dims);
     (extents, all_options(), any::<u64>()).prop_map(|(extents, options, seed)| {
-        let (batch, num_heads_kv, group, seqlen_q, seqlen_kv, head_dim) = extents;
+        let (batch, num_heads_kv, group, seqlen_q, seqlen_kv, (head_dim, head_dim_v)) = extents;
+        let head_dim_v = head_dim_v.unwrap_or(head_dim);
         let num_heads_q = num_heads_kv * group;
-        let dims = Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim };
+        let dims = Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v };
         let sm_scale = 1.0 / (head_dim as f32).sqrt();
         Problem { dims, options: Options { sm_scale, ..options }, seed }
     })
@@ -77,15 +81,15 @@ impl Problem {
     pub fn tensors(&self) -> Tensors {
         let d = &self.dims;
         let mut random = Random::new(self.seed);
-        let mut tensor = |heads: usize, tokens: usize, offset: f32| {
-            let offsets: Vec<f32> = (0..d.head_dim).map(|_| offset * random.normal()).collect();
+        let mut tensor = |heads: usize, tokens: usize, width: usize, offset: f32| {
+            let offsets: Vec<f32> = (0..width).map(|_| offset * random.normal()).collect();
             let rows = d.batch * heads * tokens;
-            (0..rows * d.head_dim).map(|i| offsets[i % d.head_dim] + random.normal()).collect()
+            (0..rows * width).map(|i| offsets[i % width] + random.normal()).collect()
         };
         Tensors {
-            q: tensor(d.num_heads_q, d.seqlen_q, 1.0),
-            k: tensor(d.num_heads_kv, d.seqlen_kv, 1.0),
-            v: tensor(d.num_heads_kv, d.seqlen_kv, 0.5),
+            q: tensor(d.num_heads_q, d.seqlen_q, d.head_dim, 1.0),
+            k: tensor(d.num_heads_kv, d.seqlen_kv, d.head_dim, 1.0),
+            v: tensor(d.num_heads_kv, d.seqlen_kv, d.head_dim_v, 0.5),
         }
     }
 
@@ -114,6 +118,6 @@ impl Tensors {
     }
 
     pub fn v(&self, d: &Dims) -> HostTensor<'_> {
-        HostTensor::contiguous(Data::F32(&self.v), d.num_heads_kv, d.seqlen_kv, d.head_dim)
+        HostTensor::contiguous(Data::F32(&self.v), d.num_heads_kv, d.seqlen_kv, d.head_dim_v)
     }
 }

@@ -107,8 +107,8 @@ proptest! {
                             (code.to_f32(), 1.0 / 2048.0, 3e-8)
                         }
                     };
-                    if token < d.seqlen_kv && channel < d.head_dim {
-                        let v = t.v[(head * d.seqlen_kv + token) * d.head_dim + channel];
+                    if token < d.seqlen_kv && channel < d.head_dim_v {
+                        let v = t.v[(head * d.seqlen_kv + token) * d.head_dim_v + channel];
                         let x = (v - mean_at(&z.v_mean, &problem, head, channel)) / scale;
                         let bound = (x.abs() * relative).max(absolute) * 1.0001;
                         prop_assert!((x - code).abs() <= bound, "{x} {code}");
@@ -190,19 +190,21 @@ proptest! {
         problem.options = Options { smooth_q: true, smooth_k: true, smooth_v: true, ..problem.options };
         let (d, t) = (&problem.dims, problem.tensors());
         let z = problem.quantize(&t);
-        let column = |x: &[f32], head: usize, tokens: usize, range: std::ops::Range<usize>, i: usize| {
-            range.map(|token| x[(head * tokens + token) * d.head_dim + i]).collect::<Vec<f32>>()
+        let column = |x: &[f32], width: usize, first: usize, tokens: usize, i: usize| {
+            (first..first + tokens).map(|row| x[row * width + i]).collect::<Vec<f32>>()
         };
-        for i in 0..d.head_dim {
-            for head in 0..d.batch * d.num_heads_kv {
-                let k = token_mean(&column(&t.k, head, d.seqlen_kv, 0..d.seqlen_kv, i));
-                prop_assert_eq!(mean_at(&z.k_mean, &problem, head, i), k);
-                let v = token_mean(&column(&t.v, head, d.seqlen_kv, 0..d.seqlen_kv, i));
-                prop_assert_eq!(mean_at(&z.v_mean, &problem, head, i), v);
+        for head in 0..d.batch * d.num_heads_kv {
+            for (x, width, mean) in [(&t.k, d.head_dim, &z.k_mean), (&t.v, d.head_dim_v, &z.v_mean)] {
+                for i in 0..width {
+                    let expected = token_mean(&column(x, width, head * d.seqlen_kv, d.seqlen_kv, i));
+                    prop_assert_eq!(mean_at(mean, &problem, head, i), expected);
+                }
             }
+        }
+        for i in 0..d.head_dim {
             for block in 0..d.batch * d.num_heads_q * d.num_query_blocks() {
                 let (head, first) = (block / d.num_query_blocks(), block % d.num_query_blocks() * 128);
-                let q = column(&t.q, head, d.seqlen_q, first..d.seqlen_q.min(first + 128), i);
+                let q = column(&t.q, d.head_dim, head * d.seqlen_q + first, (d.seqlen_q - first).min(128), i);
                 prop_assert_eq!(mean_at(&z.q_mean, &problem, block, i), lane_sum(&q, 16) / q.len() as f32);
             }
         }

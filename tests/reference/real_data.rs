@@ -10,7 +10,8 @@ use sage_attn::reference::{
 use sage_spec::sm90::Exponential;
 use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
 
-const DIMS: Dims = Dims { batch: 1, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 1024, seqlen_kv: 1024, head_dim: 128 };
+const DIMS: Dims =
+    Dims { batch: 1, num_heads_q: 4, num_heads_kv: 2, seqlen_q: 1024, seqlen_kv: 1024, head_dim: 128, head_dim_v: 128 };
 
 /// Settings of the paper's -4b kernel; -8b differs by `precision`.
 fn options(precision: Precision) -> Options {

@@ -344,6 +344,7 @@ fn exact(case: &CacheCase, filled: &Filled, plan: &DecodePlan, b: usize) -> [ref
         seqlen_q,
         seqlen_kv: length,
         head_dim,
+        head_dim_v: head_dim,
     };
     let magnitudes: Vec<f32> = v.iter().map(|x| x.abs()).collect();
     let q = HostTensor::contiguous(Data::F32(&q), heads_q, seqlen_q, head_dim);

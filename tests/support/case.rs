@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use sage_attn::error::Operand;
 use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::{Data, HostTensor, Options};
-use sage_spec::symbol::{STEMS, Stem};
+use sage_spec::symbol::{Arch, STEMS, Stem};
 use sage_spec::{PvFormat, ScaleGranularity};
 
 use crate::generate::Random;
@@ -125,11 +125,25 @@ impl Case {
         let batch = 1 + pick(&mut random, limits.batch);
         let num_heads_kv = 1 + pick(&mut random, limits.num_heads_kv);
         let num_heads_q = num_heads_kv * limits.gqa_groups[pick(&mut random, limits.gqa_groups.len())];
-        let head_dim = match pick(&mut random, 4) {
+        let narrow = |random: &mut Random| match pick(random, 4) {
             0 => 64,
             1 | 2 => 128,
-            _ => 1 + pick(&mut random, 128),
+            _ => 1 + pick(random, 128),
         };
+        // One in four has values of another width; one in four is wide where there are kernels for that.
+        let mut head_dim = narrow(&mut random);
+        let mut head_dim_v = if pick(&mut random, 4) == 0 { narrow(&mut random) } else { head_dim };
+        if stem.arch != Arch::Sm90a && pick(&mut random, 4) == 0 {
+            (head_dim, head_dim_v) = match pick(&mut random, 6) {
+                0 => (256, 256),
+                1 => (192, 128),
+                2 => (160, 160),
+                3 => (128, 256),
+                4 => (1 + pick(&mut random, 256), 129 + pick(&mut random, 128)),
+                _ => (129 + pick(&mut random, 128), 1 + pick(&mut random, 128)),
+            };
+        }
+        let wide = head_dim.max(head_dim_v) > 128;
         let tokens = |random: &mut Random| match pick(random, 8) {
             0 => pick(random, 4),
             1 => 64 * (1 + pick(random, (limits.tokens / 125).max(2))),
@@ -139,8 +153,8 @@ impl Case {
         };
         let (seqlen_q, seqlen_kv) = (tokens(&mut random), tokens(&mut random));
         let seqlen_q = if pick(&mut random, 3) == 0 { seqlen_kv } else { seqlen_q };
-        let dtype = [DType::F16, DType::BF16, DType::F32][pick(&mut random, 3)];
-        let mut spec = |heads: usize, tokens: usize| {
+        let dtype = [DType::F16, DType::BF16, DType::F32][pick(&mut random, if wide { 2 } else { 3 })];
+        let mut spec = |heads: usize, tokens: usize, head_dim: usize| {
             let layout = match pick(&mut random, 4) {
                 0 => Layout::Nhd,
                 1 => {
@@ -161,8 +175,9 @@ impl Case {
             };
             TensorSpec::new(Operand::Tensor, dtype, &shape, layout).expect("valid layout")
         };
-        let (q, k, v) = (spec(num_heads_q, seqlen_q), spec(num_heads_kv, seqlen_kv), spec(num_heads_kv, seqlen_kv));
-        let mut out = spec(num_heads_q, seqlen_q);
+        let (q, k) = (spec(num_heads_q, seqlen_q, head_dim), spec(num_heads_kv, seqlen_kv, head_dim));
+        let v = spec(num_heads_kv, seqlen_kv, head_dim_v);
+        let mut out = spec(num_heads_q, seqlen_q, head_dim_v);
         out.dtype = [DType::F16, DType::BF16, DType::F32][pick(&mut random, 3)];
         let granularity =
             [ScaleGranularity::PerBlock, ScaleGranularity::PerWarp, ScaleGranularity::PerThread][pick(&mut random, 3)];
@@ -238,7 +253,7 @@ impl Case {
     pub fn describe(&self) -> String {
         let d = self.problem.dims();
         format!(
-            "seed {} {} B{} H{}/{} M{} N{} D{} {:?} {:?}{}{}",
+            "seed {} {} B{} H{}/{} M{} N{} D{}/{} {:?} {:?}{}{}",
             self.seed,
             self.stem.name,
             d.batch,
@@ -247,6 +262,7 @@ impl Case {
             d.seqlen_q,
             d.seqlen_kv,
             d.head_dim,
+            d.head_dim_v,
             self.problem.input_dtype(),
             self.options,
             if self.stem.pv == PvFormat::Fp8 { "" } else { " f16" },

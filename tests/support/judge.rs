@@ -202,7 +202,7 @@ pub fn judge_with(case: &Case, modifiers: &Modifiers<'_>, outcome: &Outcome) -> 
     // Half of FP16's smallest number; the other types reach further than any weight.
     let smallest = if case.problem.out().dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 };
     let mut seen = Figures::default();
-    let width = dims.head_dim;
+    let width = dims.head_dim_v;
     for (row, ideal) in ideal.out.chunks(width).enumerate() {
         let range = row * width..(row + 1) * width;
         let distance = |x: &[f32]| -> f64 { x.iter().zip(ideal).map(|(x, ideal)| (f64::from(*x) - ideal).abs()).sum() };

@@ -79,8 +79,15 @@ impl Patterns<'_> {
 
     /// The problem whose keys and values they are.
     pub fn case(&self) -> Case {
-        let dims =
-            Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 1, seqlen_kv: self.tokens, head_dim: WIDTH };
+        let dims = Dims {
+            batch: 1,
+            num_heads_q: 1,
+            num_heads_kv: 1,
+            seqlen_q: 1,
+            seqlen_kv: self.tokens,
+            head_dim: WIDTH,
+            head_dim_v: WIDTH,
+        };
         let setup = Setup {
             granularity: ScaleGranularity::PerBlock,
             smoothing: Smoothing::NONE,

@@ -64,8 +64,8 @@ impl Setup {
         }
     }
 
-    fn spec(&self, dtype: DType, heads: usize, tokens: usize) -> TensorSpec {
-        let Dims { batch, head_dim, .. } = self.dims;
+    fn spec(&self, dtype: DType, heads: usize, tokens: usize, head_dim: usize) -> TensorSpec {
+        let Dims { batch, .. } = self.dims;
         let row = head_dim + self.row_gap;
         let strides = match self.nhd {
             true => [heads * tokens * row, row, heads * row, 1],
@@ -78,9 +78,10 @@ impl Setup {
     /// The problem with these elements.
     pub fn case(&self, q: Element<'_>, k: Element<'_>, v: Element<'_>) -> Case {
         let Setup { stem, dims, smoothing, granularity, causal, sm_scale, .. } = *self;
-        let q_spec = self.spec(self.dtype, dims.num_heads_q, dims.seqlen_q);
-        let kv_spec = self.spec(self.dtype, dims.num_heads_kv, dims.seqlen_kv);
-        let out = self.spec(self.out_dtype, dims.num_heads_q, dims.seqlen_q);
+        let q_spec = self.spec(self.dtype, dims.num_heads_q, dims.seqlen_q, dims.head_dim);
+        let k_spec = self.spec(self.dtype, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim);
+        let v_spec = self.spec(self.dtype, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim_v);
+        let out = self.spec(self.out_dtype, dims.num_heads_q, dims.seqlen_q, dims.head_dim_v);
         let request = Request {
             causal,
             sm_scale: Some(sm_scale),
@@ -93,7 +94,7 @@ impl Setup {
             pv: Some(stem.pv),
             kernel: Some(stem.name.into()),
             return_lse: self.return_lse,
-            ..Request::new(q_spec, kv_spec, kv_spec, out)
+            ..Request::new(q_spec, k_spec, v_spec, out)
         };
         let options = Options {
             causal,
@@ -111,8 +112,8 @@ impl Setup {
             problem: Problem::new(request).expect("a valid request"),
             options,
             q: Tensor::fill(q_spec, q),
-            k: Tensor::fill(kv_spec, k),
-            v: Tensor::fill(kv_spec, v),
+            k: Tensor::fill(k_spec, k),
+            v: Tensor::fill(v_spec, v),
         }
     }
 

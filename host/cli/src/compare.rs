@@ -31,9 +31,9 @@ impl<'a> Views<'a> {
 
     /// [`Views::exact`] with modifiers.
     pub fn exact_with(&self, prefix: &str, causal: bool, modifiers: &Modifiers<'_>) -> Result<Vec<f64>, Failure> {
-        let out =
-            TensorSpec::new(sage_attn::error::Operand::Out, self.q.spec().dtype, &self.q.spec().shape, Layout::Hnd)
-                .map_err(|error| Failure::attention(prefix, error.into()))?;
+        let (q, shape) = (self.q.spec(), self.q.spec().output_shape(self.v.spec()));
+        let out = TensorSpec::new(sage_attn::error::Operand::Out, q.dtype, &shape, Layout::Hnd)
+            .map_err(|error| Failure::attention(prefix, error.into()))?;
         let problem = Attention::new()
             .causal(causal)
             .problem(*self.q.spec(), *self.k.spec(), *self.v.spec(), out)

@@ -3,6 +3,9 @@
 //! Exit status 0 is success, 2 is bad input (one sentence on stderr), 1 is any other failure.
 //! Results go to stdout; notes and progress to stderr.
 
+// Documentation of options is the help text, where <PREFIX> is a placeholder.
+#![allow(rustdoc::invalid_html_tags)]
+
 mod accuracy;
 mod bench;
 mod calibrate;

@@ -60,7 +60,7 @@ macro_rules! architectures {
 
 // Oldest first; within a capability: base, family, architecture. Capabilities below 7.0 have no PTX
 // ISA here because build() refuses them: rustc 1.97 drops those targets. 8.9 would assemble with
-// PTX 7.8 but has its FP8 tensor-core instructions since 8.4 only.
+// PTX 7.8 but has its FP8 tensor-core instructions since 8.4 only, 8.0 with 7.0 but has cache policies since 7.4.
 architectures! {
     Compute35 35 "" 0;
     Compute37 37 "" 0;
@@ -73,7 +73,7 @@ architectures! {
     Compute70 70 "" 70;
     Compute72 72 "" 70;
     Compute75 75 "" 70;
-    Compute80 80 "" 70;
+    Compute80 80 "" 74;
     Compute86 86 "" 71;
     Compute87 87 "" 74;
     Compute88 88 "" 90;

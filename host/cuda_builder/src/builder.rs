@@ -481,7 +481,7 @@ mod tests {
     #[test]
     fn flags_follow_the_arch() {
         let flags = |arch| CudaBuilder::new("kernels").arch(arch).flags().unwrap().join(" ");
-        assert!(flags(NvvmArch::Compute80).contains("-Ctarget-cpu=sm_80 -Ctarget-feature=+ptx70"));
+        assert!(flags(NvvmArch::Compute80).contains("-Ctarget-cpu=sm_80 -Ctarget-feature=+ptx74"));
         assert!(flags(NvvmArch::Compute89).contains("-Ctarget-cpu=sm_89 -Ctarget-feature=+ptx84"));
         assert!(flags(NvvmArch::Compute90a).contains("-Ctarget-cpu=sm_90a -Ctarget-feature=+ptx80"));
         let newer = CudaBuilder::new("kernels").ptx_isa(PtxIsa(86)).flags().unwrap();

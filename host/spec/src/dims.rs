@@ -1,11 +1,11 @@
 //! Extents of one attention problem and the counts derived from them.
 
-use crate::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD};
+use crate::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD, V_CHUNK, WIDE_HEAD_DIM};
 
 /// Extents of `softmax(Q Kᵀ · sm_scale) V`, all in elements.
 ///
-/// `q` is `[batch, num_heads_q, seqlen_q, head_dim]`; `k` and `v` are
-/// `[batch, num_heads_kv, seqlen_kv, head_dim]`. The struct is plain data: the host's `Problem`
+/// `q` is `[batch, num_heads_q, seqlen_q, head_dim]`, `k` is `[batch, num_heads_kv, seqlen_kv, head_dim]`,
+/// `v` is `[batch, num_heads_kv, seqlen_kv, head_dim_v]`, and so is the output by its rows. The struct is plain data: the host's `Problem`
 /// checks it before anything is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dims {
@@ -19,14 +19,32 @@ pub struct Dims {
     pub seqlen_q: usize,
     /// Key/value tokens per sequence.
     pub seqlen_kv: usize,
-    /// Features per head as the caller has them, 1..=128.
+    /// Features of q and k per head as the caller has them, 1..=256.
     pub head_dim: usize,
+    /// Features of v and of the output per head as the caller has them, 1..=256.
+    pub head_dim_v: usize,
 }
 
 impl Dims {
-    /// Head dimension of the quantized tensors: the next of 64 and 128; the rest are zeros.
+    /// Head dimension of the quantized tensors, all three: the next of 64, 128 and 256 for the larger of
+    /// [`Dims::head_dim`] and [`Dims::head_dim_v`]; the rest are zeros.
     pub const fn head_dim_padded(&self) -> usize {
-        if self.head_dim <= 64 { 64 } else { 128 }
+        let larger = if self.head_dim > self.head_dim_v { self.head_dim } else { self.head_dim_v };
+        match larger {
+            0..=64 => 64,
+            65..=128 => 128,
+            _ => WIDE_HEAD_DIM,
+        }
+    }
+
+    /// Whether the padded head dimension is [`WIDE_HEAD_DIM`], which only the general kernels have.
+    pub const fn is_wide(&self) -> bool {
+        self.head_dim_padded() == WIDE_HEAD_DIM
+    }
+
+    /// Parts of V's channels that CTAs of their own work on: of at most [`V_CHUNK`] channels each.
+    pub const fn num_v_chunks(&self) -> usize {
+        if self.head_dim_v > V_CHUNK { self.head_dim_v.div_ceil(V_CHUNK) } else { 1 }
     }
 
     /// Query heads that share one key/value head.

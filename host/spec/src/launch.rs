@@ -2,7 +2,7 @@
 //! one-dimensional (only x reaches 2³¹ − 1), but for the attention kernels'.
 
 use crate::reduce::{FEATURES_PER_THREAD, TOKEN_LANES};
-use crate::tiling::{ATTENTION_THREADS, BLOCK_KV, BLOCK_Q, DELTA_S_BLOCKS, QUANTIZE_TILE, REDUCE_CHUNK};
+use crate::tiling::{ATTENTION_THREADS, BLOCK_KV, BLOCK_Q, DELTA_S_BLOCKS, QUANTIZE_TILE, REDUCE_CHUNK, V_CHUNK};
 use crate::{Dims, Precision, PvFormat};
 
 /// Threads and dynamic shared memory of one CTA.
@@ -59,12 +59,15 @@ pub const fn quantize(head_dim_padded: usize, element_bytes: usize) -> Cta {
 /// CTAs of `quantize_*` for each multiprocessor: as many as one of compute capability 9.0 holds. Where fewer
 /// fit, the others find no tile left.
 pub const fn quantize_ctas_per_sm(head_dim_padded: usize) -> usize {
-    3 * 128 / head_dim_padded
+    match head_dim_padded {
+        256 => 2,
+        _ => 3 * 128 / head_dim_padded,
+    }
 }
 
 /// Query blocks of a CTA of `delta_s_*`.
 pub const fn delta_s_blocks(head_dim_padded: usize) -> usize {
-    DELTA_S_BLOCKS * head_dim_padded / 128
+    if head_dim_padded < 128 { DELTA_S_BLOCKS * head_dim_padded / 128 } else { DELTA_S_BLOCKS }
 }
 
 /// `delta_s_*`: 128 keys as the caller has them, K's mean, and the means of the query blocks.
@@ -77,11 +80,19 @@ pub const fn delta_s(head_dim_padded: usize, element_bytes: usize) -> Cta {
 /// Stages of the K/V ring of the attention kernels.
 pub const ATTENTION_STAGES: usize = 2;
 
-/// `<stem>_d*`: Q tile, then per stage a K tile, a V tile and a row of ΔS.
+/// `<stem>_d*` and `<stem>_general_d*`: Q tile, then per stage a K tile, a V tile of at most [`V_CHUNK`] channels
+/// and a row of ΔS.
 pub const fn attention(head_dim_padded: usize, qk: Precision, pv: PvFormat) -> Cta {
     let row = qk.bytes(head_dim_padded);
-    let stage = BLOCK_KV * row + BLOCK_KV * head_dim_padded * pv.bytes() + BLOCK_KV * 4;
-    Cta { threads: ATTENTION_THREADS, smem_bytes: BLOCK_Q * row + ATTENTION_STAGES * stage }
+    let channels = if head_dim_padded > V_CHUNK { V_CHUNK } else { head_dim_padded };
+    let stage = BLOCK_KV * row + BLOCK_KV * channels * pv.bytes() + BLOCK_KV * 4;
+    Cta { threads: ATTENTION_THREADS, smem_bytes: attention_q_rows(head_dim_padded) * row + ATTENTION_STAGES * stage }
+}
+
+/// Query rows that the attention kernels have shared memory for: a block, or the half of it that a CTA of the
+/// general kernels takes where there are no others.
+pub const fn attention_q_rows(head_dim_padded: usize) -> usize {
+    if head_dim_padded > V_CHUNK { BLOCK_Q / 2 } else { BLOCK_Q }
 }
 
 /// Reduction chunks per (batch, kv head).
@@ -107,7 +118,8 @@ pub const fn attention_grid(head_count: usize, block_count: usize) -> [usize; 2]
     [block_count, head_count]
 }
 
-/// CTAs of `<stem>_general_d*`: one for each half of a query block.
-pub const fn general_attention_grid(head_count: usize, block_count: usize) -> [usize; 2] {
-    [2 * block_count, head_count]
+/// CTAs of `<stem>_general_d*`: one for each part of V's channels ([`Dims::num_v_chunks`]) and half of a query
+/// block, the part running fastest, so that the parts share K in the L2 cache.
+pub const fn general_attention_grid(dims: &Dims, head_count: usize, block_count: usize) -> [usize; 2] {
+    [2 * block_count * dims.num_v_chunks(), head_count]
 }

@@ -1,7 +1,7 @@
 //! Limits that hold for every kernel.
 
-/// Largest head dimension a kernel takes.
-pub const MAX_HEAD_DIM: usize = 128;
+/// Largest head dimension of q and k, and of v.
+pub const MAX_HEAD_DIM: usize = crate::tiling::WIDE_HEAD_DIM;
 /// Largest sequence length: token indices must fit 31 bits with room for padding.
 pub const MAX_SEQLEN: usize = (1 << 31) - 1 - 256;
 /// Largest number of CTAs in a launch: the grid's x extent (CUDA C++ Programming Guide, compute

@@ -167,7 +167,7 @@ pub struct ModifierParams {
     pub softcap_argument: f32,
 }
 
-/// `<stem>_general_d<64|128>`: as `<stem>_d*`, with modifiers.
+/// `<stem>_general_d<64|128|256>`: as `<stem>_d*`, with modifiers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GeneralAttentionParams {
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     fn dims(seqlen_q: usize, seqlen_kv: usize) -> Dims {
-        Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim: 64 }
+        Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim: 64, head_dim_v: 64 }
     }
 
     /// Every band of small problems, key by key.

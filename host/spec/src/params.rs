@@ -1,6 +1,6 @@
 //! Kernel parameters, passed by value. Pointers are device addresses; `0` means "absent" where a
 //! field says nullable. All strides are `i64` and count elements. Shapes use B = batch, H = heads,
-//! M = seqlen_q, N = seqlen_kv, D = head_dim, Mp/Np/Dp = padded (see [`crate::Dims`]).
+//! M = seqlen_q, N = seqlen_kv, D = head_dim, Dv = head_dim_v, Mp/Np/Dp = padded (see [`crate::Dims`]).
 
 use crate::schedule::Schedule;
 
@@ -27,7 +27,7 @@ pub struct QuantizeParams {
     pub q: TensorArg,
     /// K, `[B, Hkv, N, D]`.
     pub k: TensorArg,
-    /// V, `[B, Hkv, N, D]`.
+    /// V, `[B, Hkv, N, Dv]`.
     pub v: TensorArg,
     /// Out: codes `[B, Hq, Mp, Dp]`. [`CodeStorage::Packed`](crate::CodeStorage): two to a byte, even feature
     /// in the low nibble. Rows beyond M and features beyond D are zero.
@@ -47,7 +47,7 @@ pub struct QuantizeParams {
     /// Out, nullable (K is not smoothed): f32 `[B, Hkv, Dp]` token mean, zero beyond D.
     pub k_mean: u64,
     /// Out. FP8: e4m3 `[B, Hkv, Dp, Np]`, tokens in the order of [`crate::layout::v_slot`].
-    /// FP16: f16 `[B, Hkv, Np, Dp]`. Tokens beyond N and features beyond D are zero.
+    /// FP16: f16 `[B, Hkv, Np, Dp]`. Tokens beyond N and features beyond Dv are zero.
     pub v_codes: u64,
     /// Out: f32 `[B, Hkv, Dp]`, dequantization factors.
     pub v_scale: u64,
@@ -77,7 +77,7 @@ pub struct QuantizeParams {
     /// [`crate::ScaleGranularity::code`].
     pub granularity: u32,
     /// Bits 0, 1, 2 for q, k, v: 1 if the base address and all strides of the tensor are multiples of 16 bytes
-    /// and D of 8 elements.
+    /// and D or Dv of 8 elements.
     pub vectorized: u32,
     /// 1 for [`CodeStorage::Packed`](crate::CodeStorage), else 0.
     pub packed: u32,
@@ -85,6 +85,8 @@ pub struct QuantizeParams {
     pub max_code: f32,
     /// [`crate::quant::smooth_q_scale_floor`] of a mean of 1-norm 1.
     pub smooth_q_floor: f32,
+    /// Dv.
+    pub head_dim_v: u32,
 }
 
 /// `delta_s_*`: one CTA per (query head of the chunk, 16 or 32 query blocks of the chunk, 128 keys).
@@ -136,7 +138,7 @@ pub struct Chunk {
     pub block_count: u32,
 }
 
-/// `<stem>_d<64|128>`: one CTA of 128 threads per query block of the chunk.
+/// `<stem>_d<64|128>`: one CTA of 128 threads per query block of the chunk. `<stem>_general_d*` take it too.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AttentionParams {
@@ -160,7 +162,7 @@ pub struct AttentionParams {
     pub qk_mean: u64,
     /// Out, nullable: f32 `[B, Hq, M]` natural-log LSE; −inf for a row that sees no key.
     pub lse: u64,
-    /// Out: `[B, Hq, M, D]`.
+    /// Out: `[B, Hq, M, Dv]`.
     pub out: TensorArg,
     /// Hq.
     pub num_heads_q: u32,
@@ -174,8 +176,8 @@ pub struct AttentionParams {
     pub seqlen_kv: u32,
     /// Np.
     pub seqlen_kv_padded: u32,
-    /// D.
-    pub head_dim: u32,
+    /// Dv.
+    pub head_dim_v: u32,
     /// The part of the work this launch covers.
     pub chunk: Chunk,
     /// [`crate::ScaleGranularity::q_scales_per_block`].
@@ -190,6 +192,8 @@ pub struct AttentionParams {
     pub sm_scale_log2: f32,
     /// `sm_scale`.
     pub sm_scale: f32,
+    /// D. Only kernels of 256 look at it: beyond it codes are zero.
+    pub head_dim: u32,
 }
 
 /// `<stem>_scores_d<64|128>`: the raw integer scores of the same QK code path, for tests. One CTA per

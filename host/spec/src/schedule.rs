@@ -206,6 +206,7 @@ mod tests {
                 seqlen_q: m,
                 seqlen_kv: n,
                 head_dim: 64,
+                head_dim_v: 64,
             };
             for smooth_k in [false, true] {
                 for resident in [1, 7, 40, 1000] {

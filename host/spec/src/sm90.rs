@@ -180,7 +180,7 @@ pub struct Sm90AttentionParams {
     /// Nullable: u32 words as [`crate::schedule::Progress`] lays them out. With it a CTA takes the next item when
     /// it has time, without it every so many-th.
     pub progress: u64,
-    /// Out: `[B, Hq, M, D]`.
+    /// Out: `[B, Hq, M, Dv]`.
     pub out: TensorArg,
     /// Hq.
     pub num_heads_q: u32,
@@ -192,8 +192,8 @@ pub struct Sm90AttentionParams {
     pub seqlen_q: u32,
     /// N.
     pub seqlen_kv: u32,
-    /// D.
-    pub head_dim: u32,
+    /// Dv. (D is in the zeros of the codes.)
+    pub head_dim_v: u32,
     /// The part of the work this launch covers, in query blocks of 128 rows.
     pub chunk: Chunk,
     /// Work items per head of the chunk: its rows over [`BLOCK_Q`], rounded up.

@@ -15,5 +15,9 @@ pub const QUANTIZE_TILE: usize = 128;
 pub const REDUCE_CHUNK: usize = QUANTIZE_TILE;
 /// Threads per CTA of the attention kernels: four warps.
 pub const ATTENTION_THREADS: usize = 128;
-/// Query blocks that one CTA of the ΔS kernel handles together at head_dim 128; half of them at 64.
+/// Largest padded head dimension. Its general kernels are the only ones; there is no plain form.
+pub const WIDE_HEAD_DIM: usize = 256;
+/// Channels of V that a CTA of the general kernels takes: the output of more does not fit its registers.
+pub const V_CHUNK: usize = 128;
+/// Query blocks that one CTA of the ΔS kernel handles together at head_dim 128 and 256; half of them at 64.
 pub const DELTA_S_BLOCKS: usize = 32;

@@ -123,12 +123,12 @@ impl Calibrator {
         self.observe_given(site, attention, [q, k, v], None)
     }
 
-    /// [`Calibrator::observe`] where the exact output is at hand, `[B, Hq, M, D]`, because the model runs
+    /// [`Calibrator::observe`] where the exact output is at hand, `[B, Hq, M, Dv]`, because the model runs
     /// in full precision; it is not computed again.
     ///
     /// # Errors
     ///
-    /// As [`Calibrator::observe`]; [`AdaptiveError::ExactShape`] if `exact` has not the shape of `q`.
+    /// As [`Calibrator::observe`]; [`AdaptiveError::ExactShape`] if `exact` has not the shape of the output.
     pub fn observe_with_exact(
         &mut self,
         site: Site,
@@ -136,8 +136,9 @@ impl Calibrator {
         [q, k, v]: [&TensorView<'_>; 3],
         exact: &Tensor,
     ) -> Result<bool, Error> {
-        if exact.shape() != q.spec().shape {
-            return Err(AdaptiveError::ExactShape { shape: exact.shape(), expected: q.spec().shape }.into());
+        let expected = q.spec().output_shape(v.spec());
+        if exact.shape() != expected {
+            return Err(AdaptiveError::ExactShape { shape: exact.shape(), expected }.into());
         }
         self.observe_given(site, attention, [q, k, v], Some(exact))
     }
@@ -189,7 +190,7 @@ impl Calibrator {
         let attention = attention.clone().out_dtype(DType::F32).return_lse(false);
         attention.check(q, k, v)?;
         let exact = exact.map(Tensor::to_f32);
-        let [batch, heads_q, seqlen_q, head_dim] = q.spec().shape;
+        let [batch, heads_q, seqlen_q, head_dim] = q.spec().output_shape(v.spec());
         let heads_kv = k.spec().shape[1];
         let blocks = spread(seqlen_q.div_ceil(BLOCK_Q), self.sampling.query_blocks, 0);
         let block = |block: usize| block * BLOCK_Q..seqlen_q.min((block + 1) * BLOCK_Q);
@@ -290,7 +291,7 @@ fn candidate_rows(
         return exact_rows(attention, [q, k, v], rows);
     }
     let attention = candidate.apply(attention.clone());
-    let [_, _, seqlen_q, head_dim] = q.spec().shape;
+    let [_, _, seqlen_q, head_dim] = q.spec().output_shape(v.spec());
     if attention.is_causal() || rows == std::slice::from_ref(&(0..seqlen_q)) {
         let all = attention.forward(q, k, v)?.out.to_f32();
         return Ok(select(&all, [seqlen_q, head_dim], rows));
@@ -302,7 +303,7 @@ fn candidate_rows(
     Ok(out)
 }
 
-/// The rows of `all` `[heads, seqlen, D]` in `rows`: for each range, of each head.
+/// The rows of `all` `[heads, seqlen, Dv]` in `rows`: for each range, of each head.
 fn select(all: &[f32], [seqlen, head_dim]: [usize; 2], rows: &[Range<usize>]) -> Vec<f32> {
     let mut selected = Vec::new();
     for range in rows {

@@ -139,7 +139,7 @@ pub enum AdaptiveError {
         candidates: Vec<Choice>,
     },
     /// The exact output of a call has another shape than its queries.
-    #[error("the exact output has shape {shape:?}; it must be {expected:?}, that of q")]
+    #[error("the exact output has shape {shape:?}; it must be {expected:?}, that of the output")]
     ExactShape {
         /// Shape given.
         shape: [usize; 4],

@@ -105,7 +105,7 @@ pub struct Attention {
 /// Example: [`Attention`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// `[B, Hq, M, D]`, contiguous. Rows that see no key are 0.
+    /// `[B, Hq, M, Dv]`, contiguous. Rows that see no key are 0.
     pub out: Tensor,
     /// `[B, Hq, M]` natural-log log-sum-exp, if asked for; −inf for rows that see no key.
     pub lse: Option<Vec<f32>>,
@@ -247,7 +247,7 @@ impl Attention {
     /// [`Invalid`] or [`Unsupported`].
     pub fn check(&self, q: &TensorView<'_>, k: &TensorView<'_>, v: &TensorView<'_>) -> Result<(), Error> {
         let dtype = self.out_dtype.unwrap_or(q.spec().dtype);
-        let out = TensorSpec::new(crate::error::Operand::Out, dtype, &q.spec().shape, Layout::Hnd)?;
+        let out = TensorSpec::new(crate::error::Operand::Out, dtype, &q.spec().output_shape(v.spec()), Layout::Hnd)?;
         self.problem(*q.spec(), *k.spec(), *v.spec(), out).map(drop)
     }
 
@@ -290,7 +290,7 @@ impl Attention {
         })
     }
 
-    /// Computes attention of `q` `[B, Hq, M, D]` over `k` and `v` `[B, Hkv, N, D]`.
+    /// Computes attention of `q` `[B, Hq, M, D]` over `k` `[B, Hkv, N, D]` and `v` `[B, Hkv, N, Dv]`.
     ///
     /// # Errors
     ///
@@ -312,12 +312,12 @@ impl Attention {
         v: &TensorView<'_>,
         side: &SideInputs<'_>,
     ) -> Result<Output, Error> {
-        let mut out = Tensor::zeros(self.out_dtype.unwrap_or(q.spec().dtype), q.spec().shape)?;
+        let mut out = Tensor::zeros(self.out_dtype.unwrap_or(q.spec().dtype), q.spec().output_shape(v.spec()))?;
         let Summary { lse, report } = self.forward_into_with(q, k, v, side, &mut out.view_mut()?)?;
         Ok(Output { out, lse, report })
     }
 
-    /// [`Attention::forward`] into memory of the caller, `[B, Hq, M, D]` of any element type.
+    /// [`Attention::forward`] into memory of the caller, `[B, Hq, M, Dv]` of any element type.
     ///
     /// # Errors
     ///
@@ -387,7 +387,7 @@ impl Attention {
             (Device::Cuda(ordinal), Some(_)) => on_gpu(ordinal),
             (Device::Auto, None) => Ok(Choice::Cpu(Some("exact arithmetic runs on the CPU only".into()))),
             (Device::Auto, Some(_)) => on_gpu(0).or_else(|error| match error {
-                // There is no GPU to use. Anything else is a fault that must not pass in silence.
+                // There is no GPU to use, or no kernel for it. Anything else is a fault that must not pass in silence.
                 Error::Device(
                     DeviceError::NoDriver
                     | DeviceError::DriverInit { .. }
@@ -395,7 +395,9 @@ impl Attention {
                     | DeviceError::NoDevice { .. }
                     | DeviceError::ModuleMissing { .. },
                 )
-                | Error::Plan(PlanError::CapabilityTooLow { .. }) => Ok(Choice::Cpu(Some(error.to_string()))),
+                | Error::Plan(PlanError::CapabilityTooLow { .. } | PlanError::HeadDimOfType { .. }) => {
+                    Ok(Choice::Cpu(Some(error.to_string())))
+                }
                 error => Err(error),
             }),
         }

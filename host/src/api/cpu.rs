@@ -40,7 +40,7 @@ pub fn run(
     let mut report = Report::new(problem, kernel, "cpu".into(), pv);
     if problem.is_empty() {
         // The extents that are not zero may be anything.
-        return (Vec::new(), report);
+        return Ok((Vec::new(), report));
     }
     let tensors = [q.host(), k.host(), v.host()];
     let start = Instant::now();
@@ -49,7 +49,7 @@ pub fn run(
             attend_plain(problem, tensors, out, &mut report)
         }
         _ => {
-            let mut copy = vec![0.0; q.spec().shape.iter().product()];
+            let mut copy = vec![0.0; q.spec().output_shape(v.spec()).iter().product()];
             let lse = match problem.sequences() {
                 None => attend(problem, tensors, side, 0, &mut copy, &mut report),
                 Some(_) => attend_packed(problem, tensors, side, &mut copy, &mut report),
@@ -85,7 +85,7 @@ fn attend_packed(
     out: &mut [f32],
     report: &mut Report,
 ) -> Vec<f32> {
-    let (dims, head_dim) = (problem.dims(), problem.dims().head_dim);
+    let (dims, head_dim) = (problem.dims(), problem.dims().head_dim_v);
     let mut lse = vec![f32::NEG_INFINITY; problem.lse_elems()];
     let sequences = problem
         .sequences()

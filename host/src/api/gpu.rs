@@ -3,7 +3,7 @@
 use super::report::Report;
 use super::side::SideInputs;
 use super::tensor::{TensorView, TensorViewMut};
-use crate::device::{Gpu, HostResult};
+use crate::device::Gpu;
 use crate::error::Error;
 use crate::plan::{PackedPlan, Plan};
 
@@ -25,7 +25,7 @@ pub fn run(
     Ok((result.lse, Report { kernel_ms: result.kernel_ms, e2e_ms: result.e2e_ms, ..report }))
 }
 
-/// Computes the sequences of `plan` one after the other.
+/// Computes the packed sequences of `plan`.
 pub fn run_packed(
     gpu: &Gpu,
     plan: &PackedPlan,
@@ -35,33 +35,24 @@ pub fn run_packed(
     side: &SideInputs<'_>,
     out: &mut TensorViewMut<'_>,
 ) -> Result<(Option<Vec<f32>>, Report), Error> {
-    let problem = plan.problem();
-    let dims = problem.dims();
-    let width = dims.head_dim * problem.out().dtype.bytes();
-    let mut bytes = vec![0; dims.num_heads_q * dims.seqlen_q * width];
-    let mut lse = problem.return_lse().then(|| vec![f32::NEG_INFINITY; problem.lse_elems()]);
-    let (mut kernel_ms, mut e2e_ms) = (0.0, 0.0);
-    for (index, part) in plan.parts() {
-        let (rows, keys) = (plan.sequences().q(*index), plan.sequences().kv(*index));
-        let (q, k, v) = (q.bytes_from(rows.start)?, k.bytes_from(keys.start)?, v.bytes_from(keys.start)?);
-        let HostResult { out, lse: of_part, kernel_ms: kernel, e2e_ms: e2e } =
-            gpu.run_host_with(part, q, k, v, &side.bytes(problem, *index))?;
-        // The part lies in memory as the whole does, so its rows are as far apart.
-        for head in 0..dims.num_heads_q {
-            let from = head * dims.seqlen_q * width;
-            let to = from + rows.start * width;
-            bytes[to..to + rows.len() * width].copy_from_slice(&out[from..from + rows.len() * width]);
-            if let (Some(lse), Some(of_part)) = (&mut lse, &of_part) {
-                let to = head * dims.seqlen_q + rows.start;
-                lse[to..to + rows.len()].copy_from_slice(&of_part[head * rows.len()..(head + 1) * rows.len()]);
+    let (problem, sequences) = (plan.problem(), plan.sequences());
+    let (heads, tokens) = (problem.dims().num_heads_q, problem.dims().seqlen_q);
+    let side = side.bytes(problem, 0);
+    let result = gpu.run_host_packed(plan, q.span_bytes()?, k.span_bytes()?, v.span_bytes()?, &side)?;
+    out.store_bytes(&result.out);
+    // From sequence after sequence to head after head.
+    let lse = result.lse.map(|of_sequences| {
+        let mut lse = vec![f32::NEG_INFINITY; of_sequences.len()];
+        for rows in (0..sequences.len()).map(|index| sequences.q(index)) {
+            for head in 0..heads {
+                let (from, to) = (heads * rows.start + head * rows.len(), head * tokens + rows.start);
+                lse[to..to + rows.len()].copy_from_slice(&of_sequences[from..from + rows.len()]);
             }
         }
-        kernel_ms += kernel;
-        e2e_ms += e2e;
-    }
-    out.store_bytes(&bytes);
+        lse
+    });
     let name = plan.parts().first().map_or("none", |(_, part)| part.stem().name);
     let pv = plan.parts().first().map(|(_, part)| part.stem().pv);
-    let device = format!("cuda:{}", gpu.ordinal());
-    Ok((lse, Report { kernel_ms, e2e_ms, ..Report::new(problem, name.into(), device, pv) }))
+    let report = Report::new(problem, name.into(), format!("cuda:{}", gpu.ordinal()), pv);
+    Ok((lse, Report { kernel_ms: result.kernel_ms, e2e_ms: result.e2e_ms, ..report }))
 }

@@ -12,6 +12,8 @@ use crate::problem::{Layout, TensorSpec};
 use crate::reference::{self, DecodeOptions, HostCache};
 
 /// Options of a [`KvCache`].
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvCacheOptions {
     shape: CacheShape,
@@ -109,6 +111,8 @@ enum Store {
 }
 
 /// How to attend to a cache.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attend {
     /// Factor of the scores; `1 / √D` if `None`.
@@ -129,6 +133,8 @@ impl Default for Attend {
 }
 
 /// What [`KvCache::attend`] returns.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attended {
     /// `[B, Hq, M, D]`, contiguous, of the type of `q`. Rows that see no key are 0.

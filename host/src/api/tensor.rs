@@ -96,15 +96,6 @@ impl<'a> TensorView<'a> {
         Ok(&bytes[..len]) // the constructor checked the span
     }
 
-    /// [`TensorView::span_bytes`] without the first `tokens` tokens.
-    pub(super) fn bytes_from(&self, tokens: usize) -> Result<&'a [u8], Invalid> {
-        // The stride of a single token may be anything, and what begins after the last token is empty.
-        let begin = tokens.checked_mul(self.spec.strides[2] as usize);
-        let begin = begin.and_then(|elems| elems.checked_mul(self.spec.dtype.bytes()));
-        let bytes = self.span_bytes()?;
-        Ok(begin.and_then(|begin| bytes.get(begin..)).unwrap_or(&[]))
-    }
-
     /// The tensor as the CPU reference takes it.
     pub fn host(&self) -> HostTensor<'a> {
         let [stride_batch, stride_head, stride_token, _] = self.spec.strides;

@@ -43,8 +43,8 @@ where
     let gpu = Gpu::shared_with_context(stream.context()).map_err(Error::wrap)?;
     let [q, k, v] = tensors.map(|(storage, layout)| input::<T>(storage, layout));
     let ((q, q_spec), (k, k_spec), (v, v_spec)) = (q?, k?, v?);
-    let out_spec =
-        TensorSpec::new(Operand::Out, <O as Element>::DTYPE, &q_spec.shape, Strides::Hnd).map_err(Error::wrap)?;
+    let shape = q_spec.output_shape(&v_spec);
+    let out_spec = TensorSpec::new(Operand::Out, <O as Element>::DTYPE, &shape, Strides::Hnd).map_err(Error::wrap)?;
     let problem = op.attention.problem(q_spec, k_spec, v_spec, out_spec).map_err(Error::wrap)?;
     let plan = plan(&problem, gpu.capability()).map_err(Error::wrap)?;
     let len = out_spec.span_elems(Operand::Out).map_err(Error::wrap)?;
@@ -52,7 +52,7 @@ where
     let mut workspace = gpu.alloc(&stream, plan.workspace().total_bytes()).map_err(Error::wrap)?;
     let args = SliceArgs { q, k, v, out: out.as_view_mut(), lse: None, workspace: workspace.as_view_mut() };
     gpu.launch_slices(&plan, args, &stream).map_err(Error::wrap)?;
-    Ok((CudaStorage::wrap_cuda_slice(out, device), Shape::from(q_spec.shape.to_vec())))
+    Ok((CudaStorage::wrap_cuda_slice(out, device), Shape::from(shape.to_vec())))
 }
 
 /// The elements of a tensor from its first on, and what they mean.

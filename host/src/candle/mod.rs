@@ -81,7 +81,7 @@ impl CustomOp3 for SageAttention {
         self.check()?;
         let (q, k, v) = (view(s1, l1)?, view(s2, l2)?, view(s3, l3)?);
         let attention = self.attention.clone().device(crate::Device::Cpu);
-        let shape = q.spec().shape;
+        let shape = q.spec().output_shape(v.spec());
         let out = match self.out_dtype(q.spec().dtype) {
             DType::F16 => CpuStorage::F16(run(&attention, &q, &k, &v)?),
             DType::BF16 => CpuStorage::BF16(run(&attention, &q, &k, &v)?),
@@ -112,7 +112,7 @@ fn run<T: Element>(
     k: &TensorView<'_>,
     v: &TensorView<'_>,
 ) -> Result<Vec<T>> {
-    let shape = q.spec().shape;
+    let shape = q.spec().output_shape(v.spec());
     let spec = TensorSpec::new(Operand::Out, T::DTYPE, &shape, Strides::Hnd).map_err(Error::wrap)?;
     let mut out = vec![T::zeroed(); spec.span_elems(Operand::Out).map_err(Error::wrap)?];
     let mut target = TensorViewMut::new(&mut out, &shape, Strides::Hnd).map_err(Error::wrap)?;

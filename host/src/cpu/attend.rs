@@ -21,7 +21,7 @@ use super::split::{Merge, States, most_rows, span};
 /// Most query blocks that share an unpacked tile: their sums and queries stay within the level-2 cache.
 const MAX_BLOCKS: usize = 4;
 
-/// Computes attention into `out` `[B, Hq, M, D]` and `lse` `[B, Hq, M]`, which is all −∞.
+/// Computes attention into `out` `[B, Hq, M, Dv]` and `lse` `[B, Hq, M]`, which is all −∞.
 ///
 /// Results do not depend on the number of threads.
 pub fn attend<I: Isa, O: Operands>(isa: I, operands: &O, mut out: OutputMut, lse: &mut [f32]) {

@@ -91,7 +91,7 @@ impl Operands for Exact<'_> {
         let row = &mut rows[..self.dims.head_dim_padded()];
         row.fill(0);
         for (index, token) in tokens.enumerate() {
-            self.v.row(batch, head, token, bytemuck::cast_slice_mut(&mut row[..self.dims.head_dim]));
+            self.v.row(batch, head, token, bytemuck::cast_slice_mut(&mut row[..self.dims.head_dim_v]));
             for (panel, channels) in bytemuck::cast_slice::<_, I::Panel>(row).iter().enumerate() {
                 panels[panel * TILE + index] = *channels;
             }

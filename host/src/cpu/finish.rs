@@ -39,7 +39,7 @@ impl<O: Operands, J: Isa> Task for Finish<'_, '_, O, J> {
 /// Writes row `index` of a query block: its maximum in log2 units, its sum and its unnormalized output.
 #[inline(always)]
 pub fn finish_row<O: Operands>(operands: &O, part: &mut Part, index: usize, max: f32, sum: f32, row: &mut [f32]) {
-    let (segment, head_dim) = (&part.segment, operands.dims().head_dim);
+    let (segment, head_dim) = (&part.segment, operands.dims().head_dim_v);
     match &mut part.target {
         Target::State(state) => store(state, index, max, sum, row),
         // The row sees no key; lse already says so.

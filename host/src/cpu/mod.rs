@@ -43,7 +43,8 @@ use crate::reference::{HostTensor, Options, Quantized};
 
 /// Attention in f32, `softmax(Q Kᵀ · sm_scale) V`.
 ///
-/// `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`, any dtype; `out` is contiguous `[B, Hq, M, D]`.
+/// `q` is `[B, Hq, M, D]`, `k` is `[B, Hkv, N, D]` and `v` `[B, Hkv, N, Dv]`, any dtype; `out` is contiguous
+/// `[B, Hq, M, Dv]`.
 /// Returns the natural-log LSE `[B, Hq, M]`; rows that see no key are 0 and −∞.
 ///
 /// ```
@@ -51,7 +52,7 @@ use crate::reference::{HostTensor, Options, Quantized};
 /// use sage_attn::reference::{Data, HostTensor};
 /// use sage_attn::spec::Dims;
 ///
-/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 2, seqlen_kv: 3, head_dim: 4 };
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 2, seqlen_kv: 3, head_dim: 4, head_dim_v: 4 };
 /// let (q, kv) = ([1.0f32; 2 * 4], [0.5f32; 3 * 4]);
 /// let q = HostTensor::contiguous(Data::F32(&q), 1, 2, 4);
 /// let kv = HostTensor::contiguous(Data::F32(&kv), 1, 3, 4);
@@ -81,7 +82,7 @@ pub fn attention_exact(
 /// use sage_attn::reference::{Data, HostTensor, Options};
 /// use sage_attn::spec::{Dims, Precision, PvFormat, ScaleGranularity};
 ///
-/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64 };
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64, head_dim_v: 64 };
 /// let x: Vec<f32> = (0..70 * 64).map(|i| (i as f32).sin()).collect();
 /// let x = HostTensor::contiguous(Data::F32(&x), 1, 70, 64);
 /// let options = Options {
@@ -113,6 +114,8 @@ pub fn attention_quantized(
 
 /// [`attention_quantized`] with queries that are quantized block by block; `quantized` may be without codes of Q
 /// ([`quantize_kv`]). The same result, bit for bit, in less memory.
+///
+/// Example: [`attention_quantized`].
 pub fn attention_with_queries(
     path: Path,
     dims: &Dims,

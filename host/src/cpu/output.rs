@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use sage_spec::Dims;
 use sage_spec::tiling::BLOCK_Q;
 
-/// A contiguous output `[B, Hq, M, D]`, or whole rows of it.
+/// A contiguous output `[B, Hq, M, Dv]`, or whole rows of it.
 ///
 /// Example: [`attention_exact`](crate::cpu::attention_exact).
 #[derive(Debug)]
@@ -137,14 +137,14 @@ pub type Item<'a, 'p> = &'p mut [Part<'a>];
 
 /// Cuts a problem into query blocks that meet all keys.
 ///
-/// `out` is `[B, Hq, M, D]` and `lse` is `[B, Hq, M]`; `num_heads_kv` is not zero.
+/// `out` is `[B, Hq, M, Dv]` and `lse` is `[B, Hq, M]`; `num_heads_kv` is not zero.
 pub fn parts<'a>(dims: &Dims, mut out: OutputMut<'a>, mut lse: &'a mut [f32]) -> Vec<Part<'a>> {
     let mut parts = Vec::with_capacity(dims.batch * dims.num_heads_q * dims.num_query_blocks());
     for batch in 0..dims.batch {
         for head_q in 0..dims.num_heads_q {
             for block in 0..dims.num_query_blocks() {
                 let rows = BLOCK_Q.min(dims.seqlen_q - block * BLOCK_Q);
-                let (part_out, rest_out) = out.split_at(rows * dims.head_dim);
+                let (part_out, rest_out) = out.split_at(rows * dims.head_dim_v);
                 let (part_lse, rest_lse) = lse.split_at_mut(rows);
                 (out, lse) = (rest_out, rest_lse);
                 let segment = Segment { batch, head_q, block, rows };

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use sage_spec::layout::v_slot;
 use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_scale_fp8};
 use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
-use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, REDUCE_CHUNK};
+use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, REDUCE_CHUNK, WIDE_HEAD_DIM};
 use sage_spec::{Dims, Precision, PvFormat};
 
 use super::isa::{Isa, Task};
@@ -16,10 +16,11 @@ use super::select::Path;
 use crate::reference::convert::{pack_int4, round_e4m3};
 use crate::reference::{self, HostTensor, Options, Quantized};
 
-/// One f32 per feature, zero beyond the head dimension.
-type Row = [f32; 128];
+/// One f32 per feature, zero beyond the head dimension; `WIDTH` is 128, or more for wide heads only.
+type Row<const WIDTH: usize> = [f32; WIDTH];
 
-/// [`reference::quantize()`], faster. `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`.
+/// [`reference::quantize()`], faster. `q` is `[B, Hq, M, D]`, `k` is `[B, Hkv, N, D]`, `v` is
+/// `[B, Hkv, N, Dv]`.
 ///
 /// V in FP16 is left to the reference: only GPUs without FP8 ask for it.
 ///
@@ -30,6 +31,8 @@ pub fn quantize(path: Path, dims: &Dims, [q, k, v]: [&HostTensor; 3], options: &
 
 /// [`quantize`] without the codes and scales of Q: [`attention_with_queries`](super::attention_with_queries) makes
 /// them block by block. The means of Q are there.
+///
+/// Example: [`attention_quantized`](crate::cpu::attention_quantized).
 pub fn quantize_kv(path: Path, dims: &Dims, [q, k, v]: [&HostTensor; 3], options: &Options) -> Quantized {
     quantize_with(path, dims, [q, k, v], options, false)
 }
@@ -44,12 +47,27 @@ fn quantize_with(
     if options.pv == PvFormat::F16 {
         return reference::quantize(dims, q, k, v, options);
     }
+    match dims.is_wide() {
+        false => quantize_rows::<128>(path, dims, [q, k, v], options, with_q_codes),
+        true => quantize_rows::<WIDE_HEAD_DIM>(path, dims, [q, k, v], options, with_q_codes),
+    }
+}
+
+/// [`quantize`] of rows of at most `WIDTH` features.
+fn quantize_rows<const WIDTH: usize>(
+    path: Path,
+    dims: &Dims,
+    [q, k, v]: [&HostTensor; 3],
+    options: &Options,
+    with_q_codes: bool,
+) -> Quantized {
     let (precision, granularity) = (options.precision, options.granularity);
     let (depth, heads_kv) = (dims.head_dim_padded(), dims.batch * dims.num_heads_kv);
-    let source = |tensor, num_heads, seqlen| Source { path, tensor, num_heads, seqlen, head_dim: dims.head_dim, depth };
-    let q = source(q, dims.num_heads_q, dims.seqlen_q);
-    let k = source(k, dims.num_heads_kv, dims.seqlen_kv);
-    let v = source(v, dims.num_heads_kv, dims.seqlen_kv);
+    let source =
+        |tensor, num_heads, seqlen, head_dim| Source::<WIDTH> { path, tensor, num_heads, seqlen, head_dim, depth };
+    let q = source(q, dims.num_heads_q, dims.seqlen_q, dims.head_dim);
+    let k = source(k, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim);
+    let v = source(v, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim_v);
 
     let k_mean = options.smooth_k.then(|| k.token_means(heads_kv));
     let q_blocks = dims.batch * dims.num_heads_q * dims.num_query_blocks();
@@ -76,7 +94,7 @@ fn quantize_with(
             path.run(Run(
                 #[inline(always)]
                 || {
-                    let mut row = [0.0; 128];
+                    let mut row = [0.0; WIDTH];
                     for (dot, token) in dots.iter_mut().zip(q.tokens(block, BLOCK_Q)) {
                         q.row(head, token, &mut row);
                         *dot = feature_dot(&row[..depth], mean);
@@ -124,7 +142,7 @@ impl<R, F: FnOnce() -> R> Task for Run<F> {
 }
 
 /// A tensor seen as flattened heads of tokens.
-struct Source<'a> {
+struct Source<'a, const WIDTH: usize> {
     path: Path,
     tensor: &'a HostTensor<'a>,
     num_heads: usize,
@@ -134,7 +152,7 @@ struct Source<'a> {
     depth: usize,
 }
 
-impl Source<'_> {
+impl<const WIDTH: usize> Source<'_, WIDTH> {
     /// The tokens that exist of block `block` of a head, in blocks of `size`.
     fn tokens(&self, block: usize, size: usize) -> Range<usize> {
         let end = self.seqlen.min((block + 1) * size);
@@ -143,15 +161,15 @@ impl Source<'_> {
 
     /// Writes the first features of `row`.
     #[inline(always)]
-    fn row(&self, head: usize, token: usize, row: &mut Row) {
+    fn row(&self, head: usize, token: usize, row: &mut Row<WIDTH>) {
         self.tensor.row(head / self.num_heads, head % self.num_heads, token, &mut row[..self.head_dim]);
     }
 
     /// Strided-lane sum of some tokens (see [`sage_spec::reduce`]).
     #[inline(always)]
-    fn lane_sum(&self, head: usize, tokens: Range<usize>) -> Row {
-        let mut lanes = [[0.0; 128]; TOKEN_LANES];
-        let mut row = [0.0; 128];
+    fn lane_sum(&self, head: usize, tokens: Range<usize>) -> Row<WIDTH> {
+        let mut lanes = [[0.0; WIDTH]; TOKEN_LANES];
+        let mut row = [0.0; WIDTH];
         for (index, token) in tokens.enumerate() {
             self.row(head, token, &mut row);
             add(&mut lanes[index % TOKEN_LANES], &row);
@@ -166,7 +184,7 @@ impl Source<'_> {
         if chunks == 0 {
             return means;
         }
-        let sums: Vec<Row> = (0..heads * chunks)
+        let sums: Vec<Row<WIDTH>> = (0..heads * chunks)
             .into_par_iter()
             .map(|i| {
                 let tokens = self.tokens(i % chunks, REDUCE_CHUNK);
@@ -177,7 +195,7 @@ impl Source<'_> {
             })
             .collect();
         for (mean, sums) in means.chunks_exact_mut(self.depth).zip(sums.chunks_exact(chunks)) {
-            let mut lanes = [[0.0; 128]; CHUNK_LANES];
+            let mut lanes = [[0.0; WIDTH]; CHUNK_LANES];
             for (index, sum) in sums.iter().enumerate() {
                 add(&mut lanes[index % CHUNK_LANES], sum);
             }
@@ -202,7 +220,7 @@ impl Source<'_> {
         let mut scales = vec![0.0; heads * blocks * scales_per_block];
         let parts = codes.par_chunks_exact_mut(size * bytes).zip(scales.par_chunks_exact_mut(scales_per_block));
         parts.enumerate().for_each_init(
-            || vec![[0.0; 128]; size],
+            || vec![[0.0; WIDTH]; size],
             |rows, (block, (codes, scales))| {
                 let (head, tokens) = (block / blocks, self.tokens(block % blocks, size));
                 let smoothing = smoothing(block);
@@ -224,7 +242,7 @@ impl Source<'_> {
         tokens: Range<usize>,
         group: &impl Fn(usize) -> usize,
         smoothing: Option<(&[f32], f32)>,
-        rows: &mut [Row],
+        rows: &mut [Row<WIDTH>],
         codes: &mut [u8],
         scales: &mut [f32],
     ) {
@@ -267,18 +285,18 @@ impl Source<'_> {
     /// `[heads, depth]`: scales of the channels of V in FP8.
     fn scales_fp8(&self, heads: usize, v_mean: Option<&[f32]>) -> Vec<f32> {
         let chunks = self.seqlen.div_ceil(REDUCE_CHUNK);
-        let extrema: Vec<(Row, Row)> = (0..heads * chunks)
+        let extrema: Vec<(Row<WIDTH>, Row<WIDTH>)> = (0..heads * chunks)
             .into_par_iter()
             .map(|i| {
                 let (head, tokens) = (i / chunks, self.tokens(i % chunks, REDUCE_CHUNK));
                 self.path.run(Run(
                     #[inline(always)]
                     || {
-                        let (mut max, mut min) = ([f32::NEG_INFINITY; 128], [f32::INFINITY; 128]);
-                        let mut row = [0.0; 128];
+                        let (mut max, mut min) = ([f32::NEG_INFINITY; WIDTH], [f32::INFINITY; WIDTH]);
+                        let mut row = [0.0; WIDTH];
                         for token in tokens {
                             self.row(head, token, &mut row);
-                            for d in 0..128 {
+                            for d in 0..WIDTH {
                                 max[d] = max_or_nan(max[d], row[d]);
                                 min[d] = -max_or_nan(-min[d], -row[d]);
                             }
@@ -335,14 +353,14 @@ impl Source<'_> {
         codes: &mut [u8],
     ) {
         let real = self.head_dim.saturating_sub(first).min(CHANNELS);
-        let mut row = [0.0; 128];
+        let mut row = [0.0; WIDTH];
         for begin in (0..self.seqlen).step_by(16) {
             let mut group = [[0u8; CHANNELS]; 16];
             for token in begin..self.seqlen.min(begin + 16) {
                 self.row(head, token, &mut row);
                 let line = &mut group[v_slot(token) % 16];
                 for c in 0..CHANNELS {
-                    let x = row[(first + c) % 128];
+                    let x = row[(first + c) % WIDTH];
                     let x = if centre { x - mean[c] } else { x };
                     line[c] = e4m3_code(x * inverse[c]);
                 }
@@ -378,15 +396,15 @@ fn e4m3_code(x: f32) -> u8 {
 }
 
 #[inline(always)]
-fn add(sum: &mut Row, row: &Row) {
-    for d in 0..128 {
+fn add<const WIDTH: usize>(sum: &mut Row<WIDTH>, row: &Row<WIDTH>) {
+    for d in 0..WIDTH {
         sum[d] += row[d];
     }
 }
 
 /// Adds the lanes pairwise.
 #[inline(always)]
-fn pairwise(lanes: &mut [Row]) -> Row {
+fn pairwise<const WIDTH: usize>(lanes: &mut [Row<WIDTH>]) -> Row<WIDTH> {
     let mut half = lanes.len() / 2;
     while half > 0 {
         let (low, high) = lanes.split_at_mut(half);
@@ -403,7 +421,7 @@ fn pairwise(lanes: &mut [Row]) -> Row {
 #[inline(always)]
 fn feature_sum(depth: usize, term: impl Fn(usize) -> f32) -> f32 {
     let threads = depth / FEATURES_PER_THREAD;
-    let mut parts = [0.0f32; 128 / FEATURES_PER_THREAD];
+    let mut parts = [0.0f32; WIDE_HEAD_DIM / FEATURES_PER_THREAD];
     for feature in 0..FEATURES_PER_THREAD {
         for thread in 0..threads {
             parts[thread] += term(thread * FEATURES_PER_THREAD + feature);
@@ -428,7 +446,7 @@ pub fn feature_l1(mean: &[f32]) -> f32 {
 
 /// Largest magnitude of a row; NaN if there is one.
 #[inline(always)]
-fn row_amax(row: &Row) -> f32 {
+fn row_amax<const WIDTH: usize>(row: &Row<WIDTH>) -> f32 {
     let mut lanes = [0.0f32; 16];
     for chunk in row.as_chunks::<16>().0 {
         for lane in 0..16 {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use sage_spec::limits::MAX_HEAD_DIM;
 use sage_spec::quant::LOG2_E;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 use sage_spec::{Dims, Precision, PvFormat};
@@ -132,7 +133,7 @@ impl Operands for Codings<'_> {
             }
             None => None,
         };
-        let mut codes = [0; 128];
+        let mut codes = [0; MAX_HEAD_DIM];
         let codes = &mut codes[..depth];
         for (row, lanes) in q.chunks_exact_mut(self.qk_lanes(form)).take(segment.rows).enumerate() {
             let group = granularity.q_group(row);
@@ -170,7 +171,7 @@ impl Operands for Codings<'_> {
         let row_bytes = self.row_bytes();
         let head = flat_kv * self.dims.seqlen_kv_padded();
         let bytes = &self.quantized.k_codes[(head + tokens.start) * row_bytes..(head + tokens.end) * row_bytes];
-        let mut codes = [0; 128];
+        let mut codes = [0; MAX_HEAD_DIM];
         let codes = &mut codes[..self.dims.head_dim_padded()];
         for (bytes, lanes) in bytes.chunks_exact(row_bytes).zip(k.chunks_exact_mut(self.qk_lanes(form))) {
             self.signed(bytes, codes);

@@ -22,6 +22,8 @@ use crate::reference::{HostTensor, Options, Quantized};
 /// padded.
 ///
 /// For tests: attention keeps one tile of them at a time. `k` and the mask in `options` are not used.
+///
+/// Example: [`attention_quantized`](crate::cpu::attention_quantized).
 pub fn scores(path: Path, dims: &Dims, quantized: &Quantized, k: &HostTensor, options: &Options) -> Vec<i32> {
     let operands = &Codings { dims, quantized, q: None, k, options };
     let mut scores = vec![0; dims.batch * dims.num_heads_q * dims.seqlen_q * dims.seqlen_kv];

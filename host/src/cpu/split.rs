@@ -135,7 +135,15 @@ mod tests {
     use super::*;
 
     fn dims(num_heads_kv: usize, group: usize, seqlen_q: usize, seqlen_kv: usize) -> Dims {
-        Dims { batch: 1, num_heads_q: num_heads_kv * group, num_heads_kv, seqlen_q, seqlen_kv, head_dim: 128 }
+        Dims {
+            batch: 1,
+            num_heads_q: num_heads_kv * group,
+            num_heads_kv,
+            seqlen_q,
+            seqlen_kv,
+            head_dim: 128,
+            head_dim_v: 128,
+        }
     }
 
     #[test]

@@ -86,9 +86,9 @@ pub struct LaunchArgs {
     pub q: DeviceTensor,
     /// Keys, `[B, Hkv, N, D]`.
     pub k: DeviceTensor,
-    /// Values, `[B, Hkv, N, D]`.
+    /// Values, `[B, Hkv, N, Dv]`.
     pub v: DeviceTensor,
-    /// Output, `[B, Hq, M, D]`.
+    /// Output, `[B, Hq, M, Dv]`.
     pub out: DeviceTensor,
     /// f32 `[B, Hq, M]`, present exactly if the plan returns the log-sum-exp.
     pub lse: Option<CUdeviceptr>,

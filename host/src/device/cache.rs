@@ -13,6 +13,8 @@ use crate::plan::{DecodePlan, Entry, Kernel, cache_arch, check_cache};
 use crate::problem::TensorSpec;
 
 /// A cache in device memory of the caller: pages of 64 tokens, `docs/kv_cache.md`.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceCache {
     /// Extents.
@@ -94,6 +96,8 @@ impl DeviceCache {
 }
 
 /// Everything [`Gpu::cache_append`] reads and writes.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AppendArgs {
     /// Where the tokens go.
@@ -172,6 +176,8 @@ impl AppendArgs {
 }
 
 /// Everything [`Gpu::decode`] reads and writes.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeArgs {
     /// Keys and values.

@@ -167,12 +167,7 @@ impl Gpu {
     }
 
     /// Copies the first `len` bytes of `memory` to the host.
-    fn download(
-        &self,
-        stream: &Arc<CudaStream>,
-        memory: &CudaSlice<u8>,
-        len: usize,
-    ) -> Result<Vec<u8>, DeviceError> {
+    fn download(&self, stream: &Arc<CudaStream>, memory: &CudaSlice<u8>, len: usize) -> Result<Vec<u8>, DeviceError> {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| DeviceError::HostMemory { bytes: len })?;
         bytes.resize(len, 0);

@@ -10,8 +10,8 @@ use super::args::{DeviceMemory, DeviceTensor, LaunchArgs};
 use super::memory::Memory;
 use super::side::{HostSide, SideArgs};
 use crate::error::{Error, Invalid, Operand};
-use crate::plan::Plan;
-use crate::problem::TensorSpec;
+use crate::plan::{PackedPlan, Plan};
+use crate::problem::{Problem, TensorSpec};
 
 /// What [`Gpu::run_host`] computes.
 ///
@@ -29,13 +29,17 @@ pub struct HostResult {
     pub e2e_ms: f64,
 }
 
+/// Submits work on tensors that are on the device; yields events before the first step, before the first chunk and
+/// after the last of each plan.
+type TimedLaunch<'a> = dyn Fn(&LaunchArgs, &SideArgs) -> Result<Vec<[CudaEvent; 3]>, Error> + 'a;
+
 impl Gpu {
     /// Runs `plan` on host memory and waits for the result. `q`, `k` and `v` are the bytes of the
     /// tensors from the first element to the last, as the plan's problem lays them out.
     ///
     /// # Errors
     ///
-    /// [`Invalid::SpanBeyondBuffer`] if an input is too short, otherwise [`DeviceError`].
+    /// [`Invalid::SpanBeyondBuffer`] if an input is too short, otherwise [`DeviceError`](crate::error::DeviceError).
     pub fn run_host(&self, plan: &Plan, q: &[u8], k: &[u8], v: &[u8]) -> Result<HostResult, Error> {
         self.run_host_with(plan, q, k, v, &HostSide::default())
     }
@@ -56,7 +60,50 @@ impl Gpu {
         self.bind()?;
         self.prepare(plan)?;
         let stream = self.own_stream()?;
-        let result = self.run_on(plan, [q, k, v], side, &stream);
+        let launch = |args: &LaunchArgs, side: &SideArgs| Ok(vec![self.launch_timed(plan, (args, side), &stream)?]);
+        let workspace_bytes = plan.workspace().total_bytes();
+        self.run_on((plan.problem(), workspace_bytes), [q, k, v], side, &stream, &launch)
+    }
+
+    /// Runs the packed sequences of `plan` on host memory and waits for the result: one copy of each tensor, one
+    /// workspace. `q`, `k`, `v` and `side` are the packed ones. Each sequence's log-sum-exp is `[Hq, M of the
+    /// sequence]`, after that of the one before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpu::run_host_with`].
+    pub fn run_host_packed(
+        &self,
+        plan: &PackedPlan,
+        q: &[u8],
+        k: &[u8],
+        v: &[u8],
+        side: &HostSide<'_>,
+    ) -> Result<HostResult, Error> {
+        self.bind()?;
+        plan.parts().iter().try_for_each(|(_, plan)| self.prepare(plan))?;
+        let stream = self.own_stream()?;
+        let launch = |args: &LaunchArgs, side: &SideArgs| {
+            let timed = plan.parts().iter().map(|part| {
+                let (args, side) = args.of_part(plan, side, part)?;
+                self.launch_timed(&part.1, (&args, &side), &stream)
+            });
+            timed.collect()
+        };
+        self.run_on((plan.problem(), plan.workspace_bytes()), [q, k, v], side, &stream, &launch)
+    }
+
+    /// Copies the tensors of `problem` to the device, has `launch` submit the work to `stream`, and copies the
+    /// result back.
+    fn run_on(
+        &self,
+        problem: (&Problem, usize),
+        tensors: [&[u8]; 3],
+        side: &HostSide<'_>,
+        stream: &Arc<CudaStream>,
+        launch: &TimedLaunch<'_>,
+    ) -> Result<HostResult, Error> {
+        let result = self.try_run_on(problem, tensors, side, stream, launch);
         if result.is_err() {
             // Copies from page-locked memory of the caller may still be under way. A second error
             // would say no more than the first.
@@ -69,15 +116,15 @@ impl Gpu {
         Ok(result)
     }
 
-    /// [`Gpu::run_host`] on a given stream.
-    fn run_on(
+    /// [`Gpu::run_on`], which leaves copies under way if it fails.
+    fn try_run_on(
         &self,
-        plan: &Plan,
+        (problem, workspace_bytes): (&Problem, usize),
         [q, k, v]: [&[u8]; 3],
         side: &HostSide<'_>,
         stream: &Arc<CudaStream>,
+        launch: &TimedLaunch<'_>,
     ) -> Result<HostResult, Error> {
-        let problem = plan.problem();
         let side = side.spans(problem)?.map(|bytes| bytes.map(|bytes| Memory::upload(self, stream, bytes)).transpose());
         let [alibi, bias, mask, sinks] = side;
         let (alibi, bias, mask, sinks) = (alibi?, bias?, mask?, sinks?);
@@ -87,7 +134,7 @@ impl Gpu {
         let out_bytes = problem.out().span_elems(Operand::Out)? * problem.out().dtype.bytes();
         let out = Memory::new(self, stream, out_bytes)?;
         let lse = problem.return_lse().then(|| Memory::new(self, stream, problem.lse_elems() * 4)).transpose()?;
-        let workspace = Memory::new(self, stream, plan.workspace().total_bytes())?;
+        let workspace = Memory::new(self, stream, workspace_bytes)?;
         let ptr = |memory: &Option<Memory<'_>>| memory.as_ref().map(Memory::ptr);
         let args = LaunchArgs {
             q: DeviceTensor { ptr: q.ptr(), spec: *problem.q() },
@@ -98,16 +145,25 @@ impl Gpu {
             workspace: DeviceMemory { ptr: workspace.ptr(), bytes: workspace.bytes() },
         };
         let side = SideArgs { alibi: ptr(&alibi), bias: ptr(&bias), mask: ptr(&mask), sinks: ptr(&sinks) };
-        let [start, attend, end] = self.launch_timed(plan, (&args, &side), stream)?;
+        let events = launch(&args, &side)?;
         let out = out.download()?;
         let lse = lse.map(|lse| lse.download()).transpose()?;
         self.check("running the kernels", stream.synchronize())?;
-        let elapsed = |from: &CudaEvent| self.check("timing the kernels", from.elapsed_ms(&end)).map(f64::from);
+        let elapsed =
+            |from: &CudaEvent, to: &CudaEvent| self.check("timing the kernels", from.elapsed_ms(to)).map(f64::from);
+        let mut kernel_ms = 0.0;
+        for [_, attend, end] in &events {
+            kernel_ms += elapsed(attend, end)?;
+        }
+        let e2e_ms = match (events.first(), events.last()) {
+            (Some([start, ..]), Some([.., end])) => elapsed(start, end)?,
+            _ => 0.0,
+        };
         Ok(HostResult {
             out,
             lse: lse.map(|bytes| bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()),
-            kernel_ms: elapsed(&attend)?,
-            e2e_ms: elapsed(&start)?,
+            kernel_ms,
+            e2e_ms,
         })
     }
 

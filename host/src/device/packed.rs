@@ -6,23 +6,22 @@ use super::Gpu;
 use super::args::{DeviceTensor, LaunchArgs, check_planned};
 use super::side::SideArgs;
 use crate::error::{Error, Invalid, Operand};
-use crate::plan::PackedPlan;
-use crate::problem::TensorSpec;
+use crate::plan::{PackedPlan, Plan};
 
 impl LaunchArgs {
-    /// The arguments of packed sequence `index` of `plan`, which is less than the number of sequences, for
-    /// programs that launch the parts of a plan by their own means. `self` has the packed tensors.
+    /// The arguments of a part of `plan`, one of [`PackedPlan::parts`], for programs that launch the parts of a plan
+    /// by their own means. `self` has the packed tensors.
     ///
     /// # Errors
     ///
     /// [`Invalid::LaunchMismatch`] if the tensors are not those planned for.
-    pub fn of_sequence(
+    pub fn of_part(
         &self,
         plan: &PackedPlan,
         side: &SideArgs,
-        index: usize,
+        (first, part): &(usize, Plan),
     ) -> Result<(LaunchArgs, SideArgs), Invalid> {
-        let problem = plan.problem();
+        let (problem, count) = (plan.problem(), part.problem().dims().batch);
         for (operand, tensor, planned) in [
             (Operand::Q, &self.q, problem.q()),
             (Operand::K, &self.k, problem.k()),
@@ -31,10 +30,9 @@ impl LaunchArgs {
         ] {
             check_planned(operand, &tensor.spec, planned)?;
         }
-        let (rows, keys) = (plan.sequences().q(index), plan.sequences().kv(index));
+        let (rows, keys) = (plan.sequences().q(*first), plan.sequences().kv(*first));
         let of = |tensor: &DeviceTensor, first: usize, tokens: usize| {
-            let [batch, heads, _, head_dim] = tensor.spec.shape;
-            let spec = TensorSpec { shape: [batch, heads, tokens, head_dim], ..tensor.spec };
+            let spec = tensor.spec.sequence_batch(tokens, count);
             let offset = (first as i64).wrapping_mul(spec.strides[2]).wrapping_mul(spec.dtype.bytes() as i64);
             DeviceTensor { ptr: tensor.ptr.wrapping_add(offset as u64), spec }
         };
@@ -46,12 +44,12 @@ impl LaunchArgs {
             lse: self.lse.map(|lse| lse.wrapping_add((problem.dims().num_heads_q * rows.start * 4) as u64)),
             workspace: self.workspace,
         };
-        Ok((args, side.of_entry(problem, index)))
+        Ok((args, side.of_entry(problem, *first)))
     }
 }
 
 impl Gpu {
-    /// Submits the sequences of `plan` one after the other and returns without waiting; otherwise as
+    /// Submits the parts of `plan` one after the other and returns without waiting; otherwise as
     /// [`Gpu::launch_with`].
     ///
     /// `args` has the packed tensors, whose batch is 1. The log-sum-exp is sequence after sequence,
@@ -71,10 +69,10 @@ impl Gpu {
         side: &SideArgs,
         stream: CUstream,
     ) -> Result<(), Error> {
-        for (index, part) in plan.parts() {
-            let (of_sequence, side) = args.of_sequence(plan, side, *index)?;
-            // SAFETY: each sequence is a part of the caller's tensors; the promise is the caller's.
-            unsafe { self.launch_with(part, &of_sequence, &side, stream) }?;
+        for part in plan.parts() {
+            let (of_part, side) = args.of_part(plan, side, part)?;
+            // SAFETY: its sequences are a part of the caller's tensors; the promise is the caller's.
+            unsafe { self.launch_with(&part.1, &of_part, &side, stream) }?;
         }
         Ok(())
     }

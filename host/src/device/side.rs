@@ -41,7 +41,7 @@ fn planned(problem: &Problem) -> [(Operand, Option<(usize, usize)>); 4] {
 }
 
 impl SideArgs {
-    /// The side inputs of packed sequence `index` of `problem`.
+    /// The side inputs of the packed sequences of `problem` from `index` on.
     pub(super) fn of_entry(&self, problem: &Problem, index: usize) -> SideArgs {
         let modifiers = problem.modifiers();
         let offset = |pairs: &PairSpec, bytes: usize| {

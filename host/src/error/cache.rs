@@ -5,6 +5,8 @@ use thiserror::Error;
 use super::Operand;
 
 /// A cache, or a call on one, that cannot be.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum CacheError {

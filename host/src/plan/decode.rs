@@ -10,6 +10,8 @@ use crate::error::{CacheError, Error, Invalid, Operand, PlanError};
 use crate::problem::TensorSpec;
 
 /// What attention over a cache is asked for.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DecodeRequest {
     /// Extents of the cache.
@@ -40,6 +42,8 @@ impl DecodeRequest {
 }
 
 /// How a [`DecodeRequest`] is computed: one launch.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodePlan {
     request: DecodeRequest,
@@ -56,6 +60,8 @@ pub struct DecodePlan {
 /// # Errors
 ///
 /// [`CacheError::HeadDim`], [`CacheError::TooLarge`].
+///
+/// Example: [`KvCache`](crate::KvCache).
 pub fn check_cache(shape: &CacheShape) -> Result<(), CacheError> {
     if !HEAD_DIMS.contains(&shape.layout.head_dim) {
         return Err(CacheError::HeadDim { head_dim: shape.layout.head_dim });
@@ -76,6 +82,8 @@ pub fn check_cache(shape: &CacheShape) -> Result<(), CacheError> {
 /// # Errors
 ///
 /// [`PlanError::KernelNeeds`] below compute capability 8.9.
+///
+/// Example: [`KvCache`](crate::KvCache).
 pub fn cache_arch(capability: &Capability) -> Result<Arch, PlanError> {
     let (major, minor) = (capability.major, capability.minor);
     [Arch::Sm90a, Arch::Sm89].into_iter().find(|arch| arch.loads_on(major, minor)).ok_or_else(|| {
@@ -94,6 +102,8 @@ pub fn cache_arch(capability: &Capability) -> Result<Arch, PlanError> {
 ///
 /// [`CacheError`] if the cache or the query is not one that the kernels take, [`Invalid`] if tensors contradict each
 /// other, [`PlanError`] if the device is too old.
+///
+/// Example: [`KvCache`](crate::KvCache).
 pub fn plan_decode(request: &DecodeRequest, capability: &Capability) -> Result<DecodePlan, Error> {
     let shape = &request.cache;
     check_cache(shape)?;

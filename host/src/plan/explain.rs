@@ -21,13 +21,14 @@ impl Plan {
         let (problem, dims, device) = (&self.problem, self.problem.dims(), &self.capability);
         writeln!(
             text,
-            "problem    B={} Hq={} Hkv={} M={} N={} D={} {} -> {}{}, scales per {}, smoothing {}",
+            "problem    B={} Hq={} Hkv={} M={} N={} D={}{} {} -> {}{}, scales per {}, smoothing {}",
             dims.batch,
             dims.num_heads_q,
             dims.num_heads_kv,
             dims.seqlen_q,
             dims.seqlen_kv,
             dims.head_dim,
+            if dims.head_dim_v == dims.head_dim { String::new() } else { format!(" Dv={}", dims.head_dim_v) },
             problem.input_dtype(),
             problem.out().dtype,
             if problem.causal() { ", causal" } else { "" },

@@ -56,7 +56,7 @@ pub enum Kernel {
     DeltaS,
     /// Attention, once per chunk.
     Attention,
-    /// Attention with modifiers, once per chunk.
+    /// Attention with modifiers or of wide heads, once per chunk.
     General,
 }
 
@@ -189,7 +189,7 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
     }
     match stem.arch {
         // Only sm80 and sm89 stems have general forms; `select` sees to it.
-        _ if !problem.is_plain() => {
+        _ if problem.needs_general_kernel() => {
             let cta = launch::attention(d, stem.qk, stem.pv);
             add(Kernel::General, format!("{}_general_d{d}", stem.symbol), cta);
         }
@@ -285,7 +285,7 @@ impl Plan {
                 sm90::work_items(heads, rows).min(self.capability.sm_count.max(1) as usize)
             }
             Kernel::Attention => return launch::attention_grid(heads, blocks),
-            Kernel::General => return launch::general_attention_grid(heads, blocks),
+            Kernel::General => return launch::general_attention_grid(dims, heads, blocks),
             Kernel::Quantize => self.quantize_grid(),
             Kernel::DeltaS => launch::delta_s_grid(dims, heads, blocks),
         };

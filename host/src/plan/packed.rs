@@ -6,8 +6,8 @@ use super::{Capability, Plan, plan};
 use crate::error::{Error, ModifierError};
 use crate::problem::{Problem, Sequences};
 
-/// A plan for each of the packed sequences that has rows. They are launched one after the other in one
-/// workspace, so that a sequence has the bits that it has alone.
+/// Plans for the packed sequences that have rows: one for each run of neighbouring sequences of equal lengths, which
+/// is a batch. They are launched one after the other in one workspace; a sequence has the bits that it has alone.
 ///
 /// Example: [`plan_packed`].
 #[derive(Clone, Debug, PartialEq)]
@@ -40,10 +40,17 @@ pub struct PackedPlan {
 /// ```
 pub fn plan_packed(problem: &Problem, capability: &Capability) -> Result<PackedPlan, Error> {
     let sequences = problem.sequences().ok_or(ModifierError::NotPacked)?.clone();
-    let parts = (0..sequences.len())
-        .filter_map(|index| problem.sequence(index).map(|problem| (index, problem)))
+    let mut begin = 0;
+    let runs = std::iter::from_fn(|| {
+        let first = (begin < sequences.len()).then_some(begin)?;
+        let count = sequences.alike_from(first);
+        begin += count;
+        Some((first, count))
+    });
+    let parts = runs
+        .filter_map(|(first, count)| problem.sequence_batch(first, count).map(|problem| (first, problem)))
         .filter(|(_, problem)| !problem.is_empty())
-        .map(|(index, problem)| Ok((index, plan(&problem, capability)?)))
+        .map(|(first, problem)| Ok((first, plan(&problem, capability)?)))
         .collect::<Result<_, Error>>()?;
     Ok(PackedPlan { problem: problem.clone(), sequences, parts })
 }
@@ -59,22 +66,31 @@ impl PackedPlan {
         &self.sequences
     }
 
-    /// The plans, each with the index of its sequence.
+    /// The plans, each with the index of its first sequence; its batch is the sequences from there on.
     pub fn parts(&self) -> &[(usize, Plan)] {
         &self.parts
     }
 
-    /// Bytes of scratch memory: what the largest sequence needs.
+    /// Kernels that are launched in all.
+    pub fn launches(&self) -> usize {
+        self.parts.iter().map(|(_, plan)| plan.steps().count()).sum()
+    }
+
+    /// Bytes of scratch memory: what the largest of the plans needs.
     pub fn workspace_bytes(&self) -> usize {
         self.parts.iter().map(|(_, plan)| plan.workspace().total_bytes()).max().unwrap_or(0)
     }
 
-    /// The plan of every sequence in words.
+    /// The plans in words.
     pub fn explain(&self) -> String {
         let mut text = String::new();
-        for (index, plan) in &self.parts {
+        for (first, plan) in &self.parts {
+            let last = first + plan.problem().dims().batch - 1;
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "sequence {index}\n{}", plan.explain());
+            let _ = match last == *first {
+                true => writeln!(text, "sequence {first}\n{}", plan.explain()),
+                false => writeln!(text, "sequences {first} to {last}\n{}", plan.explain()),
+            };
         }
         text
     }

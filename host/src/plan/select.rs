@@ -5,7 +5,7 @@ use sage_spec::symbol::{Arch, STEMS, Stem};
 
 use super::Capability;
 use crate::error::{Error, PlanError, Unsupported};
-use crate::problem::Problem;
+use crate::problem::{DType, Problem};
 
 /// An attention kernel that was considered.
 ///
@@ -41,12 +41,17 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     if problem.sequences().is_some() {
         return Err(PlanError::PackedSequences.into());
     }
+    let dims = problem.dims();
+    if dims.is_wide() && problem.input_dtype() == DType::F32 {
+        let head_dim = dims.head_dim.max(dims.head_dim_v);
+        return Err(PlanError::HeadDimOfType { dtype: DType::F32, head_dim, supported: WIDE_TYPES }.into());
+    }
     let fp8 = Arch::Sm89.loads_on(major, minor);
     let pv = problem.pv().unwrap_or(if fp8 { PvFormat::Fp8 } else { PvFormat::F16 });
     // `STEMS` lists the fastest first; of those that remain the first one runs.
     let chosen_before = |stem: &Stem| {
         let fits = |other: &&Stem| {
-            let computes = problem.is_plain() || has_general(other);
+            let computes = !problem.needs_general_kernel() || has_general(other);
             other.qk == codes && other.pv == pv && other.arch.loads_on(major, minor) && computes
         };
         STEMS.iter().find(fits).is_some_and(|first| first != stem)
@@ -58,7 +63,7 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
             Some(format!("Q and K are to be {}", codes.name()))
         } else if stem.pv != pv && problem.pv().is_some() {
             Some(format!("P and V are to be {}", pv.name()))
-        } else if !problem.is_plain() && !has_general(stem) {
+        } else if problem.needs_general_kernel() && !has_general(stem) {
             Some(format!("it does not compute {}", modifiers(problem).join(", ")))
         } else if !stem.arch.loads_on(major, minor) {
             Some(format!("it needs {}", requirement(stem.arch)))
@@ -98,31 +103,37 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     Ok((stem, candidates))
 }
 
-/// Fails if `stem` does not compute the modifiers of `problem`.
+/// Fails if `stem` does not compute the modifiers or the head dimension of `problem`.
 ///
 /// # Errors
 ///
 /// [`PlanError::Modifiers`].
 pub(crate) fn check_modifiers(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
-    if problem.is_plain() || has_general(stem) {
+    if !problem.needs_general_kernel() || has_general(stem) {
         return Ok(());
     }
     Err(PlanError::Modifiers { kernel: stem.name, wanted: modifiers(problem), supported: MODIFIERS })
 }
 
 /// What the kernels for modifiers can do, in words.
-const MODIFIERS: &str = "windows, alignments, softcap, alibi, bias, mask and sinks in the sm80 and sm89 kernels";
+const MODIFIERS: &str =
+    "windows, alignments, softcap, alibi, bias, mask, sinks and head_dim above 128 in the sm80 and sm89 kernels";
+/// Types of wide heads that the quantizers take, in words.
+const WIDE_TYPES: &str = "f16, bf16 and f32 up to head_dim 128, f16 and bf16 up to 256";
 
-/// Whether the kernel has a general form, which computes modifiers.
+/// Whether the kernel has a general form, which computes modifiers and wide heads.
 fn has_general(stem: &Stem) -> bool {
     matches!(stem.arch, Arch::Sm80 | Arch::Sm89)
 }
 
-/// The modifiers of `problem`, in words; empty if every kernel computes it.
+/// What of `problem` needs a general kernel, in words; empty if every kernel computes it.
 fn modifiers(problem: &Problem) -> Vec<&'static str> {
     let mut wanted = problem.modifiers().names();
     if wanted.is_empty() && !problem.is_plain() {
         wanted.push("windows and alignments");
+    }
+    if problem.dims().is_wide() {
+        wanted.push("head_dim above 128");
     }
     wanted
 }

@@ -80,9 +80,9 @@ pub struct Request {
     pub q: TensorSpec,
     /// Keys, `[B, Hkv, N, D]`.
     pub k: TensorSpec,
-    /// Values, `[B, Hkv, N, D]`.
+    /// Values, `[B, Hkv, N, Dv]`.
     pub v: TensorSpec,
-    /// Output, `[B, Hq, M, D]`.
+    /// Output, `[B, Hq, M, Dv]`.
     pub out: TensorSpec,
     /// Rows see keys up to their position, which [`Modifiers::alignment`] says, instead of every key.
     pub causal: bool,
@@ -203,12 +203,12 @@ impl Problem {
         &self.request.k
     }
 
-    /// Values, `[B, Hkv, N, D]`.
+    /// Values, `[B, Hkv, N, Dv]`.
     pub fn v(&self) -> &TensorSpec {
         &self.request.v
     }
 
-    /// Output, `[B, Hq, M, D]`.
+    /// Output, `[B, Hq, M, Dv]`.
     pub fn out(&self) -> &TensorSpec {
         &self.request.out
     }
@@ -241,6 +241,12 @@ impl Problem {
         self.request.modifiers.names().is_empty() && self.band() == plain
     }
 
+    /// Whether only the general kernels compute it on a GPU: it is not [`Problem::is_plain`], or its heads are
+    /// wider than the others take.
+    pub fn needs_general_kernel(&self) -> bool {
+        !self.is_plain() || self.dims.is_wide()
+    }
+
     /// Whether something depends on what smoothing K takes from all scores of a row alike: the
     /// log-sum-exp, a soft-cap or sinks.
     pub fn needs_whole_scores(&self) -> bool {
@@ -257,22 +263,25 @@ impl Problem {
     /// each of its tensors is that of the sequence's first token; bias, mask and slopes are those of
     /// batch entry `index`, if they have several.
     pub fn sequence(&self, index: usize) -> Option<Problem> {
+        self.sequence_batch(index, 1)
+    }
+
+    /// The problem of the packed sequences `index .. index + count`, which have equal lengths, as a batch; see
+    /// [`Problem::sequence`] and [`Sequences::alike_from`].
+    pub(crate) fn sequence_batch(&self, index: usize, count: usize) -> Option<Problem> {
         let sequences = self.sequences().filter(|sequences| index < sequences.len())?;
         let (m, n) = (sequences.q(index).len(), sequences.kv(index).len());
-        let of = |spec: &TensorSpec, tokens: usize| {
-            let [batch, heads, _, head_dim] = spec.shape;
-            TensorSpec { shape: [batch, heads, tokens, head_dim], ..*spec }
-        };
+        let of = |spec: &TensorSpec, tokens: usize| spec.sequence_batch(tokens, count);
         let request = Request {
             q: of(self.q(), m),
             k: of(self.k(), n),
             v: of(self.v(), n),
             out: of(self.out(), m),
-            modifiers: self.request.modifiers.of_sequence(m, n),
+            modifiers: self.request.modifiers.of_sequences(count, m, n),
             sequences: None,
             ..self.request.clone()
         };
-        Some(Problem { dims: Dims { seqlen_q: m, seqlen_kv: n, ..self.dims }, request, ..self.clone() })
+        Some(Problem { dims: Dims { batch: count, seqlen_q: m, seqlen_kv: n, ..self.dims }, request, ..self.clone() })
     }
 
     /// Factor of Q Kᵀ, finite and not negative.
@@ -321,12 +330,13 @@ impl Problem {
     }
 
     /// Multiply-adds counted as two, of both matrix products over the keys that are visible. The
-    /// usual `4 B H M N D`, exactly halved or so by the causal mask. A boolean mask counts for nothing.
+    /// usual `4 B H M N D` (or `2 B H M N (D + Dv)`), exactly halved or so by the causal mask. A boolean mask counts for nothing.
     pub fn flops(&self) -> f64 {
         if let Some(sequences) = self.sequences() {
             return (0..sequences.len()).filter_map(|index| self.sequence(index)).map(|problem| problem.flops()).sum();
         }
         let d = &self.dims;
-        4.0 * d.batch as f64 * d.num_heads_q as f64 * self.band().pairs(d.seqlen_q) * d.head_dim as f64
+        let depth = (d.head_dim + d.head_dim_v) as f64;
+        2.0 * d.batch as f64 * d.num_heads_q as f64 * self.band().pairs(d.seqlen_q) * depth
     }
 }

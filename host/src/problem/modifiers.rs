@@ -83,10 +83,11 @@ impl PairSpec {
         Ok(())
     }
 
-    /// The part of a packed sequence that has `rows` rows and `keys` keys.
-    fn of_sequence(&self, rows: usize, keys: usize) -> PairSpec {
-        let [_, heads, m, _] = self.shape;
-        PairSpec { shape: [1, heads, if m == 1 { 1 } else { rows }, keys], strides: self.strides }
+    /// The part of `count` packed sequences that have `rows` rows and `keys` keys each.
+    fn of_sequences(&self, count: usize, rows: usize, keys: usize) -> PairSpec {
+        let [batch, heads, m, _] = self.shape;
+        let (batch, m) = (if batch == 1 { 1 } else { count }, if m == 1 { 1 } else { rows });
+        PairSpec { shape: [batch, heads, m, keys], strides: self.strides }
     }
 }
 
@@ -150,12 +151,12 @@ impl Modifiers {
         }
     }
 
-    /// The modifiers of one packed sequence of `rows` rows and `keys` keys.
-    pub(super) fn of_sequence(&self, rows: usize, keys: usize) -> Modifiers {
+    /// The modifiers of `count` packed sequences of `rows` rows and `keys` keys each.
+    pub(super) fn of_sequences(&self, count: usize, rows: usize, keys: usize) -> Modifiers {
         Modifiers {
-            alibi: self.alibi.map(|[_, heads]| [1, heads]),
-            bias: self.bias.map(|bias| BiasSpec { pairs: bias.pairs.of_sequence(rows, keys), ..bias }),
-            mask: self.mask.map(|mask| mask.of_sequence(rows, keys)),
+            alibi: self.alibi.map(|[batch, heads]| [if batch == 1 { 1 } else { count }, heads]),
+            bias: self.bias.map(|bias| BiasSpec { pairs: bias.pairs.of_sequences(count, rows, keys), ..bias }),
+            mask: self.mask.map(|mask| mask.of_sequences(count, rows, keys)),
             ..*self
         }
     }

@@ -67,6 +67,17 @@ impl Sequences {
         self.kv[index]..self.kv[index + 1]
     }
 
+    /// How many sequences from `index` on, which is less than [`Sequences::len`], have as many tokens of q and of k
+    /// as it has: together they are a batch. A sequence without rows or without keys is by itself.
+    pub fn alike_from(&self, index: usize) -> usize {
+        let lengths = |index: usize| [self.q(index).len(), self.kv(index).len()];
+        let first = lengths(index);
+        match first.contains(&0) {
+            true => 1,
+            false => (index..self.len()).take_while(|&index| lengths(index) == first).count(),
+        }
+    }
+
     /// Tokens of q and of k in all.
     pub(super) fn tokens(&self) -> [usize; 2] {
         [&self.q, &self.kv].map(|cumulative| cumulative[cumulative.len() - 1])

@@ -125,6 +125,12 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
+    /// Shape of the output of attention with these queries and the values `v`: `[B, Hq, M, Dv]`.
+    pub fn output_shape(&self, v: &TensorSpec) -> [usize; 4] {
+        let [batch, heads, tokens, _] = self.shape;
+        [batch, heads, tokens, v.shape[3]]
+    }
+
     /// A tensor of `shape` (in the order `layout` says) named `tensor` in errors.
     ///
     /// # Errors
@@ -145,6 +151,19 @@ impl TensorSpec {
         };
         let strides = strides.ok_or(Invalid::ElementsOverflow { tensor, shape })?;
         Ok(TensorSpec { dtype, shape, strides })
+    }
+
+    /// `count` packed sequences of `tokens` tokens each, one after the other along the token axis, as a batch.
+    pub(crate) fn sequence_batch(&self, tokens: usize, count: usize) -> TensorSpec {
+        let ([_, heads, _, head_dim], [batch_stride, head_stride, token_stride, feature_stride]) =
+            (self.shape, self.strides);
+        // That of a single entry is never used. The product is within the tensor's span.
+        let batch_stride = if count > 1 { token_stride.wrapping_mul(tokens as i64) } else { batch_stride };
+        TensorSpec {
+            shape: [count, heads, tokens, head_dim],
+            strides: [batch_stride, head_stride, token_stride, feature_stride],
+            ..*self
+        }
     }
 
     /// Whether there are no elements.

@@ -27,7 +27,8 @@ pub fn dims(request: &Request) -> Result<Dims, Error> {
     }
     out.check(Operand::Out, true)?;
     let [batch, num_heads_q, seqlen_q, head_dim] = q.shape;
-    Ok(Dims { batch, num_heads_q, num_heads_kv: k.shape[1], seqlen_q, seqlen_kv: k.shape[2], head_dim })
+    let (num_heads_kv, seqlen_kv, head_dim_v) = (k.shape[1], k.shape[2], v.shape[3]);
+    Ok(Dims { batch, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v })
 }
 
 /// Checks the modifiers of `request`, and its sequences if they are packed.
@@ -49,17 +50,21 @@ pub fn modifiers(request: &Request, dims: &Dims) -> Result<(), ModifierError> {
 }
 
 fn head_dim(request: &Request) -> Result<(), Error> {
-    let head_dim = request.q.shape[3];
-    for (tensor, spec) in [(Operand::K, &request.k), (Operand::V, &request.v), (Operand::Out, &request.out)] {
-        if spec.shape[3] != head_dim {
-            return Err(Invalid::HeadDimMismatch { tensor, head_dim: spec.shape[3], expected: head_dim }.into());
+    let Request { q, k, v, out, .. } = request;
+    for (tensor, spec, of, expected) in [(Operand::K, k, Operand::Q, q), (Operand::Out, out, Operand::V, v)] {
+        let (head_dim, expected) = (spec.shape[3], expected.shape[3]);
+        if head_dim != expected {
+            return Err(Invalid::HeadDimMismatch { tensor, head_dim, of, expected }.into());
         }
     }
-    match head_dim {
-        0 => Err(Invalid::HeadDimZero { max: MAX_HEAD_DIM }.into()),
-        1..=MAX_HEAD_DIM => Ok(()),
-        _ => Err(Unsupported::HeadDim { head_dim, max: MAX_HEAD_DIM }.into()),
+    for (tensor, head_dim) in [(Operand::Q, q.shape[3]), (Operand::V, v.shape[3])] {
+        match head_dim {
+            0 => return Err(Invalid::HeadDimZero { tensor, max: MAX_HEAD_DIM }.into()),
+            1..=MAX_HEAD_DIM => {}
+            _ => return Err(Unsupported::HeadDim { tensor, head_dim, max: MAX_HEAD_DIM }.into()),
+        }
     }
+    Ok(())
 }
 
 fn heads(q: &TensorSpec, k: &TensorSpec, v: &TensorSpec, out: &TensorSpec) -> Result<(), Invalid> {

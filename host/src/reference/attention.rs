@@ -80,7 +80,8 @@ impl Scratch {
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
         let first_row = block.first_row();
-        let plain = modifiers.is_plain(dims, options.causal);
+        // Of wide heads there are general kernels only.
+        let plain = modifiers.is_plain(dims, options.causal) && !dims.is_wide();
         let modifiers = modifiers.head(dims, options.causal, block.batch, block.head_q);
         let keys = |row: usize| modifiers.keys(first_row + row);
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
@@ -115,6 +116,7 @@ impl Scratch {
                     k_scale: &k_scale,
                     delta_s: &delta_s,
                     sm_scale_log2,
+                    whole_steps: !dims.is_wide(),
                 };
                 if plain {
                     let visible = keys(row).1.saturating_sub(first).min(BLOCK_KV);
@@ -146,7 +148,7 @@ impl Scratch {
                 continue; // out and lse already say so
             }
             let inverse_sum = rescale / state.sum;
-            let to = &mut block.out[row * dims.head_dim..(row + 1) * dims.head_dim];
+            let to = &mut block.out[row * dims.head_dim_v..(row + 1) * dims.head_dim_v];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum * v_scale[channel];
                 *to = v_mean.map_or(x, |mean| mean[channel].mul_add(weight, x));

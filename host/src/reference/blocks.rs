@@ -10,7 +10,7 @@ pub struct QueryBlock<'a, T> {
     pub head_kv: usize,
     /// Index of the block within its head.
     pub block: usize,
-    /// `[rows, head_dim]`.
+    /// `[rows, head_dim_v]`.
     pub out: &'a mut [T],
     /// `[rows]`.
     pub lse: &'a mut [T],
@@ -40,7 +40,7 @@ impl<T> QueryBlock<'_, T> {
 
 /// Every query block of a problem, in memory order; none if there is nothing to attend to.
 ///
-/// `out` is `[B, Hq, M, D]` and `lse` is `[B, Hq, M]`.
+/// `out` is `[B, Hq, M, Dv]` and `lse` is `[B, Hq, M]`.
 pub fn query_blocks<'a, T>(dims: &Dims, mut out: &'a mut [T], mut lse: &'a mut [T]) -> Vec<QueryBlock<'a, T>> {
     let mut blocks = Vec::new();
     if dims.num_heads_kv == 0 || dims.seqlen_kv == 0 {
@@ -50,7 +50,7 @@ pub fn query_blocks<'a, T>(dims: &Dims, mut out: &'a mut [T], mut lse: &'a mut [
         for head_q in 0..dims.num_heads_q {
             for block in 0..dims.num_query_blocks() {
                 let rows = BLOCK_Q.min(dims.seqlen_q - block * BLOCK_Q);
-                let (block_out, rest_out) = out.split_at_mut(rows * dims.head_dim);
+                let (block_out, rest_out) = out.split_at_mut(rows * dims.head_dim_v);
                 let (block_lse, rest_lse) = lse.split_at_mut(rows);
                 (out, lse) = (rest_out, rest_lse);
                 let head_kv = dims.head_kv(head_q);
@@ -64,7 +64,7 @@ pub fn query_blocks<'a, T>(dims: &Dims, mut out: &'a mut [T], mut lse: &'a mut [
 /// Number of output elements and rows.
 pub fn output_lens(dims: &Dims) -> (usize, usize) {
     let rows = dims.batch * dims.num_heads_q * dims.seqlen_q;
-    (rows * dims.head_dim, rows)
+    (rows * dims.head_dim_v, rows)
 }
 
 /// Keys `0..visible` that row `row` sees.

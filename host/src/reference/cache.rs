@@ -7,6 +7,8 @@ use super::convert::{E4M3, e4m3_from_f32, int_code, pack_int4, unpack_int4};
 use super::tensor::HostTensor;
 
 /// Token means of K, `[B, Hkv, D]`, added in the order of the kernel.
+///
+/// Example: [`KvCache`](crate::KvCache).
 pub fn cache_mean(k: &HostTensor<'_>, batch: usize, num_heads_kv: usize, tokens: usize, head_dim: usize) -> Vec<f32> {
     let lanes = MEAN_THREADS / head_dim;
     let mut means = Vec::with_capacity(batch * num_heads_kv * head_dim);
@@ -31,6 +33,8 @@ fn amax(x: &[f32]) -> f32 {
 
 /// Quantizes `tokens` tokens of `k` and `v`, `[B, Hkv, tokens, D]`, into `pages`, from token `lengths[b]` of
 /// sequence `b` on; `means` is subtracted from K. Slots of the same groups behind the last token become zero.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[allow(clippy::too_many_arguments)]
 pub fn cache_append(
     shape: &CacheShape,
@@ -81,6 +85,8 @@ pub fn cache_append(
 
 /// What the cache holds of the first `tokens` tokens of a sequence's head: K and V, `[tokens, D]`, K without its
 /// mean.
+///
+/// Example: [`KvCache`](crate::KvCache).
 pub fn cache_read(
     shape: &CacheShape,
     pages: &[u8],

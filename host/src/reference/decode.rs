@@ -11,6 +11,8 @@ use super::options::Output;
 use super::tensor::HostTensor;
 
 /// A cache in host memory.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Copy, Debug)]
 pub struct HostCache<'a> {
     /// Its extents.
@@ -24,6 +26,8 @@ pub struct HostCache<'a> {
 }
 
 /// How to attend.
+///
+/// Example: [`KvCache`](crate::KvCache).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DecodeOptions {
     /// Query heads.
@@ -80,6 +84,8 @@ struct Row {
 }
 
 /// The attention of `q`, `[B, Hq, M, D]`, over the first `lengths[b]` tokens of sequence `b`.
+///
+/// Example: [`KvCache`](crate::KvCache).
 pub fn decode(cache: &HostCache<'_>, q: &HostTensor<'_>, lengths: &[usize], options: &DecodeOptions) -> Output {
     let (heads_kv, head_dim) = (cache.shape.num_heads_kv, cache.shape.layout.head_dim);
     let rows = options.num_heads_q / heads_kv * options.seqlen_q;

@@ -13,14 +13,14 @@ use super::{HostTensor, Modifiers, Output, OutputF64};
 
 /// The definition of attention, `softmax(Q Kᵀ · sm_scale) V`, in f64.
 ///
-/// `q` is `[B, Hq, M, D]`, `k` and `v` are `[B, Hkv, N, D]`, any dtype. With `causal`, row `i` sees
+/// `q` is `[B, Hq, M, D]`, `k` is `[B, Hkv, N, D]`, `v` is `[B, Hkv, N, Dv]`, any dtype. With `causal`, row `i` sees
 /// keys up to `i + N - M`. NaN in a visible score or value reaches the output.
 ///
 /// ```
 /// use sage_attn::reference::{Data, HostTensor, attention_f32, attention_f64};
 /// use sage_attn::spec::Dims;
 ///
-/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 1, seqlen_kv: 2, head_dim: 1 };
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 1, seqlen_kv: 2, head_dim: 1, head_dim_v: 1 };
 /// let (q, k, v) = ([1.0f32], [0.0f32, 2f32.ln()], [0.0f32, 3.0]);
 /// let tensor = |x, tokens| HostTensor::contiguous(Data::F32(x), 1, tokens, 1);
 /// let (q, k, v) = (tensor(&q, 1), tensor(&k, 2), tensor(&v, 2));
@@ -58,7 +58,7 @@ pub fn attention_f64_with(
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     blocks.into_par_iter().for_each(|block| {
         let modifiers = modifiers.head(dims, causal, block.batch, block.head_q);
-        let mut row = vec![0.0f32; dims.head_dim];
+        let (mut row, mut value) = (vec![0.0f32; dims.head_dim], vec![0.0f32; dims.head_dim_v]);
         for index in 0..block.rows() {
             let position = block.first_row() + index;
             q.row(block.batch, block.head_q, position, &mut row);
@@ -71,11 +71,11 @@ pub fn attention_f64_with(
                     Some((key, modifiers.modified(position, key, dot(&q, &row) * sm_scale)?))
                 })
                 .unzip();
-            let out = &mut block.out[index * dims.head_dim..(index + 1) * dims.head_dim];
+            let out = &mut block.out[index * dims.head_dim_v..(index + 1) * dims.head_dim_v];
             block.lse[index] = softmax(&mut scores, modifiers.sink.into());
             for (key, p) in keys.into_iter().zip(scores) {
-                v.row(block.batch, block.head_kv, key, &mut row);
-                out.iter_mut().zip(&row).for_each(|(out, &v)| *out += p * f64::from(v));
+                v.row(block.batch, block.head_kv, key, &mut value);
+                out.iter_mut().zip(&value).for_each(|(out, &v)| *out += p * f64::from(v));
             }
         }
     });
@@ -141,7 +141,7 @@ pub fn attention_f32_with(
 
 /// Buffers of one worker.
 struct Scratch {
-    /// `head_dim_padded`; features beyond `head_dim` stay zero.
+    /// `head_dim_padded`; features beyond those that exist are zero.
     depth: usize,
     /// `[BLOCK_Q, depth]`.
     q: Vec<f32>,
@@ -179,7 +179,7 @@ impl Scratch {
         modifiers: &Modifiers,
     ) {
         let Scratch { depth, q: q_rows, kv, k: k_columns, p, out } = self;
-        let (depth, head_dim) = (*depth, dims.head_dim);
+        let (depth, head_dim, head_dim_v) = (*depth, dims.head_dim, dims.head_dim_v);
         let rows = block.rows();
         let first_row = block.first_row();
         let plain = modifiers.is_plain(dims, causal);
@@ -195,7 +195,7 @@ impl Scratch {
             let kv_tokens = first..dims.seqlen_kv;
             k.rows(block.batch, block.head_kv, kv_tokens.clone(), head_dim, depth, kv);
             transpose(kv, depth, k_columns);
-            v.rows(block.batch, block.head_kv, kv_tokens, head_dim, depth, kv);
+            v.rows(block.batch, block.head_kv, kv_tokens, head_dim_v, depth, kv);
             multiply_qk(&q_rows[..rows * depth], k_columns, depth, p);
             let mut alpha = [1.0; BLOCK_Q];
             for (row, p) in p.chunks_exact_mut(BLOCK_KV).take(rows).enumerate() {
@@ -222,7 +222,7 @@ impl Scratch {
             } else if !seen[row] {
                 continue; // out and lse already say so
             }
-            let to = &mut block.out[row * head_dim..(row + 1) * head_dim];
+            let to = &mut block.out[row * head_dim_v..(row + 1) * head_dim_v];
             to.iter_mut().zip(&out[row * depth..]).for_each(|(to, &x)| *to = x * rescale / state.sum);
             block.lse[row] = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
         }

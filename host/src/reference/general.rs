@@ -60,11 +60,15 @@ vectorized! {
         pv: PvFormat,
         state: &mut RowState,
     ) {
-        let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2 } = dequantize;
+        let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2, whole_steps } = dequantize;
         let inverse_q_scale = 1.0 / q_scale;
         for ((x, delta_s), k_scale) in scores.iter_mut().zip(delta_s).zip(k_scale) {
-            // ΔS in whole score steps, as the biased accumulator holds it.
-            let steps = *x + delta_s.mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS;
+            let steps = if whole_steps {
+                // As the biased accumulator holds it.
+                *x + delta_s.mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS
+            } else {
+                *x + delta_s * inverse_q_scale
+            };
             *x = steps * (q_scale * sm_scale_log2 * k_scale);
         }
         if let Some(softcap) = softcap {

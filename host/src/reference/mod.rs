@@ -18,7 +18,7 @@
 //! input therefore gives the same output bits on every machine and for every number of threads.
 //!
 //! The functions take extents and strides as given: `num_heads_q` must be a multiple of
-//! `num_heads_kv`, `head_dim` at most 128 (the quantized functions), strides non-negative, and slices
+//! `num_heads_kv`, `head_dim` and `head_dim_v` at most 256, strides non-negative, and slices
 //! long enough. Any extent may be zero.
 
 #[macro_use]

@@ -37,7 +37,7 @@ impl<'a> HostMask<'a> {
 /// use sage_attn::reference::{Data, HostMask, HostTensor, Modifiers, attention_f64_with};
 /// use sage_attn::spec::Dims;
 ///
-/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 1, seqlen_kv: 2, head_dim: 1 };
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 1, seqlen_kv: 2, head_dim: 1, head_dim_v: 1 };
 /// let x = [1.0f32, 5.0];
 /// let x = HostTensor::contiguous(Data::F32(&x), 1, 2, 1);
 /// // Only the second key is visible.
@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn terms_and_definition_agree() {
-        let dims = Dims { batch: 2, num_heads_q: 3, num_heads_kv: 1, seqlen_q: 5, seqlen_kv: 70, head_dim: 8 };
+        let dims =
+            Dims { batch: 2, num_heads_q: 3, num_heads_kv: 1, seqlen_q: 5, seqlen_kv: 70, head_dim: 8, head_dim_v: 8 };
         let slopes = [0.5, 0.25, 0.125, 0.0, 1.0, 2.0];
         let bias: Vec<f32> =
             (0..5 * 70).map(|i| if i % 11 == 3 { f32::NEG_INFINITY } else { i as f32 / 64.0 }).collect();

@@ -30,7 +30,7 @@ pub struct Options {
 /// Example: [`quantize`](crate::reference::quantize()).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// `[batch, num_heads_q, seqlen_q, head_dim]`, contiguous. Rows that see no key are 0.
+    /// `[batch, num_heads_q, seqlen_q, head_dim_v]`, contiguous. Rows that see no key are 0.
     pub out: Vec<f32>,
     /// `[batch, num_heads_q, seqlen_q]`: natural-log LSE; −inf for rows that see no key.
     pub lse: Vec<f32>,
@@ -41,7 +41,7 @@ pub struct Output {
 /// Example: [`attention_f64`](crate::reference::attention_f64).
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutputF64 {
-    /// `[batch, num_heads_q, seqlen_q, head_dim]`, contiguous. Rows that see no key are 0.
+    /// `[batch, num_heads_q, seqlen_q, head_dim_v]`, contiguous. Rows that see no key are 0.
     pub out: Vec<f64>,
     /// `[batch, num_heads_q, seqlen_q]`: natural-log LSE; −inf for rows that see no key.
     pub lse: Vec<f64>,

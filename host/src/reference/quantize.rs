@@ -42,13 +42,13 @@ pub struct Quantized {
     pub v_mean: Option<Vec<f32>>,
 }
 
-/// Quantizes `q` `[B, Hq, M, D]`, `k` and `v` `[B, Hkv, N, D]`.
+/// Quantizes `q` `[B, Hq, M, D]`, `k` `[B, Hkv, N, D]` and `v` `[B, Hkv, N, Dv]`.
 ///
 /// ```
 /// use sage_attn::reference::{self, Data, HostTensor, Options};
 /// use sage_attn::spec::{Dims, Precision, PvFormat, ScaleGranularity};
 ///
-/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64 };
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64, head_dim_v: 64 };
 /// let x: Vec<f32> = (0..70 * 64).map(|i| (i as f32).sin()).collect();
 /// let x = HostTensor::contiguous(Data::F32(&x), 1, 70, 64);
 /// let options = Options {
@@ -79,7 +79,10 @@ pub struct Quantized {
 pub fn quantize(dims: &Dims, q: &HostTensor, k: &HostTensor, v: &HostTensor, options: &Options) -> Quantized {
     let q = Tokens::new(dims, q, dims.num_heads_q, dims.seqlen_q, BLOCK_Q, dims.seqlen_q_padded());
     let k = Tokens::new(dims, k, dims.num_heads_kv, dims.seqlen_kv, BLOCK_KV, dims.seqlen_kv_padded());
-    let v = Tokens::new(dims, v, dims.num_heads_kv, dims.seqlen_kv, KV_PAD, dims.seqlen_kv_padded());
+    let v = Tokens {
+        head_dim: dims.head_dim_v,
+        ..Tokens::new(dims, v, dims.num_heads_kv, dims.seqlen_kv, KV_PAD, dims.seqlen_kv_padded())
+    };
     let (precision, granularity) = (options.precision, options.granularity);
 
     let q_mean = options.smooth_q.then(|| block_means(&q));
@@ -295,14 +298,14 @@ vectorized! {
 
     /// Codes of the first features of a row, as many as fit `codes`.
     fn encode_row(row: &Row, inverse_scale: f32, precision: Precision, codes: &mut [u8]) {
-        let ints = row.map(|x| int_code(x, inverse_scale, precision.max_code()));
+        let int = |x: f32| int_code(x, inverse_scale, precision.max_code());
         match precision {
             Precision::Int8 => {
-                codes.iter_mut().zip(ints).for_each(|(byte, code)| *byte = code as u8);
+                codes.iter_mut().zip(row).for_each(|(byte, &x)| *byte = int(x) as u8);
             }
             Precision::Int4 => {
-                let pairs = ints.as_chunks::<2>().0;
-                codes.iter_mut().zip(pairs).for_each(|(byte, &[even, odd])| *byte = pack_int4(even, odd));
+                let pairs = row.as_chunks::<2>().0;
+                codes.iter_mut().zip(pairs).for_each(|(byte, &[even, odd])| *byte = pack_int4(int(even), int(odd)));
             }
         }
     }

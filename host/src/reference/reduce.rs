@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn feature_sum_is_sequential_within_a_thread_then_a_butterfly() {
         const BIG: f32 = 33_554_432.0;
-        for head_dim in [64, 128] {
+        for head_dim in [64, 128, 256] {
             assert_eq!(feature_sum(head_dim, |_| 1.0), head_dim as f32);
         }
         // In one thread 1 is lost between 2²⁵ and −2²⁵; in two neighbouring ones it is not.

@@ -25,7 +25,7 @@ use super::{HostTensor, Options, Output, Quantized};
 /// use sage_attn::reference::{self, Data, HostTensor, Options};
 /// use sage_attn::spec::{Dims, Precision, PvFormat, ScaleGranularity};
 ///
-/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64 };
+/// let dims = Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 70, head_dim: 64, head_dim_v: 64 };
 /// let x: Vec<f32> = (0..70 * 64).map(|i| (i as f32).sin()).collect();
 /// let x = HostTensor::contiguous(Data::F32(&x), 1, 70, 64);
 /// let options = Options {
@@ -154,7 +154,7 @@ impl Scratch {
                 continue; // out and lse already say so
             }
             let inverse_sum = 1.0 / state.sum;
-            let to = &mut block.out[row * dims.head_dim..(row + 1) * dims.head_dim];
+            let to = &mut block.out[row * dims.head_dim_v..(row + 1) * dims.head_dim_v];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum;
                 *to = v_mean.map_or(x * v_scale[channel], |mean| x.mul_add(v_scale[channel], mean[channel]));

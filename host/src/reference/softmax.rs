@@ -138,6 +138,9 @@ pub struct Dequantize<'a> {
     pub delta_s: &'a TileRow,
     /// `sm_scale · log2(e)`.
     pub sm_scale_log2: f32,
+    /// Whether ΔS counts in whole score steps, or as it is in the general kernels of wide heads, whose accumulator
+    /// has no room for it.
+    pub whole_steps: bool,
 }
 
 vectorized! {
@@ -165,7 +168,7 @@ vectorized! {
         pv: PvFormat,
         state: &mut RowState,
     ) {
-        let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2 } = dequantize;
+        let &Dequantize { q_scale, k_scale, delta_s, sm_scale_log2, .. } = dequantize;
         let inverse_q_scale = 1.0 / q_scale;
         for (x, delta_s) in scores.iter_mut().zip(delta_s) {
             *x += delta_s.mul_add(inverse_q_scale, SCORE_BIAS);
@@ -277,8 +280,13 @@ mod tests {
             let mut scores = [1.0; BLOCK_KV];
             scores[5] = f32::NAN;
             let mut state = RowState::new(ROW_MAX_START);
-            let dequantize =
-                Dequantize { q_scale: 0.1, k_scale: &[0.1; BLOCK_KV], delta_s: &[0.0; BLOCK_KV], sm_scale_log2: 1.0 };
+            let dequantize = Dequantize {
+                q_scale: 0.1,
+                k_scale: &[0.1; BLOCK_KV],
+                delta_s: &[0.0; BLOCK_KV],
+                sm_scale_log2: 1.0,
+                whole_steps: true,
+            };
             quantized_row(&mut scores, visible, Bias::Exact, &dequantize, PvFormat::Fp8, &mut state);
             assert_eq!(state.sum.is_nan(), is_nan);
         }

@@ -67,9 +67,8 @@ impl<'a> HostTensor<'a> {
         self.row_from(batch, head, token, 0, out);
     }
 
-    /// Copies `tokens` of a head to rows of `depth` in `out`, as many as fit; further rows become zero.
-    ///
-    /// Only the first `head_dim` features of a row are written.
+    /// Copies `tokens` of a head to rows of `depth` in `out`, as many as fit; further rows, and features from
+    /// `head_dim` on, become zero.
     pub(super) fn rows(
         &self,
         batch: usize,
@@ -81,7 +80,11 @@ impl<'a> HostTensor<'a> {
     ) {
         for row in out.chunks_exact_mut(depth) {
             match tokens.next() {
-                Some(token) => self.row(batch, head, token, &mut row[..head_dim]),
+                Some(token) => {
+                    let (existing, padding) = row.split_at_mut(head_dim);
+                    self.row(batch, head, token, existing);
+                    padding.fill(0.0);
+                }
                 None => row.fill(0.0),
             }
         }

@@ -52,12 +52,13 @@ vectorized! {
     }
 
     /// `out = out · alpha + p · v`, the product summed from zero: `p` is `[rows, BLOCK_KV]`, `v` is
-    /// `[BLOCK_KV, depth]`, `out` is `[rows, depth]`, `alpha` is `[rows]`; depth is 64 or 128.
+    /// `[BLOCK_KV, depth]`, `out` is `[rows, depth]`, `alpha` is `[rows]`; depth is 64, 128 or 256.
     pub fn accumulate_pv(p: &[f32], v: &[f32], depth: usize, alpha: &[f32], out: &mut [f32]) {
         match depth {
             64 => accumulate::<64>(p, v, alpha, out),
             128 => accumulate::<128>(p, v, alpha, out),
-            _ => unreachable!("head_dim_padded is 64 or 128"),
+            256 => accumulate::<256>(p, v, alpha, out),
+            _ => unreachable!("head_dim_padded is 64, 128 or 256"),
         }
     }
 

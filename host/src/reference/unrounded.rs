@@ -41,7 +41,7 @@ pub fn attention_unrounded_p_with(
 impl Problem<'_> {
     fn attend_unrounded(&self, modifiers: &Modifiers, block: QueryBlock<f64>) {
         let Problem { dims, quantized, options, .. } = *self;
-        let (depth, head_dim) = (dims.head_dim_padded(), dims.head_dim);
+        let (depth, head_dim_v) = (dims.head_dim_padded(), dims.head_dim_v);
         let tokens = dims.seqlen_kv_padded();
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
@@ -88,7 +88,7 @@ impl Problem<'_> {
                 continue;
             }
             let weight: f64 = p.iter().sum();
-            let out = &mut block.out[row * head_dim..(row + 1) * head_dim];
+            let out = &mut block.out[row * head_dim_v..(row + 1) * head_dim_v];
             for (key, p) in keys.into_iter().zip(p) {
                 let v = &v[key * depth..(key + 1) * depth];
                 out.iter_mut().zip(v).for_each(|(out, &v)| *out += p * f64::from(v));

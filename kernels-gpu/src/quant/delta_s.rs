@@ -11,17 +11,16 @@ use super::element::Element;
 use super::lanes::{LANES, Position, TOKENS, load8};
 use super::tile::{Job, read_swizzled};
 
-/// Query blocks of a warp.
-const BLOCKS_PER_WARP: usize = 8;
 /// Keys of a thread, 32 apart.
 const KEYS: usize = 2;
 
-/// One CTA: 128 keys by up to 16 (head_dim 64) or 32 query blocks of one head; a warp: 64 keys by 8 blocks.
+/// One CTA: 128 keys by up to 16 (head_dim 64) or 32 query blocks of one head; a warp: 64 keys by 8 blocks, or 4 at
+/// head_dim 256, whose more threads would else want more shared memory than some devices have.
 ///
 /// # Safety
 /// `sage_spec::params::DeltaSParams`, `sage_spec::launch::delta_s`.
 #[inline(always)]
-pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32>(p: &DeltaSParams) {
+pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32, const BLOCKS_PER_WARP: usize>(p: &DeltaSParams) {
     let blocks_per_cta = const { delta_s_blocks(HEAD_DIM as usize) as u32 };
     const { assert!(HEAD_DIM / 8 * LANES == 32 * 2 * delta_s_blocks(HEAD_DIM as usize) as u32 / BLOCKS_PER_WARP as u32) };
     const { assert!(TOKENS == KV_PAD as u32) };

@@ -111,12 +111,12 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(p:
 unsafe fn stage<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, buffer: u32) {
     let is = |role| job.role == code(role);
     if job.role != DONE {
-        let (tokens, bit) = if is(Role::Q) {
-            (p.seqlen_q, 1)
+        let (tokens, bit, head_dim) = if is(Role::Q) {
+            (p.seqlen_q, 1, p.head_dim)
         } else if is(Role::K) || is(Role::KStatistics) {
-            (p.seqlen_kv, 2)
+            (p.seqlen_kv, 2, p.head_dim)
         } else {
-            (p.seqlen_kv, 4)
+            (p.seqlen_kv, 4, p.head_dim_v)
         };
         // K and V are read twice, and the second read finds them in the cache if nothing else stays there.
         let read_again = is(Role::KStatistics) || is(Role::VStatistics);
@@ -124,7 +124,7 @@ unsafe fn stage<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, 
         let vectorized = p.vectorized & bit != 0;
         let position = Position::new::<HEAD_DIM>();
         // SAFETY: the caller vouches for the buffer.
-        unsafe { job.stage::<E, HEAD_DIM, false>(buffer, position, tokens, p.head_dim, vectorized, Some(policy)) };
+        unsafe { job.stage::<E, HEAD_DIM, false>(buffer, position, tokens, head_dim, vectorized, Some(policy)) };
     }
     cp_async::commit_group();
 }

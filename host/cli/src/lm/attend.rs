@@ -63,7 +63,7 @@ impl<'a> Planned<'a> {
             let start = Instant::now();
             let exact = Choice::EXACT.apply(attention).device(Device::Cpu).forward(q, k, v)?.out.to_f32();
             let exact: Vec<f64> = exact.into_iter().map(f64::from).collect();
-            self.errors[layer].add(&Metrics::compare(&output.out.to_f32(), &exact, q.spec().shape[3]));
+            self.errors[layer].add(&Metrics::compare(&output.out.to_f32(), &exact, v.spec().shape[3]));
             self.measuring_time += start.elapsed();
         }
         Ok(output.out)

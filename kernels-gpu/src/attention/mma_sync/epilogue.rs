@@ -23,7 +23,7 @@ impl Weights {
     pub const PLAIN: Weights = Weights { keys: [1.0; 4], shift_lse: true };
 }
 
-/// Stores the warp's rows that exist: 32, or 16 if `GENERAL`. A row that saw no key becomes zeros, with an LSE of −inf. Only
+/// Stores the warp's rows that exist: 32, or 16 and the CTA's channels of V if `GENERAL`. A row that saw no key becomes zeros, with an LSE of −inf. Only
 /// `GENERAL` looks at `weights`.
 ///
 /// # Safety
@@ -36,10 +36,11 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
     weights: &Weights,
 ) {
     // Read and computed again: cheaper than registers through the main loop.
-    let work = if GENERAL {
-        HalfBlock::reread(p).work
+    let (work, first_channel) = if GENERAL {
+        let HalfBlock { work, v_chunk, .. } = HalfBlock::reread(p);
+        (work, v_chunk * C::V_DIM)
     } else {
-        Work::of_cta(p, thread::reread_block_idx_x(), thread::reread_block_idx_y())
+        (Work::of_cta(p, thread::reread_block_idx_x(), thread::reread_block_idx_y()), 0)
     };
     let (batch, head_kv) = work.batch_and_head_kv(p);
     let (batch, head_q, head_kv) = (batch as u64, work.head_q as u64, head_kv as u64);
@@ -51,7 +52,8 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
     let base = p
         .out
         .ptr
-        .wrapping_add(((batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head) * element_bytes) as u64);
+        .wrapping_add(((batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head) * element_bytes) as u64)
+        .wrapping_add(first_channel as u64 * element_bytes as u64);
     let paired = (p.out.ptr & 3 == 0) && ((p.out.stride_batch | p.out.stride_head | p.out.stride_token) & 1 == 0);
 
     let first_row = query_block * BLOCK_Q as u32 + warp * 32 + g;
@@ -65,7 +67,8 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
         // NaN is not zero: it stays NaN in the output.
         inverse_sum[row] = if sum == 0.0 { 0.0 } else { math::reciprocal(sum) };
         rows[row] = base.wrapping_add((index as i64 * p.out.stride_token * element_bytes) as u64);
-        if p.lse != 0 && t == 0 && index < p.seqlen_q {
+        // One of the CTAs of a row's parts of V is enough.
+        if p.lse != 0 && t == 0 && index < p.seqlen_q && (!GENERAL || first_channel == 0) {
             let rows_padded = p.seqlen_q.div_ceil(BLOCK_Q as u32) as u64 * BLOCK_Q as u64;
             let mut lse = (state.row_max[row] + math::log2(sum)) * core::f32::consts::LN_2;
             // SAFETY: f32 [B, Hq, Mp] and [B, Hq, M].
@@ -86,11 +89,12 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
         row += 1;
     }
 
-    let channels = head_kv * C::HEAD_DIM as u64;
+    let channels = head_kv * C::HEAD_DIM as u64 + first_channel as u64;
+    let existing = if GENERAL { p.head_dim_v - first_channel } else { p.head_dim_v };
     let mut c = 0;
-    while c < C::HEAD_DIM as usize / 8 {
+    while c < C::V_DIM as usize / 8 {
         let channel = 8 * c as u32 + 2 * t;
-        if channel < p.head_dim {
+        if channel < existing {
             let (mut scale, mut mean) = ([1.0f32; 2], [0.0f32; 2]);
             let mut i = 0;
             while i < 2 {
@@ -126,7 +130,7 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
                     // SAFETY: the row and the first channel exist; the second is checked.
                     unsafe {
                         let address = rows[row].wrapping_add((channel as i64 * element_bytes) as u64);
-                        store_pair(address, values, p.out_dtype, paired, channel + 1 < p.head_dim);
+                        store_pair(address, values, p.out_dtype, paired, channel + 1 < existing);
                     }
                 }
                 row += 1;

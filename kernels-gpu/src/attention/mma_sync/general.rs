@@ -6,13 +6,15 @@
 //! change no bit. Tiles that no row of the half sees are skipped.
 
 use cuda_std::{cp_async, global, math, shared, thread, warp};
+use sage_spec::PvFormat;
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::AttentionParams;
 use sage_spec::quant::SCORE_BIAS;
+use sage_spec::tiling::{V_CHUNK, WIDE_HEAD_DIM};
 
 use super::config::{Config, OutputTile, Probabilities, Rows, Scores};
 use super::epilogue::{self, Weights};
-use super::load::TileCopy;
+use super::load::{self, TileCopy};
 use super::mainloop::{KEYS, QUERY_ROWS, Source, Work};
 use super::modifiers::{self, TileModifiers};
 use super::qk::{self, QkLane};
@@ -23,19 +25,35 @@ const HALF_ROWS: u32 = QUERY_ROWS / 2;
 /// Rows of a warp.
 const WARP_ROWS: u32 = 16;
 
+const _: () = assert!(WIDE_HEAD_DIM == 2 * V_CHUNK, "two parts of V at most");
+
+/// Whether ΔS is added to scores, instead of being where their accumulators start from. Scores of 256 products reach
+/// 127² · 256, which leaves no room for ΔS below 2²² (`sage_spec::quant::DELTA_S_MAX_STEPS`).
+const fn adds_delta_s<C: Config>() -> bool {
+    C::HEAD_DIM > V_CHUNK as u32
+}
+
 /// What a CTA works on.
 pub struct HalfBlock {
     /// The query block and its head.
     pub work: Work,
     /// Which half: 0 or 1.
     half: u32,
+    /// Which part of V's channels: 0, or 1 if they are more than a CTA takes.
+    pub v_chunk: u32,
 }
 
 impl HalfBlock {
-    /// Work of the CTA with these block indices: grid x is twice the query block.
+    /// Work of the CTA with these block indices (`sage_spec::launch::general_attention_grid`).
     #[inline(always)]
     fn of_cta(p: &AttentionParams, block_idx_x: u32, block_idx_y: u32) -> Self {
-        HalfBlock { work: Work::of_cta(p, block_idx_x / 2, block_idx_y), half: 1 - block_idx_x % 2 }
+        let two_chunks = (p.head_dim_v > V_CHUNK as u32) as u32;
+        let half_block = block_idx_x >> two_chunks;
+        HalfBlock {
+            work: Work::of_cta(p, half_block / 2, block_idx_y),
+            half: 1 - half_block % 2,
+            v_chunk: block_idx_x & two_chunks,
+        }
     }
 
     /// Computed again, which is cheaper than registers through the main loop.
@@ -58,7 +76,8 @@ impl HalfBlock {
 }
 
 /// Rounded probabilities of a tile relative to the new row maxima; otherwise as
-/// `softmax::probabilities::<true>`.
+/// `softmax::probabilities::<true>`. `delta_s` yields ΔS, in score steps, of columns `4 · pair ..`, for those that
+/// [`adds_delta_s`].
 ///
 /// # Safety
 /// The whole warp calls it; the parameters are valid.
@@ -67,6 +86,7 @@ unsafe fn round<C: Config>(
     p: &GeneralAttentionParams,
     tile: &TileModifiers,
     scores: &Scores,
+    delta_s: impl Fn(usize) -> [f32; 4],
     f: f32,
     row_max: &mut Rows,
     alpha: &mut Rows,
@@ -78,7 +98,24 @@ unsafe fn round<C: Config>(
         let mut x = [0.0f32; 16];
         let mut i = 0;
         while i < 16 {
-            x[i] = (f32::from_bits(scores[i / 2][row * 2 + i % 2]) - SCORE_BIAS) * f;
+            x[i] = f32::from_bits(scores[i / 2][row * 2 + i % 2]) - SCORE_BIAS;
+            i += 1;
+        }
+        if adds_delta_s::<C>() && p.attention.delta_s != 0 {
+            let mut pair = 0;
+            while pair < 4 {
+                let steps = delta_s(pair);
+                let mut i = 0;
+                while i < 4 {
+                    x[4 * pair + i] += steps[i];
+                    i += 1;
+                }
+                pair += 1;
+            }
+        }
+        let mut i = 0;
+        while i < 16 {
+            x[i] *= f;
             i += 1;
         }
         // SAFETY: forwarded contract.
@@ -131,7 +168,7 @@ unsafe fn add_sinks<C: Config>(p: &GeneralAttentionParams, output: &mut OutputTi
         let sum = state.row_sum[row];
         weights.keys[row] = if sum == keys { 1.0 } else { keys * math::reciprocal(sum) };
         let mut c = 0;
-        while c < C::HEAD_DIM as usize / 8 {
+        while c < C::V_DIM as usize / 8 {
             output[c][row * 2] *= alpha;
             output[c][row * 2 + 1] *= alpha;
             c += 1;
@@ -141,7 +178,36 @@ unsafe fn add_sinks<C: Config>(p: &GeneralAttentionParams, output: &mut OutputTi
     weights
 }
 
-/// One CTA: the tiles of half a query block that one of its rows sees.
+/// Bytes from one part of V's channels to the next, in a head's codes.
+#[inline(always)]
+const fn v_chunk_bytes<C: Config>(seqlen_kv_padded: u32) -> u64 {
+    match C::PV {
+        PvFormat::Fp8 => C::V_DIM as u64 * seqlen_kv_padded as u64,
+        PvFormat::F16 => C::V_DIM as u64 * 2,
+    }
+}
+
+/// Starts the copies of a tile; see [`Source::start_tile`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn start_tile<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(
+    p: &AttentionParams,
+    source: &Source<C, ROW_BYTES>,
+    tile: u32,
+    stage: u32,
+) {
+    // SAFETY: forwarded contract.
+    unsafe {
+        if adds_delta_s::<C>() && p.delta_s != 0 {
+            load::delta_s(stage + C::DELTA_S_OFFSET, source.delta_s + tile as u64 * (KEYS as u64 * 4));
+        }
+        source.start_tile::<DELTA_S>(tile, stage, p.seqlen_kv_padded);
+    }
+}
+
+/// One CTA: the tiles of half a query block that one of its rows sees, and one part of V's channels.
 ///
 /// # Safety
 /// As for `mainloop::attend`, with valid modifiers.
@@ -153,7 +219,7 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
     let (g, t) = (lane / 4, lane % 4);
     let smem = shared::dynamic_shared_mem();
     let half_block = HalfBlock::of_cta(p, thread::block_idx_x(), thread::block_idx_y());
-    let HalfBlock { work, half } = &half_block;
+    let &HalfBlock { ref work, half, v_chunk } = &half_block;
     let &Work { head_q, query_block, .. } = work;
     let first_row = half_block.first_row();
     if first_row >= p.seqlen_q {
@@ -171,7 +237,12 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
     let delta_s_row = work.head_local as u64 * p.chunk.block_count as u64 + work.block_local as u64;
     let source: Source<C, ROW_BYTES> = Source {
         k: TileCopy::new(p.k_codes + codes * ROW_BYTES as u64, ROW_BYTES as u64),
-        v: C::v_copy(p.v_codes + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64, p.seqlen_kv_padded),
+        v: C::v_copy(
+            p.v_codes
+                + codes * (C::HEAD_DIM * C::PV.bytes() as u32) as u64
+                + v_chunk as u64 * v_chunk_bytes::<C>(p.seqlen_kv_padded),
+            p.seqlen_kv_padded,
+        ),
         delta_s: p.delta_s + delta_s_row * p.seqlen_kv_padded as u64 * 4,
     };
 
@@ -195,7 +266,7 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
             let rows = q_block * QUERY_ROWS as u64 + (half * HALF_ROWS) as u64;
             let q = TileCopy::<HALF_ROWS, ROW_BYTES>::new(p.q_codes + rows * ROW_BYTES as u64, ROW_BYTES as u64);
             q.start(smem + C::Q_OFFSET, ROW_BYTES as u64);
-            source.start_tile::<DELTA_S>(first_tile, stage, p.seqlen_kv_padded);
+            start_tile::<C, DELTA_S, ROW_BYTES>(p, &source, first_tile, stage);
         }
         let qk_lane = QkLane::of_16_rows::<C>(smem + C::Q_OFFSET, warp_idx, lane);
         let v_lane = C::V_OFFSET + C::v_lane_offset(lane);
@@ -208,7 +279,7 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
             unsafe { thread::sync_threads() };
             if kv_block + 1 < end_tile {
                 // SAFETY: the other stage is free and the tile exists.
-                unsafe { source.start_tile::<DELTA_S>(kv_block + 1, next_stage, p.seqlen_kv_padded) };
+                unsafe { start_tile::<C, DELTA_S, ROW_BYTES>(p, &source, kv_block + 1, next_stage) };
             }
             // SAFETY: the warp is converged; Q and the stage are complete.
             unsafe {
@@ -217,9 +288,11 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
                 let f = q_factor * k_scale;
                 let tile = TileModifiers::new(p, kv_block);
                 let mut alpha: Rows = [0.0; 4];
-                let scores = qk::scores_of_16_rows::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale);
-                let rounded = round::<C>(general, &tile, &scores, f, &mut state.row_max, &mut alpha);
-                C::multiply_v::<1>(&[rounded; 2], stage + v_lane, p.head_dim, &alpha, &mut output, &mut state.row_sum);
+                let scores = qk::scores_of_16_rows::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale, p.head_dim);
+                let delta_s = |pair| qk_lane.delta_s(stage, pair).map(|x| x * inverse_q_scale[0]);
+                let rounded = round::<C>(general, &tile, &scores, delta_s, f, &mut state.row_max, &mut alpha);
+                let channels = p.head_dim_v - v_chunk * C::V_DIM;
+                C::multiply_v::<1>(&[rounded; 2], stage + v_lane, channels, &alpha, &mut output, &mut state.row_sum);
             }
             stage = next_stage;
             kv_block += 1;
@@ -232,7 +305,7 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
     }
 }
 
-/// Dispatches on ΔS once, outside the main loop.
+/// Dispatches on ΔS once, outside the main loop, unless the loop adds it.
 ///
 /// # Safety
 /// As for [`attend`].
@@ -240,7 +313,7 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
 pub unsafe fn kernel<C: Config, const ROW_BYTES: u32>(p: &GeneralAttentionParams) {
     // SAFETY: forwarded contract.
     unsafe {
-        if p.attention.delta_s != 0 {
+        if !adds_delta_s::<C>() && p.attention.delta_s != 0 {
             attend::<C, true, ROW_BYTES>(p);
         } else {
             attend::<C, false, ROW_BYTES>(p);

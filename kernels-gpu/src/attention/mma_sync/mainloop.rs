@@ -228,7 +228,7 @@ pub unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(p: &A
                             &mut alpha,
                         ))
                     });
-                    C::multiply_v::<2>(&rounded, stage + v_lane, p.head_dim, &alpha, &mut output, &mut state.row_sum);
+                    C::multiply_v::<2>(&rounded, stage + v_lane, p.head_dim_v, &alpha, &mut output, &mut state.row_sum);
                 }
                 stage = next_stage;
             }};

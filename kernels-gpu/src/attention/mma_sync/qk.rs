@@ -44,6 +44,18 @@ impl QkLane {
     }
 }
 
+impl QkLane {
+    /// ΔS, in units of k_scale, of the columns that a lane holds of `n8` blocks `2 · pair` and `2 · pair + 1`.
+    ///
+    /// # Safety
+    /// The stage at shared address `stage` is complete.
+    #[inline(always)]
+    pub unsafe fn delta_s(&self, stage: u32, pair: usize) -> [f32; 4] {
+        // SAFETY: inside the stage's ΔS row.
+        unsafe { shared::load_u32x4(stage + self.delta_s + pair as u32 * 64) }.map(f32::from_bits)
+    }
+}
+
 #[inline(always)]
 unsafe fn multiply<C: Config>(a: [u32; 4], b: [u32; 2], c: [u32; 4]) -> [u32; 4] {
     // SAFETY: the caller keeps the warp converged.
@@ -109,7 +121,8 @@ pub unsafe fn scores<C: Config, const DELTA_S: bool>(
     d
 }
 
-/// [`scores`] of a warp of 16 rows.
+/// [`scores`] of a warp of 16 rows. At head dimension 256 features from `head_dim` on, which are zeros, are left
+/// out.
 ///
 /// # Safety
 /// As for [`scores`].
@@ -118,6 +131,7 @@ pub unsafe fn scores_of_16_rows<C: Config, const DELTA_S: bool>(
     lane: &QkLane,
     stage: u32,
     inverse_q_scale: [f32; 2],
+    head_dim: u32,
 ) -> Scores {
     let mut d: Scores = [[SCORE_BIAS_BITS; 4]; 8];
     if DELTA_S {
@@ -134,6 +148,9 @@ pub unsafe fn scores_of_16_rows<C: Config, const DELTA_S: bool>(
     }
     let mut step = 0;
     while step < C::ROW_BYTES / 32 {
+        if C::HEAD_DIM > C::V_DIM && C::QK.bytes(head_dim.next_multiple_of(2) as usize) as u32 <= step * 32 {
+            break;
+        }
         // SAFETY: inside Q's tile.
         let q = unsafe { ldmatrix::x4(lane.q ^ (step * 32)) };
         let mut pair = 0;

@@ -13,7 +13,7 @@ use crate::tile::swizzle::chunk_offset;
 const ONES: u32 = 0x3c00_3c00;
 
 macro_rules! config {
-    ($(#[$doc:meta])* $name:ident, $qk:expr, $head_dim:literal) => {
+    ($(#[$doc:meta])* $name:ident, $qk:expr, $head_dim:literal, $v_dim:literal) => {
         $(#[$doc])*
         pub struct $name;
 
@@ -23,7 +23,7 @@ macro_rules! config {
             const PV: PvFormat = PvFormat::F16;
             type P = [[u32; 4]; 4];
 
-            type VCopy = TileCopy<{ BLOCK_KV as u32 }, { $head_dim * 2 }>;
+            type VCopy = TileCopy<{ BLOCK_KV as u32 }, { $v_dim * 2 }>;
 
             #[inline(always)]
             fn v_copy(src: u64, _seqlen_kv_padded: u32) -> Self::VCopy {
@@ -39,7 +39,7 @@ macro_rules! config {
             #[inline(always)]
             fn v_lane_offset(lane: u32) -> u32 {
                 // One x4: tokens 0–7 and 8–15 of eight channels, then of the next eight.
-                chunk_offset($head_dim * 2, lane % 8 + (lane / 8 % 2) * 8, lane / 16)
+                chunk_offset($v_dim * 2, lane % 8 + (lane / 8 % 2) * 8, lane / 16)
             }
 
             #[inline(always)]
@@ -48,9 +48,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v<const HALVES: usize>(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v<const HALVES: usize>(p: &[Self::P; 2], v: u32, head_dim_v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
-                unsafe { multiply_v::<$head_dim, HALVES>(p, v, head_dim, alpha, output, row_sum) }
+                unsafe { multiply_v::<$v_dim, HALVES>(p, v, head_dim_v, alpha, output, row_sum) }
             }
         }
     };
@@ -58,19 +58,27 @@ macro_rules! config {
 
 config!(
     /// `sm80_int4_f16_fwd`, head dimension 64.
-    Int4D64, Precision::Int4, 64
+    Int4D64, Precision::Int4, 64, 64
 );
 config!(
     /// `sm80_int4_f16_fwd`, head dimension 128.
-    Int4D128, Precision::Int4, 128
+    Int4D128, Precision::Int4, 128, 128
+);
+config!(
+    /// `sm80_int4_f16_fwd`, head dimension 256, 128 channels of V at a time.
+    Int4D256, Precision::Int4, 256, 128
 );
 config!(
     /// `sm80_int8_f16_fwd`, head dimension 64.
-    Int8D64, Precision::Int8, 64
+    Int8D64, Precision::Int8, 64, 64
 );
 config!(
     /// `sm80_int8_f16_fwd`, head dimension 128.
-    Int8D128, Precision::Int8, 128
+    Int8D128, Precision::Int8, 128, 128
+);
+config!(
+    /// `sm80_int8_f16_fwd`, head dimension 256, 128 channels of V at a time.
+    Int8D256, Precision::Int8, 256, 128
 );
 
 /// `rounded[step]` is the A operand of tokens `16 · step..`.
@@ -93,15 +101,15 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 4] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize, const HALVES: usize>(
+unsafe fn multiply_v<const V_DIM: usize, const HALVES: usize>(
     p: &[[[u32; 4]; 4]; 2],
     v: u32,
-    head_dim: u32,
+    head_dim_v: u32,
     alpha: &Rows,
     output: &mut OutputTile,
     row_sum: &mut Rows,
 ) {
-    let row_bytes = HEAD_DIM as u32 * 2;
+    let row_bytes = V_DIM as u32 * 2;
     // SAFETY: inside V's tile; the caller keeps the warp converged.
     unsafe {
         let mut m = 0;
@@ -118,8 +126,8 @@ unsafe fn multiply_v<const HEAD_DIM: usize, const HALVES: usize>(
             m += 1;
         }
         let mut pair = 0;
-        while pair < HEAD_DIM / 16 {
-            if ends_before(16 * pair as u32, head_dim) {
+        while pair < V_DIM / 16 {
+            if ends_before(16 * pair as u32, head_dim_v) {
                 break;
             }
             // Channels 16 · pair are 2 · pair chunks on: an XOR within the swizzle's 128 bytes (tiles are

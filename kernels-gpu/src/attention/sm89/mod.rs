@@ -14,7 +14,7 @@ use crate::tile::swizzle::chunk_offset;
 const ONES: u32 = 0x3838_3838;
 
 macro_rules! config {
-    ($(#[$doc:meta])* $name:ident, $qk:expr, $head_dim:literal) => {
+    ($(#[$doc:meta])* $name:ident, $qk:expr, $head_dim:literal, $v_dim:literal) => {
         $(#[$doc])*
         pub struct $name;
 
@@ -24,7 +24,7 @@ macro_rules! config {
             const PV: PvFormat = PvFormat::Fp8;
             type P = [[u32; 4]; 2];
 
-            type VCopy = TileCopy<$head_dim, { BLOCK_KV as u32 }>;
+            type VCopy = TileCopy<$v_dim, { BLOCK_KV as u32 }>;
 
             #[inline(always)]
             fn v_copy(src: u64, seqlen_kv_padded: u32) -> Self::VCopy {
@@ -49,9 +49,9 @@ macro_rules! config {
             }
 
             #[inline(always)]
-            unsafe fn multiply_v<const HALVES: usize>(p: &[Self::P; 2], v: u32, head_dim: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
+            unsafe fn multiply_v<const HALVES: usize>(p: &[Self::P; 2], v: u32, head_dim_v: u32, alpha: &Rows, output: &mut OutputTile, row_sum: &mut Rows) {
                 // SAFETY: forwarded contract.
-                unsafe { multiply_v::<$head_dim, HALVES>(p, v, head_dim, alpha, output, row_sum) }
+                unsafe { multiply_v::<$v_dim, HALVES>(p, v, head_dim_v, alpha, output, row_sum) }
             }
         }
     };
@@ -59,19 +59,27 @@ macro_rules! config {
 
 config!(
     /// `sm89_int4_fp8_fwd`, head dimension 64.
-    Int4D64, Precision::Int4, 64
+    Int4D64, Precision::Int4, 64, 64
 );
 config!(
     /// `sm89_int4_fp8_fwd`, head dimension 128.
-    Int4D128, Precision::Int4, 128
+    Int4D128, Precision::Int4, 128, 128
+);
+config!(
+    /// `sm89_int4_fp8_fwd`, head dimension 256, 128 channels of V at a time.
+    Int4D256, Precision::Int4, 256, 128
 );
 config!(
     /// `sm89_int8_fp8_fwd`, head dimension 64.
-    Int8D64, Precision::Int8, 64
+    Int8D64, Precision::Int8, 64, 64
 );
 config!(
     /// `sm89_int8_fp8_fwd`, head dimension 128.
-    Int8D128, Precision::Int8, 128
+    Int8D128, Precision::Int8, 128, 128
+);
+config!(
+    /// `sm89_int8_fp8_fwd`, head dimension 256, 128 channels of V at a time.
+    Int8D256, Precision::Int8, 256, 128
 );
 
 /// `rounded[step]` is the A operand of tokens `32 · step..`.
@@ -95,10 +103,10 @@ fn round_p(p: &Probabilities) -> [[u32; 4]; 2] {
 }
 
 #[inline(always)]
-unsafe fn multiply_v<const HEAD_DIM: usize, const HALVES: usize>(
+unsafe fn multiply_v<const V_DIM: usize, const HALVES: usize>(
     p: &[[[u32; 4]; 2]; 2],
     v: u32,
-    head_dim: u32,
+    head_dim_v: u32,
     alpha: &Rows,
     output: &mut OutputTile,
     row_sum: &mut Rows,
@@ -115,8 +123,8 @@ unsafe fn multiply_v<const HEAD_DIM: usize, const HALVES: usize>(
             m += 1;
         }
         let mut c = 0;
-        while c < HEAD_DIM / 8 {
-            if ends_before(8 * c as u32, head_dim) {
+        while c < V_DIM / 8 {
+            if ends_before(8 * c as u32, head_dim_v) {
                 break;
             }
             let b = ldmatrix::x4(v + c as u32 * 8 * BLOCK_KV as u32);

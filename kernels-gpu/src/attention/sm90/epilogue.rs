@@ -70,7 +70,7 @@ pub unsafe fn store<C: Config>(p: &Sm90AttentionParams, work: &Work, state: &Row
     }
 
     let channels = head_kv as u64 * C::HEAD_DIM as u64;
-    let is_plain = place.paired && p.head_dim == C::HEAD_DIM && p.out_dtype != 2 && p.seqlen_kv > 0 && p.v_mean == 0;
+    let is_plain = place.paired && p.head_dim_v == C::HEAD_DIM && p.out_dtype != 2 && p.seqlen_kv > 0 && p.v_mean == 0;
     let mut c = 0;
     while c < C::HEAD_DIM as usize / 8 {
         let channel = 8 * c as u32 + 2 * lane.t;
@@ -90,7 +90,7 @@ pub unsafe fn store<C: Config>(p: &Sm90AttentionParams, work: &Work, state: &Row
                     }
                     r += 1;
                 }
-            } else if channel < p.head_dim {
+            } else if channel < p.head_dim_v {
                 let (mut scale, mut mean) = ([1.0f32; 2], [0.0f32; 2]);
                 // Without keys V was never quantized; its buffers are not read.
                 if p.seqlen_kv > 0 {
@@ -111,7 +111,7 @@ pub unsafe fn store<C: Config>(p: &Sm90AttentionParams, work: &Work, state: &Row
                             values = [0.0; 2];
                         }
                         let address = place.rows[r].wrapping_add((channel as i64 * place.element_bytes) as u64);
-                        store_pair(address, values, p.out_dtype, place.paired, channel + 1 < p.head_dim);
+                        store_pair(address, values, p.out_dtype, place.paired, channel + 1 < p.head_dim_v);
                     }
                     r += 1;
                 }

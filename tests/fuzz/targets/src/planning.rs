@@ -60,10 +60,10 @@ fn plain_plan(problem: &Problem, device: &Capability, bytes: &mut Bytes<'_>) -> 
 fn packed_plan(problem: &Problem, device: &Capability, bytes: &mut Bytes<'_>) -> Result<(), Error> {
     let plan = plan_packed(problem, device)?;
     let (args, side) = arguments(problem, plan.workspace_bytes(), bytes);
-    for (index, part) in plan.parts() {
-        check(part, bytes);
-        assert!(part.workspace().total_bytes() <= plan.workspace_bytes());
-        let _ = args.of_sequence(&plan, &side, *index).expect("tensors as planned");
+    for part in plan.parts() {
+        check(&part.1, bytes);
+        assert!(part.1.workspace().total_bytes() <= plan.workspace_bytes());
+        let _ = args.of_part(&plan, &side, part).expect("tensors as planned");
     }
     Ok(())
 }

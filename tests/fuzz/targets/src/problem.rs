@@ -28,7 +28,8 @@ fn check(problem: &Problem, asked: &Request) {
     let dims = problem.dims();
     assert_eq!(problem.q().shape, [dims.batch, dims.num_heads_q, dims.seqlen_q, dims.head_dim]);
     assert_eq!(problem.k().shape, [dims.batch, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim]);
-    assert_eq!((problem.v().shape, problem.out().shape), (problem.k().shape, problem.q().shape));
+    assert_eq!(problem.v().shape, [dims.batch, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim_v]);
+    assert_eq!(problem.out().shape, [dims.batch, dims.num_heads_q, dims.seqlen_q, dims.head_dim_v]);
     assert!(problem.sm_scale().is_finite() && problem.sm_scale() >= 0.0);
     assert!(asked.sm_scale.is_none_or(|asked| asked == problem.sm_scale()));
     let tensors = [
