@@ -60,7 +60,7 @@ fn next<'a, 'p>(queue: &Mutex<std::vec::IntoIter<Item<'a, 'p>>>) -> Option<Item<
 }
 
 /// Buffers of one worker. `lanes` are those of a row of Q or K, `depth` is the padded head dimension, `height` the
-/// rows of the largest query block.
+/// rows of the largest query block and [`Isa::SPARE_ROWS`].
 struct Scratch<I: Isa> {
     /// `[TILE, max(lanes, depth)]`: rows on their way into panels.
     rows: Vec<u32>,
@@ -99,7 +99,7 @@ pub struct Block<I: Isa> {
 
 impl<I: Isa> Scratch<I> {
     fn new<O: Operands>(operands: &O, blocks: usize) -> Self {
-        let (lanes, height) = (operands.qk_lanes(I::CODES), most_rows(operands.dims()));
+        let (lanes, height) = (operands.qk_lanes(I::CODES), most_rows(operands.dims()) + I::SPARE_ROWS);
         let depth = operands.dims().head_dim_padded();
         let (key_panels, channel_panels) = (TILE / I::PANEL, depth / I::PANEL);
         let pairs = I::BF16 && operands.v_fits_bf16();

@@ -1,6 +1,10 @@
 //! What the algorithm asks of an instruction set.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
+
+use super::mask::Mask;
 
 /// How codes of Q and K lie in the 32-bit lanes of the integer product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,7 +12,7 @@ pub enum Codes {
     /// Four signed codes of Q times four codes of K with 128 added, as unsigned bytes.
     QuadsOffset,
     /// Four signed codes times four signed codes.
-    #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code))]
+    #[cfg_attr(not(any(target_arch = "aarch64", target_arch = "x86_64")), expect(dead_code))]
     Quads,
     /// Two codes widened to 16 bits times two such codes.
     Pairs,
@@ -46,6 +50,11 @@ pub trait Isa: Copy + Send + Sync {
     const CODES: Codes;
     /// Whether P and V are multiplied as pairs of bf16; otherwise as f32.
     const BF16: bool;
+    /// Whether codes and pairs of bf16 are multiplied by [`Isa::multiply_codes`] and [`Isa::add_bf16`], many rows at
+    /// a time; otherwise by the micro-kernel.
+    const TILES: bool = false;
+    /// Rows beyond the last that those products may read and overwrite.
+    const SPARE_ROWS: usize = 0;
 
     /// Runs `task` compiled for this instruction set.
     fn run<T: Task>(self, task: T) -> T::Output;
@@ -89,6 +98,14 @@ pub trait Isa: Copy + Send + Sync {
     fn narrow(self, x: [Self::F; 2]) -> Self::I;
     /// Writes one vector to `PANEL / 2` lanes.
     fn store_half(self, to: &mut [u32], value: Self::I);
+    /// Products of codes; only if [`Isa::TILES`].
+    fn multiply_codes(self, _: Tiled<Self::Panel>) {
+        unreachable!("TILES is false")
+    }
+    /// Adds products of pairs of bf16; only if [`Isa::TILES`].
+    fn add_bf16(self, _: Tiled<Self::Panel>) {
+        unreachable!("TILES is false")
+    }
     /// `panels[c]` lane `r` = `rows[r][c]` for the columns that both have; rows beyond `rows` become zero.
     fn transpose(self, rows: &[&[u32]], panels: &mut [Self::Panel]) {
         for (column, panel) in panels.iter_mut().enumerate() {
@@ -97,6 +114,24 @@ pub trait Isa: Copy + Send + Sync {
             }
         }
     }
+}
+
+/// A product of many rows with many panels. What `visible` hides is zero in `left`, or not needed in `to`.
+pub struct Tiled<'a, P> {
+    /// `[rows + SPARE_ROWS, inner]`.
+    pub left: &'a [u32],
+    /// Lanes of a row, a multiple of 16.
+    pub inner: usize,
+    /// `[panels, inner]`.
+    pub right: &'a [P],
+    /// The sums of row `r` and panel `p` are at `r * steps[0] + p * steps[1]`.
+    pub to: &'a mut [P],
+    /// From one row and from one panel to the next.
+    pub steps: [usize; 2],
+    /// Rows to compute.
+    pub rows: Range<usize>,
+    /// Keys that a row needs; increasing.
+    pub visible: Mask,
 }
 
 /// Work that an instruction set runs; `run` is `#[inline(always)]`, so that all of it is compiled for it.

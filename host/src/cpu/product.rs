@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop)] // iterator adapters take closures, see `block`
 
-use super::isa::{Isa, Task};
+use super::isa::{Isa, Task, Tiled};
 
 /// Rows that share the registers' panel of columns. Twelve rows of two vectors take 24 of the 32 registers
 /// of AVX-512 and NEON; the remaining rows of a block are taken four or one at a time.
@@ -14,6 +14,10 @@ const FEW_ROWS: usize = 6;
 pub trait Multiply {
     /// `acc + left · right` of every lane.
     fn step<I: Isa>(isa: I, acc: I::I, left: I::I, right: I::I) -> I::I;
+    /// Whether the instruction set multiplies whole [`Tiled`] matrices, by [`Multiply::tiled`].
+    fn has_tiles<I: Isa>() -> bool;
+    /// Sums of codes take the place of what was there, those of bf16 are added to it.
+    fn tiled<I: Isa>(isa: I, product: Tiled<I::Panel>);
 }
 
 /// f32 times f32.
@@ -28,6 +32,16 @@ impl Multiply for F32 {
     fn step<I: Isa>(isa: I, acc: I::I, left: I::I, right: I::I) -> I::I {
         isa.as_i(isa.mul_add(isa.as_f(left), isa.as_f(right), isa.as_f(acc)))
     }
+
+    #[inline(always)]
+    fn has_tiles<I: Isa>() -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn tiled<I: Isa>(_: I, _: Tiled<I::Panel>) {
+        unreachable!("has none")
+    }
 }
 
 impl Multiply for Integer {
@@ -35,12 +49,32 @@ impl Multiply for Integer {
     fn step<I: Isa>(isa: I, acc: I::I, left: I::I, right: I::I) -> I::I {
         isa.dot_codes(acc, left, right)
     }
+
+    #[inline(always)]
+    fn has_tiles<I: Isa>() -> bool {
+        I::TILES
+    }
+
+    #[inline(always)]
+    fn tiled<I: Isa>(isa: I, product: Tiled<I::Panel>) {
+        isa.multiply_codes(product);
+    }
 }
 
 impl Multiply for Bf16 {
     #[inline(always)]
     fn step<I: Isa>(isa: I, acc: I::I, left: I::I, right: I::I) -> I::I {
         isa.as_i(isa.dot_bf16(isa.as_f(acc), left, right))
+    }
+
+    #[inline(always)]
+    fn has_tiles<I: Isa>() -> bool {
+        I::TILES
+    }
+
+    #[inline(always)]
+    fn tiled<I: Isa>(isa: I, product: Tiled<I::Panel>) {
+        isa.add_bf16(product);
     }
 }
 
@@ -108,7 +142,7 @@ macro_rules! by_rows {
 
 /// Scores of some rows and one tile of keys.
 pub struct Scores<'a, P, M> {
-    /// `[rows, inner]`.
+    /// `[rows + SPARE_ROWS, inner]`.
     pub q: &'a [u32],
     /// Lanes of a row of Q.
     pub inner: usize,
@@ -120,7 +154,7 @@ pub struct Scores<'a, P, M> {
     pub rows: std::ops::Range<usize>,
     /// Keys that a row needs; increasing.
     pub visible: super::mask::Mask,
-    /// `[rows, panels]`.
+    /// `[rows + SPARE_ROWS, panels]`.
     pub scores: &'a mut [P],
     /// The kind of product.
     pub product: std::marker::PhantomData<M>,
@@ -135,6 +169,10 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
         let k: &[I::Panel] = bytemuck::cast_slice(k);
         let scores: &mut [I::Panel] = bytemuck::cast_slice_mut(scores);
         let panels = k.len() / inner;
+        if M::has_tiles::<I>() {
+            // Sums start from zero: such instruction sets take signed codes.
+            return M::tiled(isa, Tiled { left: q, inner, right: k, to: scores, steps: [panels, 1], rows, visible });
+        }
         for (panel, k) in k.chunks_exact(inner).enumerate() {
             by_rows!(I, rows.clone(), |row, R| {
                 if visible.keys(row + R - 1) > panel * I::PANEL {
@@ -157,7 +195,7 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
 
 /// Adds P V of one tile to the output.
 pub struct Accumulate<'a, P, M> {
-    /// `[rows, inner]`: P.
+    /// `[rows + SPARE_ROWS, inner]`: P.
     pub p: &'a [u32],
     /// Lanes of a row of P.
     pub inner: usize,
@@ -187,6 +225,20 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Accumulate<'_, P, M> {
         let Accumulate { p, inner, per_lane, v, rows, visible, alpha, out, stride, .. } = self;
         let v: &[I::Panel] = bytemuck::cast_slice(v);
         let out: &mut [I::Panel] = bytemuck::cast_slice_mut(out);
+        if M::has_tiles::<I>() {
+            for row in rows.clone() {
+                // Maxima change in the first tiles, and then hardly ever.
+                if alpha[row] != 1.0 {
+                    let alpha = isa.splat(alpha[row]);
+                    for out in out.chunks_exact_mut(stride) {
+                        let old = isa.load(&out[row]);
+                        let new = [isa.mul(isa.as_f(old[0]), alpha), isa.mul(isa.as_f(old[1]), alpha)];
+                        isa.store(&mut out[row], [isa.as_i(new[0]), isa.as_i(new[1])]);
+                    }
+                }
+            }
+            return M::tiled(isa, Tiled { left: p, inner, right: v, to: out, steps: [1, stride], rows, visible });
+        }
         for (v, out) in v.chunks_exact(inner).zip(out.chunks_exact_mut(stride)) {
             by_rows!(I, rows.clone(), |row, R| {
                 let lanes = visible.keys(row + R - 1).div_ceil(per_lane);

@@ -79,7 +79,7 @@ fn quantize_rows<const WIDTH: usize>(
             let count = tokens.len() as f32;
             let sum = path.run(Run(
                 #[inline(always)]
-                || q.lane_sum(head, tokens),
+                || q.lane_sum(head, tokens.clone()),
             ));
             mean.iter_mut().zip(sum).for_each(|(mean, sum)| *mean = sum / count);
         });
@@ -132,11 +132,11 @@ fn quantize_rows<const WIDTH: usize>(
 /// Plain code, compiled for an instruction set.
 struct Run<F>(F);
 
-impl<R, F: FnOnce() -> R> Task for Run<F> {
+impl<R, F: FnMut() -> R> Task for Run<F> {
     type Output = R;
 
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) -> R {
+    fn run<I: Isa>(mut self, _: I) -> R {
         (self.0)()
     }
 }
@@ -190,7 +190,7 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
                 let tokens = self.tokens(i % chunks, REDUCE_CHUNK);
                 self.path.run(Run(
                     #[inline(always)]
-                    || self.lane_sum(i / chunks, tokens),
+                    || self.lane_sum(i / chunks, tokens.clone()),
                 ))
             })
             .collect();
@@ -226,7 +226,7 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
                 let smoothing = smoothing(block);
                 self.path.run(Run(
                     #[inline(always)]
-                    || self.block(precision, head, tokens, &group, smoothing, rows, codes, scales),
+                    || self.block(precision, head, tokens.clone(), &group, smoothing, rows, codes, scales),
                 ));
             },
         );
@@ -294,7 +294,7 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
                     || {
                         let (mut max, mut min) = ([f32::NEG_INFINITY; WIDTH], [f32::INFINITY; WIDTH]);
                         let mut row = [0.0; WIDTH];
-                        for token in tokens {
+                        for token in tokens.clone() {
                             self.row(head, token, &mut row);
                             for d in 0..WIDTH {
                                 max[d] = max_or_nan(max[d], row[d]);

@@ -52,13 +52,14 @@ impl Task for BlockScores<'_> {
     fn run<I: Isa>(self, isa: I) {
         let BlockScores { operands, segment, scores } = self;
         let (dims, lanes) = (operands.dims(), operands.qk_lanes(I::CODES));
-        let (mut q, mut start, mut factor) = (vec![0; BLOCK_Q * lanes], vec![0; BLOCK_Q], vec![0.0; BLOCK_Q]);
+        let height = BLOCK_Q + I::SPARE_ROWS;
+        let (mut q, mut start, mut factor) = (vec![0; height * lanes], vec![0; height], vec![0.0; height]);
         let load =
             Load { operands, segment: &segment, rows: &mut [], q: &mut q, start: &mut start, factor: &mut factor };
         load.run(isa);
         let mut rows = vec![0; I::PANEL * lanes];
         let mut k = vec![I::Panel::zeroed(); TILE / I::PANEL * lanes];
-        let mut tile = vec![I::Panel::zeroed(); BLOCK_Q * TILE / I::PANEL];
+        let mut tile = vec![I::Panel::zeroed(); height * TILE / I::PANEL];
         for first in (0..dims.seqlen_kv).step_by(TILE) {
             let tokens = first..dims.seqlen_kv.min(first + TILE);
             for (panel, k) in k.chunks_exact_mut(lanes).enumerate() {

@@ -9,7 +9,10 @@ use super::portable::Portable;
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2::Avx2, avx512::Avx512};
+use super::{
+    avx2::Avx2,
+    avx512::{self, Avx512},
+};
 
 /// An instruction set that the CPU has.
 ///
@@ -24,9 +27,11 @@ pub struct Path(Inner);
 #[derive(Clone, Copy, Debug)]
 enum Inner {
     #[cfg(target_arch = "x86_64")]
-    Avx512Bf16(Avx512<true>),
+    Amx(Avx512<{ avx512::AMX }>),
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512<false>),
+    Avx512Bf16(Avx512<{ avx512::BF16 }>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512<{ avx512::VNNI }>),
     #[cfg(target_arch = "x86_64")]
     AvxVnni(Avx2<true>),
     #[cfg(target_arch = "x86_64")]
@@ -42,6 +47,8 @@ enum Inner {
 macro_rules! with {
     ($path:expr, |$isa:ident| $call:expr) => {
         match $path.0 {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Amx($isa) => $call,
             #[cfg(target_arch = "x86_64")]
             Inner::Avx512Bf16($isa) => $call,
             #[cfg(target_arch = "x86_64")]
@@ -65,8 +72,10 @@ impl Path {
         let mut paths = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            paths.extend(Avx512::new().map(Inner::Avx512Bf16));
-            paths.extend(Avx512::new().map(Inner::Avx512));
+            paths.extend(Avx512::new().map(Inner::Amx));
+            let bf16 = Avx512::new().map(Inner::Avx512Bf16);
+            let f32 = Avx512::new().map(Inner::Avx512);
+            paths.extend(if avx512::bf16_is_faster() { [bf16, f32] } else { [f32, bf16] }.into_iter().flatten());
             paths.extend(Avx2::new().map(Inner::AvxVnni));
             paths.extend(Avx2::new().map(Inner::Avx2));
         }

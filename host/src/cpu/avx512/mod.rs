@@ -1,21 +1,32 @@
-//! AVX-512 with VNNI (Ice Lake, Zen 4 and later), and with BF16 (Cooper Lake, Zen 4 and later) on top of it.
+//! AVX-512 with VNNI (Ice Lake, Zen 4 and later), with BF16 (Cooper Lake, Zen 4 and later) on top of it, and with
+//! AMX (Sapphire Rapids and later) on top of both.
+
+mod amx;
 
 use std::arch::x86_64::*;
 
-use crate::cpu::isa::{Codes, Isa, Task};
+use crate::cpu::isa::{Codes, Isa, Task, Tiled};
 
-/// AVX-512 F, BW and VNNI; with `BF16` also the bf16 dot product.
+/// [`Avx512`] with F, BW and VNNI.
+pub const VNNI: u8 = 0;
+/// [`Avx512`] with the bf16 dot product as well.
+pub const BF16: u8 = 1;
+/// [`Avx512`] with AMX's products of tiles as well.
+pub const AMX: u8 = 2;
+
+/// AVX-512 up to `LEVEL`: [`VNNI`], [`BF16`] or [`AMX`].
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512<const BF16: bool>(());
+pub struct Avx512<const LEVEL: u8>(());
 
-impl<const BF16: bool> Avx512<BF16> {
+impl<const LEVEL: u8> Avx512<LEVEL> {
     /// Whether the CPU has the instructions.
     pub fn is_available() -> bool {
-        let bf16 = !BF16 || std::is_x86_feature_detected!("avx512bf16");
+        let bf16 = LEVEL < BF16 || std::is_x86_feature_detected!("avx512bf16");
         bf16 && std::is_x86_feature_detected!("avx512f")
             && std::is_x86_feature_detected!("avx512bw")
             && std::is_x86_feature_detected!("avx512vnni")
             && std::is_x86_feature_detected!("fma")
+            && (LEVEL < AMX || amx::is_available())
     }
 
     /// The instruction set, if the CPU has it.
@@ -34,32 +45,48 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
+/// Whether `vdpbf16ps` makes more products in a cycle than multiply-adds in f32 do. On Zen 4, one of it and one of
+/// those start in a cycle, so it makes twice as many. On Intel's cores with AMX it starts in every second cycle, where
+/// two multiply-adds start in each: half as many.
+pub fn bf16_is_faster() -> bool {
+    // SAFETY: every CPU of 64 bits has `cpuid`; a block because older compilers call it unsafe.
+    #[allow(unused_unsafe)]
+    let vendor = unsafe { __cpuid_count(0, 0) };
+    vendor.ebx != u32::from_le_bytes(*b"Genu") // "GenuineIntel"
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,fma")]
-fn run_vnni<T: Task, const BF16: bool>(isa: Avx512<BF16>, task: T) -> T::Output {
+fn run_vnni<T: Task, const LEVEL: u8>(isa: Avx512<LEVEL>, task: T) -> T::Output {
     task.run(isa)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,fma")]
-fn run_bf16<T: Task, const BF16: bool>(isa: Avx512<BF16>, task: T) -> T::Output {
+fn run_bf16<T: Task, const LEVEL: u8>(isa: Avx512<LEVEL>, task: T) -> T::Output {
     task.run(isa)
 }
 
 // SAFETY of every block below that only says "has": `self` exists only on CPUs that have AVX-512 F, BW and
-// VNNI, and with `BF16` the bf16 dot product.
-impl<const BF16: bool> Isa for Avx512<BF16> {
+// VNNI, from `BF16` on the bf16 dot product.
+impl<const LEVEL: u8> Isa for Avx512<LEVEL> {
     type F = __m512;
     type I = __m512i;
     type Panel = [u32; 32];
 
-    const NAME: &'static str = if BF16 { "avx512-vnni-bf16" } else { "avx512-vnni" };
+    const NAME: &'static str = match LEVEL {
+        VNNI => "avx512-vnni",
+        BF16 => "avx512-vnni-bf16",
+        _ => "amx",
+    };
     const REGISTERS: usize = 32;
-    const CODES: Codes = Codes::QuadsOffset;
-    const BF16: bool = BF16;
+    const CODES: Codes = if LEVEL < AMX { Codes::QuadsOffset } else { Codes::Quads };
+    const BF16: bool = LEVEL >= BF16;
+    const TILES: bool = LEVEL >= AMX;
+    const SPARE_ROWS: usize = if LEVEL < AMX { 0 } else { amx::ROWS - 1 };
 
     #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
         // SAFETY: the CPU has the features that the function is compiled for.
-        unsafe { if BF16 { run_bf16(self, task) } else { run_vnni(self, task) } }
+        unsafe { if LEVEL < BF16 { run_vnni(self, task) } else { run_bf16(self, task) } }
     }
 
     #[inline(always)]
@@ -177,7 +204,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
 
     #[inline(always)]
     fn dot_bf16(self, acc: Self::F, left: Self::I, right: Self::I) -> Self::F {
-        assert!(BF16);
+        assert!(LEVEL >= BF16);
         // SAFETY: has; vectors of bits and of bf16 have the same layout.
         unsafe {
             {
@@ -189,7 +216,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
 
     #[inline(always)]
     fn narrow(self, x: [Self::F; 2]) -> Self::I {
-        assert!(BF16);
+        assert!(LEVEL >= BF16);
         // SAFETY: has; vectors of bits and of bf16 have the same layout.
         unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(x[1], x[0])) }
     }
@@ -199,6 +226,18 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         let to = &mut to[..16];
         // SAFETY: has; `to` has sixteen lanes.
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), value) }
+    }
+
+    fn multiply_codes(self, product: Tiled<Self::Panel>) {
+        assert!(LEVEL >= AMX);
+        // SAFETY: `self` exists only on CPUs that have AMX, in processes that may use it.
+        unsafe { amx::multiply_codes(product) }
+    }
+
+    fn add_bf16(self, product: Tiled<Self::Panel>) {
+        assert!(LEVEL >= AMX);
+        // SAFETY: as above.
+        unsafe { amx::add_bf16(product) }
     }
 
     #[inline(always)]
@@ -228,7 +267,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
 
 /// Rows become columns: pairs of rows are interleaved by 32 and 64 bits, then groups of four by 128 bits.
 #[inline(always)]
-fn transpose16<const BF16: bool>(_: Avx512<BF16>, x: [__m512i; 16]) -> [__m512i; 16] {
+fn transpose16<const LEVEL: u8>(_: Avx512<LEVEL>, x: [__m512i; 16]) -> [__m512i; 16] {
     // SAFETY: the argument proves that the CPU has AVX-512 F.
     unsafe {
         let mut y = x;
