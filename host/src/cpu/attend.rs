@@ -71,9 +71,9 @@ struct Scratch<I: Isa> {
     /// `[channel panels, TILE]` f32 or `[channel panels, TILE / 2]` bf16 pairs.
     v: Vec<I::Panel>,
     k_factors: [f32; TILE],
-    /// `[height, key panels]`: scores, then P if it is f32.
+    /// `[group, key panels]`: scores of [`Isa::GROUP`] rows, then P if it is f32.
     scores: Vec<I::Panel>,
-    /// `[height, TILE / 2]`: P if it is bf16.
+    /// `[group, TILE / 2]`: P if it is bf16.
     pairs: Vec<u32>,
     alpha: [f32; BLOCK_Q],
     /// `[blocks, depth]`: block means of Q.
@@ -102,6 +102,7 @@ impl<I: Isa> Scratch<I> {
         let (lanes, height) = (operands.qk_lanes(I::CODES), most_rows(operands.dims()) + I::SPARE_ROWS);
         let depth = operands.dims().head_dim_padded();
         let (key_panels, channel_panels) = (TILE / I::PANEL, depth / I::PANEL);
+        let group = height.min(I::GROUP + I::SPARE_ROWS);
         let pairs = I::BF16 && operands.v_fits_bf16();
         let panels = |count: usize| vec![I::Panel::zeroed(); count];
         let smoothed = if operands.has_delta() { key_panels } else { 0 };
@@ -111,8 +112,8 @@ impl<I: Isa> Scratch<I> {
             k_smoothed: panels(smoothed * depth),
             v: panels(channel_panels * if pairs { TILE / 2 } else { TILE }),
             k_factors: [0.0; TILE],
-            scores: panels(height * key_panels),
-            pairs: vec![0; if pairs { height * TILE / 2 } else { 0 }],
+            scores: panels(group * key_panels),
+            pairs: vec![0; if pairs { group * TILE / 2 } else { 0 }],
             alpha: [1.0; BLOCK_Q],
             means: vec![0; blocks * depth],
             delta: panels(blocks * smoothed),
@@ -169,7 +170,7 @@ impl<I: Isa> Scratch<I> {
                 let visible = mask(segment, first);
                 let rows = visible.first_row(segment.rows)..segment.rows;
                 if !rows.is_empty() {
-                    self.tile(isa, operands, index, rows, visible);
+                    isa.run(Meet { operands, scratch: &mut *self, index, rows, visible });
                 }
             }
         }
@@ -177,29 +178,49 @@ impl<I: Isa> Scratch<I> {
             isa.run(Finish { operands, part, block });
         }
     }
+}
 
-    /// One query block against the unpacked tile.
-    fn tile<O: Operands>(&mut self, isa: I, operands: &O, index: usize, rows: Range<usize>, visible: Mask) {
-        let Scratch { k, v, k_factors, scores, pairs, alpha, delta, blocks, .. } = self;
+/// One query block against the unpacked tile.
+struct Meet<'a, O, I: Isa> {
+    operands: &'a O,
+    scratch: &'a mut Scratch<I>,
+    /// Index of the block.
+    index: usize,
+    /// Rows that see a key.
+    rows: Range<usize>,
+    visible: Mask,
+}
+
+impl<O: Operands, J: Isa> Task for Meet<'_, O, J> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Meet { operands, scratch, index, rows: all_rows, visible } = self;
+        let Scratch { k, v, k_factors, scores, pairs, alpha, delta, blocks, .. } = scratch;
         let Block { q, start, factor, max, sum, out } = &mut blocks[index];
         let inner = operands.qk_lanes(I::CODES);
         let (panels, stride) = (TILE / I::PANEL, sum.len());
-        isa.run(Scores { q, inner, k, start, rows: rows.clone(), visible, scores, product: PhantomData::<O::Qk> });
         let delta = match operands.has_delta() {
             true => bytemuck::cast_slice(&delta[index * panels..(index + 1) * panels]),
             false => &[],
         };
         let scale: Scale = operands.scale(factor, k_factors, delta);
-        isa.run(Softmax { scores, pairs, panels, rows: rows.clone(), visible, scale, max, sum, alpha });
-        if pairs.is_empty() {
-            let p = bytemuck::cast_slice(scores);
-            let (inner, per_lane) = (TILE, 1);
-            let product = PhantomData::<F32>;
-            isa.run(Accumulate { p, inner, per_lane, v, rows, visible, alpha, out, stride, product });
-        } else {
-            let (inner, per_lane) = (TILE / 2, 2);
-            let product = PhantomData::<Bf16>;
-            isa.run(Accumulate { p: pairs, inner, per_lane, v, rows, visible, alpha, out, stride, product });
+        for first in all_rows.clone().step_by(I::GROUP) {
+            let rows = first..all_rows.end.min(first + I::GROUP);
+            let product = PhantomData::<O::Qk>;
+            Scores { q, inner, k, start, rows: rows.clone(), visible, scores, product }.run(isa);
+            Softmax { scores, pairs, panels, rows: rows.clone(), visible, scale, max, sum, alpha }.run(isa);
+            if pairs.is_empty() {
+                let p = bytemuck::cast_slice(scores);
+                let (inner, per_lane) = (TILE, 1);
+                let product = PhantomData::<F32>;
+                Accumulate { p, inner, per_lane, v, rows, visible, alpha, out, stride, product }.run(isa);
+            } else {
+                let (inner, per_lane) = (TILE / 2, 2);
+                let product = PhantomData::<Bf16>;
+                Accumulate { p: pairs, inner, per_lane, v, rows, visible, alpha, out, stride, product }.run(isa);
+            }
         }
     }
 }
@@ -218,8 +239,8 @@ impl<O: Operands> Task for Load<'_, O> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
-        self.operands.load_q(I::CODES, self.segment, self.rows, self.q, self.start, self.factor);
+    fn run<I: Isa>(self, isa: I) {
+        self.operands.load_q(isa, self.segment, self.rows, self.q, self.start, self.factor);
     }
 }
 

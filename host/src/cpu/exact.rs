@@ -53,7 +53,7 @@ impl Operands for Exact<'_> {
     }
 
     #[inline(always)]
-    fn load_q(&self, _: Codes, segment: &Segment, _: &mut [u32], q: &mut [u32], _: &mut [u32], _: &mut [f32]) {
+    fn load_q<I: Isa>(&self, _: I, segment: &Segment, _: &mut [u32], q: &mut [u32], _: &mut [u32], _: &mut [f32]) {
         let scale = self.sm_scale * LOG2_E;
         let q: &mut [f32] = bytemuck::cast_slice_mut(q);
         for (row, q) in q.chunks_exact_mut(self.dims.head_dim).take(segment.rows).enumerate() {

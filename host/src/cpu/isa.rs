@@ -1,8 +1,7 @@
 //! What the algorithm asks of an instruction set.
 
-use std::ops::Range;
-
 use bytemuck::Pod;
+use sage_spec::tiling::BLOCK_Q;
 
 use super::mask::Mask;
 
@@ -46,6 +45,8 @@ pub trait Isa: Copy + Send + Sync {
     const PANEL: usize = size_of::<Self::Panel>() / 4;
     /// Vector registers.
     const REGISTERS: usize;
+    /// Whether [`Isa::mul_add`], and `f32::mul_add` below [`Isa::run`], are one instruction that rounds once.
+    const FUSED: bool = true;
     /// How the integer product takes its codes.
     const CODES: Codes;
     /// Whether P and V are multiplied as pairs of bf16; otherwise as f32.
@@ -55,8 +56,10 @@ pub trait Isa: Copy + Send + Sync {
     const TILES: bool = false;
     /// Rows beyond the last that those products may read and overwrite.
     const SPARE_ROWS: usize = 0;
+    /// Rows of a query block whose scores become P, and P V, before those of the next rows are computed.
+    const GROUP: usize = BLOCK_Q;
 
-    /// Runs `task` compiled for this instruction set.
+    /// Runs `task` compiled for this instruction set, and prepared for its tiles if it has some.
     fn run<T: Task>(self, task: T) -> T::Output;
 
     /// The vectors of a panel.
@@ -77,7 +80,7 @@ pub trait Isa: Copy + Send + Sync {
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a · b`.
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a · b + c`, rounded once where the CPU can.
+    /// `a · b + c`, rounded once if [`Isa::FUSED`].
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger; `b` if `a` is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
@@ -98,11 +101,11 @@ pub trait Isa: Copy + Send + Sync {
     fn narrow(self, x: [Self::F; 2]) -> Self::I;
     /// Writes one vector to `PANEL / 2` lanes.
     fn store_half(self, to: &mut [u32], value: Self::I);
-    /// Products of codes; only if [`Isa::TILES`].
+    /// Products of codes; only if [`Isa::TILES`], below [`Isa::run`].
     fn multiply_codes(self, _: Tiled<Self::Panel>) {
         unreachable!("TILES is false")
     }
-    /// Adds products of pairs of bf16; only if [`Isa::TILES`].
+    /// Adds products of pairs of bf16; only if [`Isa::TILES`], below [`Isa::run`].
     fn add_bf16(self, _: Tiled<Self::Panel>) {
         unreachable!("TILES is false")
     }
@@ -129,7 +132,7 @@ pub struct Tiled<'a, P> {
     /// From one row and from one panel to the next.
     pub steps: [usize; 2],
     /// Rows to compute.
-    pub rows: Range<usize>,
+    pub rows: usize,
     /// Keys that a row needs; increasing.
     pub visible: Mask,
 }

@@ -27,6 +27,11 @@ impl Mask {
         (self.first + self.step * row as i64).clamp(0, self.real) as usize
     }
 
+    /// What rows from `row` on see, counted from it.
+    pub fn from_row(&self, row: usize) -> Mask {
+        Mask { first: self.first + self.step * row as i64, ..*self }
+    }
+
     /// The first of `rows` rows that sees a key; `rows` if none does.
     pub fn first_row(&self, rows: usize) -> usize {
         match self.step {

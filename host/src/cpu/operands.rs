@@ -28,9 +28,9 @@ pub trait Operands: Sync {
 
     /// Rows of a query block: lanes of `[rows, qk_lanes]`, what each row's sums start from, and each row's
     /// factor. The last two are left alone by exact arithmetic. `rows` is room for `[rows, head_dim_padded]`.
-    fn load_q(
+    fn load_q<I: Isa>(
         &self,
-        codes: Codes,
+        isa: I,
         segment: &Segment,
         rows: &mut [u32],
         q: &mut [u32],

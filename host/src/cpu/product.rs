@@ -154,7 +154,7 @@ pub struct Scores<'a, P, M> {
     pub rows: std::ops::Range<usize>,
     /// Keys that a row needs; increasing.
     pub visible: super::mask::Mask,
-    /// `[rows + SPARE_ROWS, panels]`.
+    /// `[rows + SPARE_ROWS, panels]`, of the rows to compute.
     pub scores: &'a mut [P],
     /// The kind of product.
     pub product: std::marker::PhantomData<M>,
@@ -171,7 +171,9 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
         let panels = k.len() / inner;
         if M::has_tiles::<I>() {
             // Sums start from zero: such instruction sets take signed codes.
-            return M::tiled(isa, Tiled { left: q, inner, right: k, to: scores, steps: [panels, 1], rows, visible });
+            let (left, visible) = (&q[rows.start * inner..], visible.from_row(rows.start));
+            let steps = [panels, 1];
+            return M::tiled(isa, Tiled { left, inner, right: k, to: scores, steps, rows: rows.len(), visible });
         }
         for (panel, k) in k.chunks_exact(inner).enumerate() {
             by_rows!(I, rows.clone(), |row, R| {
@@ -185,7 +187,7 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
                     }
                     let sums = block::<I, M, R>(isa, left, k, acc);
                     for r in 0..R {
-                        isa.store(&mut scores[(row + r) * panels + panel], sums[r]);
+                        isa.store(&mut scores[(row - rows.start + r) * panels + panel], sums[r]);
                     }
                 }
             });
@@ -195,7 +197,7 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
 
 /// Adds P V of one tile to the output.
 pub struct Accumulate<'a, P, M> {
-    /// `[rows + SPARE_ROWS, inner]`: P.
+    /// `[rows + SPARE_ROWS, inner]`: P of the rows to compute.
     pub p: &'a [u32],
     /// Lanes of a row of P.
     pub inner: usize,
@@ -237,12 +239,14 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Accumulate<'_, P, M> {
                     }
                 }
             }
-            return M::tiled(isa, Tiled { left: p, inner, right: v, to: out, steps: [1, stride], rows, visible });
+            let (to, visible) = (&mut out[rows.start..], visible.from_row(rows.start));
+            let steps = [1, stride];
+            return M::tiled(isa, Tiled { left: p, inner, right: v, to, steps, rows: rows.len(), visible });
         }
         for (v, out) in v.chunks_exact(inner).zip(out.chunks_exact_mut(stride)) {
             by_rows!(I, rows.clone(), |row, R| {
                 let lanes = visible.keys(row + R - 1).div_ceil(per_lane);
-                let left: [&[u32]; R] = some_rows(p, row, inner, lanes);
+                let left: [&[u32]; R] = some_rows(p, row - rows.start, inner, lanes);
                 let mut acc = [[isa.splat_bits(0); 2]; R];
                 for r in 0..R {
                     let (alpha, old) = (isa.splat(alpha[row + r]), isa.load(&out[row + r]));

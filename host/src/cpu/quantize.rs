@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use bytemuck::Zeroable;
 use rayon::prelude::*;
 use sage_spec::layout::v_slot;
 use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_scale_fp8};
@@ -129,7 +130,8 @@ fn quantize_rows<const WIDTH: usize>(
     Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean }
 }
 
-/// Plain code, compiled for an instruction set.
+/// Plain code, compiled for an instruction set. `FnMut`, although it is called once: a call of `FnOnce` goes through a
+/// function that is compiled for the baseline CPU.
 struct Run<F>(F);
 
 impl<R, F: FnMut() -> R> Task for Run<F> {
@@ -223,63 +225,11 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
             || vec![[0.0; WIDTH]; size],
             |rows, (block, (codes, scales))| {
                 let (head, tokens) = (block / blocks, self.tokens(block % blocks, size));
-                let smoothing = smoothing(block);
-                self.path.run(Run(
-                    #[inline(always)]
-                    || self.block(precision, head, tokens.clone(), &group, smoothing, rows, codes, scales),
-                ));
+                let (source, smoothing) = (self, smoothing(block));
+                self.path.run(Block { source, precision, head, tokens, group: &group, smoothing, rows, codes, scales });
             },
         );
         (codes, scales)
-    }
-
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn block(
-        &self,
-        precision: Precision,
-        head: usize,
-        tokens: Range<usize>,
-        group: &impl Fn(usize) -> usize,
-        smoothing: Option<(&[f32], f32)>,
-        rows: &mut [Row<WIDTH>],
-        codes: &mut [u8],
-        scales: &mut [f32],
-    ) {
-        let count = tokens.len();
-        for (index, (row, token)) in rows.iter_mut().zip(tokens).enumerate() {
-            self.row(head, token, row);
-            if let Some((mean, _)) = smoothing {
-                for d in 0..mean.len() {
-                    row[d] -= mean[d];
-                }
-            }
-            let amax = &mut scales[group(index)];
-            *amax = max_or_nan(*amax, row_amax(row));
-        }
-        let floor = smoothing.map_or(0.0, |(_, floor)| floor);
-        for scale in scales.iter_mut() {
-            *scale = max_or_nan(qk_scale(*scale, precision.max_code()), floor);
-        }
-        let lines = codes.chunks_exact_mut(precision.bytes(self.depth));
-        for (index, (row, codes)) in rows[..count].iter().zip(lines).enumerate() {
-            let inverse_scale = 1.0 / scales[group(index)];
-            let max_code = precision.max_code();
-            match precision {
-                Precision::Int8 => {
-                    for (d, code) in codes.iter_mut().enumerate() {
-                        *code = int_code(row[d], inverse_scale, max_code);
-                    }
-                }
-                Precision::Int4 => {
-                    for (d, code) in codes.iter_mut().enumerate() {
-                        let even = int_code(row[2 * d], inverse_scale, max_code);
-                        let odd = int_code(row[2 * d + 1], inverse_scale, max_code);
-                        *code = pack_int4(even as i8, odd as i8);
-                    }
-                }
-            }
-        }
     }
 
     /// `[heads, depth]`: scales of the channels of V in FP8.
@@ -323,61 +273,138 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
 
     /// `[heads, depth, padded]` in E4M3, tokens in the order of [`v_slot`].
     fn codes_fp8(&self, heads: usize, padded: usize, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Vec<u8> {
-        /// Channels one task transposes together.
-        const CHANNELS: usize = 32;
         let mut codes = vec![0; heads * self.depth * padded];
         let groups = self.depth / CHANNELS;
         codes.par_chunks_mut((CHANNELS * padded).max(1)).enumerate().for_each(|(group, codes)| {
             let (head, first) = (group / groups, group % groups * CHANNELS);
             let begin = head * self.depth + first;
-            let mean: [f32; CHANNELS] = std::array::from_fn(|c| v_mean.map_or(0.0, |mean| mean[begin + c]));
-            let inverse: [f32; CHANNELS] = std::array::from_fn(|c| 1.0 / v_scale[begin + c]);
-            self.path.run(Run(
-                #[inline(always)]
-                || self.channels_fp8(head, first, padded, v_mean.is_some(), &mean, &inverse, codes),
-            ));
+            let mean = std::array::from_fn(|c| v_mean.map_or(0.0, |mean| mean[begin + c]));
+            let inverse = std::array::from_fn(|c| 1.0 / v_scale[begin + c]);
+            self.path.run(Channels { source: self, head, first, padded, mean, inverse, codes });
         });
         codes
     }
+}
+
+/// A block of Q or K and its scales.
+struct Block<'a, G, const WIDTH: usize> {
+    source: &'a Source<'a, WIDTH>,
+    precision: Precision,
+    head: usize,
+    tokens: Range<usize>,
+    /// Scale of a row.
+    group: &'a G,
+    /// Mean, and the least scale.
+    smoothing: Option<(&'a [f32], f32)>,
+    /// Room for the block.
+    rows: &'a mut [Row<WIDTH>],
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+}
+
+impl<G: Fn(usize) -> usize, const WIDTH: usize> Task for Block<'_, G, WIDTH> {
+    type Output = ();
 
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn channels_fp8<const CHANNELS: usize>(
-        &self,
-        head: usize,
-        first: usize,
-        padded: usize,
-        centre: bool,
-        mean: &[f32; CHANNELS],
-        inverse: &[f32; CHANNELS],
-        codes: &mut [u8],
-    ) {
-        let real = self.head_dim.saturating_sub(first).min(CHANNELS);
-        let mut row = [0.0; WIDTH];
-        for begin in (0..self.seqlen).step_by(16) {
-            let mut group = [[0u8; CHANNELS]; 16];
-            for token in begin..self.seqlen.min(begin + 16) {
-                self.row(head, token, &mut row);
-                let line = &mut group[v_slot(token) % 16];
-                for c in 0..CHANNELS {
-                    let x = row[(first + c) % WIDTH];
-                    let x = if centre { x - mean[c] } else { x };
-                    line[c] = e4m3_code(x * inverse[c]);
+    fn run<I: Isa>(self, _: I) {
+        let Block { source, precision, head, tokens, group, smoothing, rows, codes, scales } = self;
+        let count = tokens.len();
+        let mut largest = [[0; 16]; BLOCK_Q];
+        for (index, (row, token)) in rows.iter_mut().zip(tokens).enumerate() {
+            source.row(head, token, row);
+            if let Some((mean, _)) = smoothing {
+                for d in 0..mean.len() {
+                    row[d] -= mean[d];
                 }
             }
-            for c in 0..real {
-                let to = &mut codes[c * padded + begin..][..16];
-                for slot in 0..16 {
-                    to[slot] = group[slot][c];
+            add_magnitudes(&mut largest[group(index)], row);
+        }
+        let floor = smoothing.map_or(0.0, |(_, floor)| floor);
+        for (scale, largest) in scales.iter_mut().zip(&largest) {
+            *scale = max_or_nan(qk_scale(magnitude(largest), precision.max_code()), floor);
+        }
+        let lines = codes.chunks_exact_mut(precision.bytes(source.depth));
+        for (index, (row, codes)) in rows[..count].iter().zip(lines).enumerate() {
+            let mut int8 = [0; WIDTH];
+            int_codes::<I>(row, 1.0 / scales[group(index)], precision.max_code(), &mut int8);
+            match precision {
+                Precision::Int8 => codes.copy_from_slice(&int8[..codes.len()]),
+                Precision::Int4 => {
+                    for (code, pair) in codes.iter_mut().zip(int8.as_chunks::<2>().0) {
+                        *code = pack_int4(pair[0] as i8, pair[1] as i8);
+                    }
                 }
             }
         }
     }
 }
 
+/// Channels of V that one task transposes together.
+const CHANNELS: usize = 32;
+
+/// Codes of some channels of V.
+struct Channels<'a, const WIDTH: usize> {
+    source: &'a Source<'a, WIDTH>,
+    head: usize,
+    /// The first channel.
+    first: usize,
+    padded: usize,
+    mean: [f32; CHANNELS],
+    inverse: [f32; CHANNELS],
+    /// `[CHANNELS, padded]`, zeros.
+    codes: &'a mut [u8],
+}
+
+impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Channels { source, head, first, padded, mean, inverse, codes } = self;
+        let real = source.head_dim.saturating_sub(first).min(CHANNELS);
+        let mut x = [0.0; CHANNELS];
+        let mut panels = [I::Panel::zeroed(); CHANNELS];
+        for begin in (0..source.seqlen).step_by(4 * I::PANEL) {
+            // Four codes to a word, in the order of their slots; then a channel's words become neighbours.
+            let mut words = [[0; CHANNELS]; 64];
+            for token in begin..source.seqlen.min(begin + 4 * I::PANEL) {
+                let (batch, head) = (head / source.num_heads, head % source.num_heads);
+                source.tensor.row_from(batch, head, token, first, &mut x[..real]);
+                let slot = v_slot(token - begin);
+                let word = &mut words[slot / 4];
+                for c in 0..CHANNELS {
+                    word[c] |= e4m3_code((x[c] - mean[c]) * inverse[c]) << (slot % 4 * 8);
+                }
+            }
+            let mut rows = [&words[0][..]; 64];
+            for (row, word) in rows.iter_mut().zip(&words) {
+                *row = word;
+            }
+            isa.transpose(&rows[..I::PANEL], &mut panels);
+            for (codes, panel) in codes.chunks_exact_mut(padded).zip(&panels).take(real) {
+                let to = &mut codes[begin..padded.min(begin + 4 * I::PANEL)];
+                to.copy_from_slice(&bytemuck::bytes_of(panel)[..to.len()]);
+            }
+        }
+    }
+}
+
+/// [`int_code`] of a row; the rest of `codes` stays.
+#[inline(always)]
+pub fn int_codes<I: Isa>(row: &[f32], inverse_scale: f32, max_code: f32, codes: &mut [u8]) {
+    for (row, codes) in row.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0) {
+        for i in 0..16 {
+            codes[i] = match I::FUSED {
+                true => int_code_fused(row[i], inverse_scale, max_code),
+                false => int_code(row[i], inverse_scale, max_code),
+            };
+        }
+    }
+}
+
 /// [`reference::convert::int_code`] in two's complement, rounded by adding 1.5 · 2⁵²: no library call.
 #[inline(always)]
-pub fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
+fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
     const ROUND: f64 = 6_755_399_441_055_744.0;
     let (x, max_code) = (f64::from(x) * f64::from(inverse_scale), f64::from(max_code));
     let x = if x > max_code { max_code } else { x };
@@ -385,13 +412,24 @@ pub fn int_code(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
     if x.is_nan() { 0 } else { (x + ROUND).to_bits() as u8 }
 }
 
+/// [`int_code`] where the CPU has a fused multiply-add: at 1.5 · 2²³ the spacing of f32 is 1, so that rounding the
+/// exact sum once rounds the exact product to an integer.
+#[inline(always)]
+fn int_code_fused(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.mul_add(inverse_scale, ROUND);
+    let x = if x > ROUND + max_code { ROUND + max_code } else { x };
+    let x = if x < ROUND - max_code { ROUND - max_code } else { x };
+    if x.is_nan() { 0 } else { x.to_bits() as u8 }
+}
+
 /// [`reference::convert::e4m3_from_f32`] without branches.
 #[inline(always)]
-fn e4m3_code(x: f32) -> u8 {
+fn e4m3_code(x: f32) -> u32 {
     const REBIAS: f32 = f32::from_bits((127 - 120) << 23);
     // As in the unpacking: 2⁻¹²⁰ puts exponent and mantissa where the code has them, 20 bits further up.
-    let magnitude = ((round_e4m3(x.abs()) * REBIAS).to_bits() >> 20) as u8;
-    let sign = (x.to_bits() >> 24) as u8 & 0x80;
+    let magnitude = (round_e4m3(x.abs()) * REBIAS).to_bits() >> 20;
+    let sign = x.to_bits() >> 24 & 0x80;
     if x.is_nan() { 0x7f } else { sign | magnitude }
 }
 
@@ -444,16 +482,24 @@ pub fn feature_l1(mean: &[f32]) -> f32 {
     feature_sum(mean.len(), |d| mean[d].abs())
 }
 
-/// Largest magnitude of a row; NaN if there is one.
+/// Largest bits of the magnitudes of a row, lane by lane: ordered like the numbers, and NaN is the largest.
 #[inline(always)]
-fn row_amax<const WIDTH: usize>(row: &Row<WIDTH>) -> f32 {
-    let mut lanes = [0.0f32; 16];
+pub fn add_magnitudes(largest: &mut [u32; 16], row: &[f32]) {
     for chunk in row.as_chunks::<16>().0 {
         for lane in 0..16 {
-            lanes[lane] = max_or_nan(lanes[lane], chunk[lane].abs());
+            largest[lane] = largest[lane].max(chunk[lane].abs().to_bits());
         }
     }
-    lanes.into_iter().fold(0.0, max_or_nan)
+}
+
+/// The largest magnitude of what [`add_magnitudes`] saw; NaN if there was one.
+#[inline(always)]
+pub fn magnitude(largest: &[u32; 16]) -> f32 {
+    let mut all = 0;
+    for &lane in largest {
+        all = all.max(lane);
+    }
+    f32::from_bits(all)
 }
 
 /// The larger of two numbers; NaN if either is.
@@ -471,10 +517,11 @@ mod tests {
     fn codes_are_those_of_the_reference() {
         for bits in (0..=u32::MAX).step_by(1021) {
             let x = f32::from_bits(bits);
-            assert_eq!(e4m3_code(x), e4m3_from_f32(x), "{x:e}");
+            assert_eq!(e4m3_code(x) as u8, e4m3_from_f32(x), "{x:e}");
             for (inverse_scale, max_code) in [(1.0, 127.0), (0.01, 127.0), (12.0, 7.0)] {
                 let expected = convert::int_code(x, inverse_scale, max_code);
                 assert_eq!(int_code(x, inverse_scale, max_code) as i8, expected, "{x:e}");
+                assert_eq!(int_code_fused(x, inverse_scale, max_code) as i8, expected, "{x:e}");
             }
         }
     }

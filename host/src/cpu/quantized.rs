@@ -112,16 +112,16 @@ impl Operands for Codings<'_> {
     }
 
     #[inline(always)]
-    fn load_q(
+    fn load_q<I: Isa>(
         &self,
-        form: Codes,
+        _: I,
         segment: &Segment,
         rows: &mut [u32],
         q: &mut [u32],
         start: &mut [u32],
         factor: &mut [f32],
     ) {
-        let (depth, row_bytes) = (self.dims.head_dim_padded(), self.row_bytes());
+        let (form, depth, row_bytes) = (I::CODES, self.dims.head_dim_padded(), self.row_bytes());
         let flat_block = segment.flat_block(self.dims);
         let granularity = self.options.granularity;
         let sm_scale_log2 = self.options.sm_scale * LOG2_E;
@@ -139,7 +139,7 @@ impl Operands for Codings<'_> {
             let group = granularity.q_group(row);
             let scale = match &block {
                 Some(block) => {
-                    block.codes(row, group, codes);
+                    block.codes::<I>(row, group, codes);
                     block.scale(group)
                 }
                 None => {

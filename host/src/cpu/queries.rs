@@ -6,8 +6,9 @@ use sage_spec::Dims;
 use sage_spec::quant::{qk_scale, smooth_q_scale_floor};
 use sage_spec::tiling::BLOCK_Q;
 
+use super::isa::Isa;
 use super::output::Segment;
-use super::quantize::{feature_l1, int_code, max_or_nan};
+use super::quantize::{add_magnitudes, feature_l1, int_codes, magnitude, max_or_nan};
 use crate::reference::{HostTensor, Options};
 
 /// A query block in f32, and what turns it into codes; bit for bit those of [`super::quantize()`].
@@ -33,7 +34,7 @@ impl<'a> QueryBlock<'a> {
     ) -> QueryBlock<'a> {
         let depth = dims.head_dim_padded();
         let granularity = options.granularity;
-        let mut scales = [0.0; BLOCK_Q];
+        let (mut scales, mut largest) = ([0.0; BLOCK_Q], [[0; 16]; BLOCK_Q]);
         for index in 0..segment.rows {
             let row = &mut rows[index * depth..(index + 1) * depth];
             q.row(segment.batch, segment.head_q, segment.first_row() + index, &mut row[..dims.head_dim]);
@@ -43,36 +44,24 @@ impl<'a> QueryBlock<'a> {
                     row[d] -= mean[d];
                 }
             }
-            let mut largest = [0.0; 16];
-            for chunk in row.as_chunks::<16>().0 {
-                for lane in 0..16 {
-                    largest[lane] = max_or_nan(largest[lane], chunk[lane].abs());
-                }
-            }
-            let amax = &mut scales[granularity.q_group(index)];
-            for lane in 0..16 {
-                *amax = max_or_nan(*amax, largest[lane]);
-            }
+            add_magnitudes(&mut largest[granularity.q_group(index)], row);
         }
         let precision = options.precision;
         let floor = match mean {
             Some(mean) => smooth_q_scale_floor(feature_l1(mean), precision),
             None => 0.0,
         };
-        for scale in &mut scales[..granularity.q_scales_per_block()] {
-            *scale = max_or_nan(qk_scale(*scale, precision.max_code()), floor);
+        for (scale, largest) in scales.iter_mut().zip(&largest).take(granularity.q_scales_per_block()) {
+            *scale = max_or_nan(qk_scale(magnitude(largest), precision.max_code()), floor);
         }
         QueryBlock { rows, depth, scales, max_code: precision.max_code() }
     }
 
     /// Codes of row `index`, whose scale is that of `group`.
     #[inline(always)]
-    pub fn codes(&self, index: usize, group: usize, codes: &mut [i8]) {
-        let inverse_scale = 1.0 / self.scales[group];
+    pub fn codes<I: Isa>(&self, index: usize, group: usize, codes: &mut [i8]) {
         let row = &self.rows[index * self.depth..(index + 1) * self.depth];
-        for d in 0..self.depth {
-            codes[d] = int_code(row[d], inverse_scale, self.max_code) as i8;
-        }
+        int_codes::<I>(row, 1.0 / self.scales[group], self.max_code, bytemuck::cast_slice_mut(codes));
     }
 
     /// Scale of a group.

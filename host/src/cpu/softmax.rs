@@ -31,7 +31,7 @@ pub enum Scale<'a> {
 
 /// Turns scores into P and updates the rows' states.
 pub struct Softmax<'a, P> {
-    /// `[rows, panels]`: scores; P as f32 takes their place.
+    /// `[rows, panels]`, of the rows to compute: scores; P as f32 takes their place.
     pub scores: &'a mut [P],
     /// `[rows, panels * PANEL / 2]`: P as bf16, if that is wanted; else empty.
     pub pairs: &'a mut [u32],
@@ -60,9 +60,8 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
         let scores: &mut [I::Panel] = bytemuck::cast_slice_mut(scores);
         let sum: &mut [I::Panel] = bytemuck::cast_slice_mut(sum);
         let half = I::PANEL / 2;
-        for row in rows {
+        for (line, row) in scores.chunks_exact_mut(panels).zip(rows.clone()) {
             let keys = visible.keys(row);
-            let line = &mut scores[row * panels..(row + 1) * panels];
             let used = keys.div_ceil(I::PANEL);
             let (seen, unseen) = line.split_at_mut(used);
 
@@ -106,7 +105,7 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
             let old = floats(isa, &sum[row]);
             let mut sums = [isa.mul(old[0], correction), isa.mul(old[1], correction)];
             if I::BF16 && !pairs.is_empty() {
-                let pairs = &mut pairs[row * panels * half..(row + 1) * panels * half];
+                let pairs = &mut pairs[(row - rows.start) * panels * half..][..panels * half];
                 for panel in 0..used {
                     let x = floats(isa, &seen[panel]);
                     let p0 = isa.exp2(isa.add(x[0], minus_max), EXP2_BF16);

@@ -91,7 +91,7 @@ impl<'a> HostTensor<'a> {
     }
 
     /// [`HostTensor::row`] starting at feature `first`.
-    pub(super) fn row_from(&self, batch: usize, head: usize, token: usize, first: usize, out: &mut [f32]) {
+    pub(crate) fn row_from(&self, batch: usize, head: usize, token: usize, first: usize, out: &mut [f32]) {
         if out.is_empty() {
             return;
         }

@@ -88,28 +88,25 @@ static WHOLE_TILES: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// A configured tile unit; without it, tile instructions are faults. Released when dropped, so that threads have no
-/// tiles to save when they are switched.
-struct Tiles(());
-
-impl Tiles {
-    /// Configures the unit, which takes some 360 cycles: once for many products.
-    ///
-    /// # Safety
-    ///
-    /// [`is_available`], and no other `Tiles` of this thread.
-    unsafe fn configure() -> Tiles {
-        // SAFETY: the caller says that the instruction is there; the operand has 64 bytes.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &WHOLE_TILES, options(readonly, nostack, preserves_flags)) };
-        Tiles(())
+/// Runs `work` with a configured tile unit, which takes some 400 cycles; without one, tile instructions are faults.
+/// Afterwards there are no tiles to save when threads are switched.
+///
+/// # Safety
+///
+/// [`is_available`].
+#[inline(always)]
+pub unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
+    struct Release;
+    impl Drop for Release {
+        fn drop(&mut self) {
+            // SAFETY: the unit was configured, so the instruction is there.
+            unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+        }
     }
-}
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: `self` proves that the instruction is there.
-        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
-    }
+    // SAFETY: the caller says that the instruction is there; the operand has 64 bytes.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &WHOLE_TILES, options(readonly, nostack, preserves_flags)) };
+    let _release = Release;
+    work()
 }
 
 /// Defines a function that multiplies [`ROWS`] rows of `lanes` lanes, which are `inner` lanes apart in `left`, with
@@ -117,11 +114,15 @@ impl Drop for Tiles {
 macro_rules! product {
     ($(#[$meta:meta])* $name:ident, $dot:literal, [$($start:literal),*]) => {
         $(#[$meta])*
-        fn $name(_: &Tiles, left: &[u32], inner: usize, right: &[Panel], to: &mut [Panel], step: usize) {
+        ///
+        /// # Safety
+        ///
+        /// Below [`with_tiles`].
+        unsafe fn $name(left: &[u32], inner: usize, right: &[Panel], to: &mut [Panel], step: usize) {
             let lanes = right.len();
             assert!(lanes > 0 && lanes % TILE_LANES == 0);
             let (left, to) = (&left[..(ROWS - 1) * inner + lanes], &mut to[..(ROWS - 1) * step + 1]);
-            // SAFETY: there is a configured unit; the slices have the rows and lanes that are read and written.
+            // SAFETY: the unit is configured; the slices have the rows and lanes that are read and written.
             unsafe {
                 asm!(
                     $($start,)*
@@ -183,16 +184,15 @@ product!(
 ///
 /// # Safety
 ///
-/// [`is_available`].
+/// Below [`with_tiles`].
 pub unsafe fn multiply_codes(product: Tiled<Panel>) {
     let Tiled { left, inner, right, to, steps: [row_step, panel_step], rows, visible } = product;
-    // SAFETY: the caller's promise; nothing below makes another.
-    let tiles = unsafe { Tiles::configure() };
-    for row in rows.clone().step_by(ROWS) {
-        let panels = visible.keys(rows.end.min(row + ROWS) - 1).div_ceil(size_of::<Panel>() / 4);
+    for row in (0..rows).step_by(ROWS) {
+        let panels = visible.keys(rows.min(row + ROWS) - 1).div_ceil(size_of::<Panel>() / 4);
         for (panel, right) in right.chunks_exact(inner).take(panels).enumerate() {
             let to = &mut to[row * row_step + panel * panel_step..];
-            multiply_step(&tiles, &left[row * inner..], inner, right, to, row_step);
+            // SAFETY: the caller's promise.
+            unsafe { multiply_step(&left[row * inner..], inner, right, to, row_step) };
         }
     }
 }
@@ -201,16 +201,15 @@ pub unsafe fn multiply_codes(product: Tiled<Panel>) {
 ///
 /// # Safety
 ///
-/// [`is_available`].
+/// Below [`with_tiles`].
 pub unsafe fn add_bf16(product: Tiled<Panel>) {
     let Tiled { left, inner, right, to, steps: [row_step, panel_step], rows, visible } = product;
-    // SAFETY: the caller's promise; nothing below makes another.
-    let tiles = unsafe { Tiles::configure() };
-    for row in rows.clone().step_by(ROWS) {
-        let lanes = visible.keys(rows.end.min(row + ROWS) - 1).div_ceil(2).next_multiple_of(TILE_LANES);
+    for row in (0..rows).step_by(ROWS) {
+        let lanes = visible.keys(rows.min(row + ROWS) - 1).div_ceil(2).next_multiple_of(TILE_LANES);
         for (panel, right) in right.chunks_exact(inner).enumerate() {
             let to = &mut to[row * row_step + panel * panel_step..];
-            add_step(&tiles, &left[row * inner..], inner, &right[..lanes], to, row_step);
+            // SAFETY: the caller's promise.
+            unsafe { add_step(&left[row * inner..], inner, &right[..lanes], to, row_step) };
         }
     }
 }

@@ -5,6 +5,8 @@ mod amx;
 
 use std::arch::x86_64::*;
 
+use sage_spec::tiling::BLOCK_Q;
+
 use crate::cpu::isa::{Codes, Isa, Task, Tiled};
 
 /// [`Avx512`] with F, BW and VNNI.
@@ -82,11 +84,18 @@ impl<const LEVEL: u8> Isa for Avx512<LEVEL> {
     const BF16: bool = LEVEL >= BF16;
     const TILES: bool = LEVEL >= AMX;
     const SPARE_ROWS: usize = if LEVEL < AMX { 0 } else { amx::ROWS - 1 };
+    const GROUP: usize = if LEVEL < AMX { BLOCK_Q } else { amx::ROWS };
 
     #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
         // SAFETY: the CPU has the features that the function is compiled for.
-        unsafe { if LEVEL < BF16 { run_vnni(self, task) } else { run_bf16(self, task) } }
+        unsafe {
+            match LEVEL {
+                VNNI => run_vnni(self, task),
+                BF16 => run_bf16(self, task),
+                _ => amx::with_tiles(|| run_bf16(self, task)),
+            }
+        }
     }
 
     #[inline(always)]
@@ -230,7 +239,7 @@ impl<const LEVEL: u8> Isa for Avx512<LEVEL> {
 
     fn multiply_codes(self, product: Tiled<Self::Panel>) {
         assert!(LEVEL >= AMX);
-        // SAFETY: `self` exists only on CPUs that have AMX, in processes that may use it.
+        // SAFETY: `self` exists only where AMX is available, and `run` prepared it.
         unsafe { amx::multiply_codes(product) }
     }
 

@@ -27,6 +27,7 @@ impl Isa for Portable {
 
     const NAME: &'static str = "portable";
     const REGISTERS: usize = 16;
+    const FUSED: bool = false;
     const CODES: Codes = Codes::Pairs;
     const BF16: bool = false;
 
