@@ -27,6 +27,9 @@ impl Codes {
     }
 }
 
+/// Lanes of the largest panel.
+pub const MOST_LANES: usize = 32;
+
 /// An instruction set. A value proves that the CPU has it, so the operations are safe to call.
 ///
 /// Everything works on two vectors at a time, a *panel* of 32-bit lanes in memory: one panel of columns
@@ -41,7 +44,7 @@ pub trait Isa: Copy + Send + Sync {
 
     /// Name, as `doctor` and reports show it.
     const NAME: &'static str;
-    /// 32-bit lanes of a panel; divides 64 and is a multiple of 8.
+    /// 32-bit lanes of a panel; divides [`MOST_LANES`] and is a multiple of 8.
     const PANEL: usize = size_of::<Self::Panel>() / 4;
     /// Vector registers.
     const REGISTERS: usize;

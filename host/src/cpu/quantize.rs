@@ -12,7 +12,7 @@ use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, REDUCE_CHUNK, WIDE_HEAD_DIM};
 use sage_spec::{Dims, Precision, PvFormat};
 
-use super::isa::{Isa, Task};
+use super::isa::{Isa, MOST_LANES, Task};
 use super::select::Path;
 use crate::reference::convert::{pack_int4, round_e4m3};
 use crate::reference::{self, HostTensor, Options, Quantized};
@@ -92,16 +92,7 @@ fn quantize_rows<const WIDTH: usize>(
             let (head, block) = (block / dims.num_query_blocks(), block % dims.num_query_blocks());
             let head_kv = head / dims.num_heads_q * dims.num_heads_kv + dims.head_kv(head % dims.num_heads_q);
             let mean = &k_mean[head_kv * depth..(head_kv + 1) * depth];
-            path.run(Run(
-                #[inline(always)]
-                || {
-                    let mut row = [0.0; WIDTH];
-                    for (dot, token) in dots.iter_mut().zip(q.tokens(block, BLOCK_Q)) {
-                        q.row(head, token, &mut row);
-                        *dot = feature_dot(&row[..depth], mean);
-                    }
-                },
-            ));
+            path.run(Dots { source: &q, head, tokens: q.tokens(block, BLOCK_Q), mean, dots });
         });
     }
     let (q_codes, q_scale) = q.codes(
@@ -313,9 +304,7 @@ impl<G: Fn(usize) -> usize, const WIDTH: usize> Task for Block<'_, G, WIDTH> {
         for (index, (row, token)) in rows.iter_mut().zip(tokens).enumerate() {
             source.row(head, token, row);
             if let Some((mean, _)) = smoothing {
-                for d in 0..mean.len() {
-                    row[d] -= mean[d];
-                }
+                subtract(row, mean);
             }
             add_magnitudes(&mut largest[group(index)], row);
         }
@@ -335,6 +324,64 @@ impl<G: Fn(usize) -> usize, const WIDTH: usize> Task for Block<'_, G, WIDTH> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Products of rows of Q with the mean of K.
+struct Dots<'a, const WIDTH: usize> {
+    source: &'a Source<'a, WIDTH>,
+    head: usize,
+    tokens: Range<usize>,
+    mean: &'a [f32],
+    /// A number for each token.
+    dots: &'a mut [f32],
+}
+
+impl<const WIDTH: usize> Task for Dots<'_, WIDTH> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Dots { source, head, mut tokens, mean, dots } = self;
+        let mut rows = [[0.0; WIDTH]; MOST_LANES];
+        let mut panels = [I::Panel::zeroed(); WIDTH];
+        for dots in dots.chunks_mut(I::PANEL) {
+            // A lane for each token.
+            let count = tokens.len().min(I::PANEL);
+            for (row, token) in rows[..count].iter_mut().zip(&mut tokens) {
+                source.row(head, token, row);
+            }
+            let mut slices = [&[][..]; MOST_LANES];
+            for (slice, row) in slices[..count].iter_mut().zip(&rows) {
+                *slice = bytemuck::cast_slice(&row[..mean.len()]);
+            }
+            isa.transpose(&slices[..count], &mut panels[..mean.len()]);
+            // In the order of `feature_l1`.
+            let mut sums = [[isa.splat(0.0); 2]; WIDE_HEAD_DIM / FEATURES_PER_THREAD];
+            let threads = mean.as_chunks::<FEATURES_PER_THREAD>().0.iter();
+            for (sum, (panels, mean)) in
+                sums.iter_mut().zip(panels.as_chunks::<FEATURES_PER_THREAD>().0.iter().zip(threads))
+            {
+                for (panel, &x) in panels.iter().zip(mean) {
+                    let (panel, x) = (isa.load(panel), isa.splat(x));
+                    for half in 0..2 {
+                        sum[half] = isa.add(sum[half], isa.mul(isa.as_f(panel[half]), x));
+                    }
+                }
+            }
+            let mut distance = mean.len() / FEATURES_PER_THREAD / 2;
+            while distance > 0 {
+                for thread in 0..distance {
+                    for half in 0..2 {
+                        sums[thread][half] = isa.add(sums[thread][half], sums[thread + distance][half]);
+                    }
+                }
+                distance /= 2;
+            }
+            let mut panel = I::Panel::zeroed();
+            isa.store(&mut panel, [isa.as_i(sums[0][0]), isa.as_i(sums[0][1])]);
+            dots[..count].copy_from_slice(&bytemuck::cast_slice(&[panel])[..count]);
         }
     }
 }
@@ -366,7 +413,7 @@ impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
         let mut panels = [I::Panel::zeroed(); CHANNELS];
         for begin in (0..source.seqlen).step_by(4 * I::PANEL) {
             // Four codes to a word, in the order of their slots; then a channel's words become neighbours.
-            let mut words = [[0; CHANNELS]; 64];
+            let mut words = [[0; CHANNELS]; MOST_LANES];
             for token in begin..source.seqlen.min(begin + 4 * I::PANEL) {
                 let (batch, head) = (head / source.num_heads, head % source.num_heads);
                 source.tensor.row_from(batch, head, token, first, &mut x[..real]);
@@ -376,7 +423,7 @@ impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
                     word[c] |= e4m3_code((x[c] - mean[c]) * inverse[c]) << (slot % 4 * 8);
                 }
             }
-            let mut rows = [&words[0][..]; 64];
+            let mut rows = [&words[0][..]; MOST_LANES];
             for (row, word) in rows.iter_mut().zip(&words) {
                 *row = word;
             }
@@ -392,13 +439,11 @@ impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
 /// [`int_code`] of a row; the rest of `codes` stays.
 #[inline(always)]
 pub fn int_codes<I: Isa>(row: &[f32], inverse_scale: f32, max_code: f32, codes: &mut [u8]) {
-    for (row, codes) in row.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<16>().0) {
-        for i in 0..16 {
-            codes[i] = match I::FUSED {
-                true => int_code_fused(row[i], inverse_scale, max_code),
-                false => int_code(row[i], inverse_scale, max_code),
-            };
-        }
+    for (&x, code) in row.iter().zip(codes) {
+        *code = match I::FUSED {
+            true => int_code_fused(x, inverse_scale, max_code),
+            false => int_code(x, inverse_scale, max_code),
+        };
     }
 }
 
@@ -433,6 +478,14 @@ fn e4m3_code(x: f32) -> u32 {
     if x.is_nan() { 0x7f } else { sign | magnitude }
 }
 
+/// Takes the mean off a row; what is beyond the mean stays.
+#[inline(always)]
+pub fn subtract(row: &mut [f32], mean: &[f32]) {
+    for (x, mean) in row.iter_mut().zip(mean) {
+        *x -= mean;
+    }
+}
+
 #[inline(always)]
 fn add<const WIDTH: usize>(sum: &mut Row<WIDTH>, row: &Row<WIDTH>) {
     for d in 0..WIDTH {
@@ -454,42 +507,32 @@ fn pairwise<const WIDTH: usize>(lanes: &mut [Row<WIDTH>]) -> Row<WIDTH> {
     lanes[0]
 }
 
-/// Sum over `depth` features of what `term` gives, in the order of [`sage_spec::reduce`]: eight in order, then
-/// a butterfly.
-#[inline(always)]
-fn feature_sum(depth: usize, term: impl Fn(usize) -> f32) -> f32 {
-    let threads = depth / FEATURES_PER_THREAD;
-    let mut parts = [0.0f32; WIDE_HEAD_DIM / FEATURES_PER_THREAD];
-    for feature in 0..FEATURES_PER_THREAD {
-        for thread in 0..threads {
-            parts[thread] += term(thread * FEATURES_PER_THREAD + feature);
-        }
+/// Sum of the magnitudes of a mean, in the order of [`sage_spec::reduce`]: eight in order, then a butterfly.
+pub fn feature_l1(mean: &[f32]) -> f32 {
+    let mut sums = [0.0f32; WIDE_HEAD_DIM / FEATURES_PER_THREAD];
+    for (sum, thread) in sums.iter_mut().zip(mean.as_chunks::<FEATURES_PER_THREAD>().0) {
+        thread.iter().for_each(|x| *sum += x.abs());
     }
-    let mut distance = threads / 2;
+    let mut distance = mean.len() / FEATURES_PER_THREAD / 2;
     while distance > 0 {
-        parts = std::array::from_fn(|thread| parts[thread] + parts[thread ^ distance]);
+        for thread in 0..distance {
+            sums[thread] += sums[thread + distance];
+        }
         distance /= 2;
     }
-    parts[0]
-}
-
-#[inline(always)]
-fn feature_dot(a: &[f32], b: &[f32]) -> f32 {
-    feature_sum(a.len(), |d| a[d] * b[d])
-}
-
-pub fn feature_l1(mean: &[f32]) -> f32 {
-    feature_sum(mean.len(), |d| mean[d].abs())
+    sums[0]
 }
 
 /// Largest bits of the magnitudes of a row, lane by lane: ordered like the numbers, and NaN is the largest.
 #[inline(always)]
 pub fn add_magnitudes(largest: &mut [u32; 16], row: &[f32]) {
+    let mut all = *largest;
     for chunk in row.as_chunks::<16>().0 {
         for lane in 0..16 {
-            largest[lane] = largest[lane].max(chunk[lane].abs().to_bits());
+            all[lane] = all[lane].max(chunk[lane].abs().to_bits());
         }
     }
+    *largest = all;
 }
 
 /// The largest magnitude of what [`add_magnitudes`] saw; NaN if there was one.

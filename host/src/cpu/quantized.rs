@@ -7,7 +7,7 @@ use sage_spec::quant::LOG2_E;
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 use sage_spec::{Dims, Precision, PvFormat};
 
-use super::isa::{Codes, Isa};
+use super::isa::{Codes, Isa, MOST_LANES};
 use super::operands::{Operands, TILE};
 use super::output::Segment;
 use super::product::Integer;
@@ -282,7 +282,7 @@ impl Operands for Codings<'_> {
 /// Turns `count` rows of `lanes` into panels, one of each lane.
 #[inline(always)]
 pub fn transpose<I: Isa>(isa: I, rows: &[u32], lanes: usize, count: usize, panels: &mut [I::Panel]) {
-    let mut slices = [&rows[..0]; 64];
+    let mut slices = [&rows[..0]; MOST_LANES];
     for (slice, row) in slices.iter_mut().zip(rows.chunks_exact(lanes)).take(count) {
         *slice = row;
     }

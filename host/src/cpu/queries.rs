@@ -8,7 +8,7 @@ use sage_spec::tiling::BLOCK_Q;
 
 use super::isa::Isa;
 use super::output::Segment;
-use super::quantize::{add_magnitudes, feature_l1, int_codes, magnitude, max_or_nan};
+use super::quantize::{add_magnitudes, feature_l1, int_codes, magnitude, max_or_nan, subtract};
 use crate::reference::{HostTensor, Options};
 
 /// A query block in f32, and what turns it into codes; bit for bit those of [`super::quantize()`].
@@ -40,9 +40,7 @@ impl<'a> QueryBlock<'a> {
             q.row(segment.batch, segment.head_q, segment.first_row() + index, &mut row[..dims.head_dim]);
             row[dims.head_dim..].fill(0.0);
             if let Some(mean) = mean {
-                for d in 0..depth {
-                    row[d] -= mean[d];
-                }
+                subtract(row, mean);
             }
             add_magnitudes(&mut largest[granularity.q_group(index)], row);
         }
