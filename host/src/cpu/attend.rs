@@ -8,6 +8,7 @@ use bytemuck::Zeroable;
 use rayon::prelude::*;
 use sage_spec::tiling::BLOCK_Q;
 
+use super::buffer::Buffer;
 use super::finish::Finish;
 use super::isa::{Isa, Task};
 use super::mask::Mask;
@@ -63,38 +64,38 @@ fn next<'a, 'p>(queue: &Mutex<std::vec::IntoIter<Item<'a, 'p>>>) -> Option<Item<
 /// rows of the largest query block and [`Isa::SPARE_ROWS`].
 struct Scratch<I: Isa> {
     /// `[TILE, max(lanes, depth)]`: rows on their way into panels.
-    rows: Vec<u32>,
+    rows: Buffer<u32>,
     /// `[key panels, lanes]`.
-    k: Vec<I::Panel>,
+    k: Buffer<I::Panel>,
     /// `[key panels, depth]`: smoothed keys, if ΔS is needed.
-    k_smoothed: Vec<I::Panel>,
+    k_smoothed: Buffer<I::Panel>,
     /// `[channel panels, TILE]` f32 or `[channel panels, TILE / 2]` bf16 pairs.
-    v: Vec<I::Panel>,
+    v: Buffer<I::Panel>,
     k_factors: [f32; TILE],
     /// `[group, key panels]`: scores of [`Isa::GROUP`] rows, then P if it is f32.
-    scores: Vec<I::Panel>,
+    scores: Buffer<I::Panel>,
     /// `[group, TILE / 2]`: P if it is bf16.
-    pairs: Vec<u32>,
+    pairs: Buffer<u32>,
     alpha: [f32; BLOCK_Q],
     /// `[blocks, depth]`: block means of Q.
-    means: Vec<u32>,
+    means: Buffer<u32>,
     /// `[blocks, key panels]`: ΔS of the tile.
-    delta: Vec<I::Panel>,
+    delta: Buffer<I::Panel>,
     blocks: Vec<Block<I>>,
 }
 
 /// What a worker keeps of a query block from tile to tile.
 pub struct Block<I: Isa> {
     /// `[height, lanes]`.
-    q: Vec<u32>,
-    start: Vec<u32>,
-    factor: Vec<f32>,
+    q: Buffer<u32>,
+    start: Buffer<u32>,
+    factor: Buffer<f32>,
     /// Running maxima, in log2 units.
-    pub max: Vec<f32>,
+    pub max: Buffer<f32>,
     /// Running sums, to be added over the lanes.
-    pub sum: Vec<I::Panel>,
+    pub sum: Buffer<I::Panel>,
     /// `[channel panels, height]`.
-    pub out: Vec<I::Panel>,
+    pub out: Buffer<I::Panel>,
 }
 
 impl<I: Isa> Scratch<I> {
@@ -104,25 +105,25 @@ impl<I: Isa> Scratch<I> {
         let (key_panels, channel_panels) = (TILE / I::PANEL, depth / I::PANEL);
         let group = height.min(I::GROUP + I::SPARE_ROWS);
         let pairs = I::BF16 && operands.v_fits_bf16();
-        let panels = |count: usize| vec![I::Panel::zeroed(); count];
+        let panels = |count: usize| Buffer::<I::Panel>::new(count);
         let smoothed = if operands.has_delta() { key_panels } else { 0 };
         Scratch {
-            rows: vec![0; TILE * lanes.max(depth)],
+            rows: Buffer::new(TILE * lanes.max(depth)),
             k: panels(key_panels * lanes),
             k_smoothed: panels(smoothed * depth),
             v: panels(channel_panels * if pairs { TILE / 2 } else { TILE }),
             k_factors: [0.0; TILE],
             scores: panels(group * key_panels),
-            pairs: vec![0; if pairs { group * TILE / 2 } else { 0 }],
+            pairs: Buffer::new(if pairs { group * TILE / 2 } else { 0 }),
             alpha: [1.0; BLOCK_Q],
-            means: vec![0; blocks * depth],
+            means: Buffer::new(blocks * depth),
             delta: panels(blocks * smoothed),
             blocks: (0..blocks)
                 .map(|_| Block {
-                    q: vec![0; height * lanes],
-                    start: vec![0; height],
-                    factor: vec![0.0; height],
-                    max: vec![0.0; height],
+                    q: Buffer::new(height * lanes),
+                    start: Buffer::new(height),
+                    factor: Buffer::new(height),
+                    max: Buffer::new(height),
                     sum: panels(height),
                     out: panels(channel_panels * height),
                 })

@@ -9,6 +9,7 @@
 //! `unsafe`.
 
 mod attend;
+mod buffer;
 mod exact;
 mod finish;
 mod isa;

@@ -99,7 +99,8 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
 
             let row_max = isa.max_lane(isa.max(largest[0], largest[1])).max(max[row]);
             let minus_max = isa.splat(-row_max);
-            let correction = exp2(max[row] - row_max);
+            // After the first tiles, maxima hardly ever change.
+            let correction = if row_max == max[row] { 1.0 } else { exp2(max[row] - row_max) };
             (max[row], alpha[row]) = (row_max, correction);
             let correction = isa.splat(correction);
             let old = floats(isa, &sum[row]);

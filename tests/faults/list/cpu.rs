@@ -27,7 +27,7 @@ pub const FAULTS: &[Fault] = &[
         name: "cpu-sum-not-rescaled",
         what: "older sums keep their scale when the row maximum rises",
         file: SOFTMAX,
-        text: "let correction = «exp2(max[row] - row_max)»;",
+        text: "let correction = if row_max == max[row] { 1.0 } else { «exp2(max[row] - row_max)» };",
         bad: "if max[row] < -1e29 { 0.0 } else { 1.0 }",
         tests: &[CPUE, CPUQ, APIINT8],
     },
