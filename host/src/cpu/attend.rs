@@ -20,7 +20,7 @@ use super::softmax::{ROW_MAX_START, Scale, Softmax};
 use super::split::{Merge, States, most_rows, span};
 
 /// Most query blocks that share an unpacked tile: their sums and queries stay within the level-2 cache.
-const MAX_BLOCKS: usize = 4;
+const MAX_BLOCKS: usize = 8;
 
 /// Computes attention into `out` `[B, Hq, M, Dv]` and `lse` `[B, Hq, M]`, which is all −∞.
 ///
@@ -72,9 +72,9 @@ struct Scratch<I: Isa> {
     /// `[channel panels, TILE]` f32 or `[channel panels, TILE / 2]` bf16 pairs.
     v: Buffer<I::Panel>,
     k_factors: [f32; TILE],
-    /// `[group, key panels]`: scores of [`Isa::GROUP`] rows, then P if it is f32.
+    /// `[height, key panels]`: scores of the rows at hand, then P if it is f32.
     scores: Buffer<I::Panel>,
-    /// `[group, TILE / 2]`: P if it is bf16.
+    /// `[height, TILE / 2]`: P of the rows at hand if it is bf16.
     pairs: Buffer<u32>,
     alpha: [f32; BLOCK_Q],
     /// `[blocks, depth]`: block means of Q.
@@ -103,7 +103,6 @@ impl<I: Isa> Scratch<I> {
         let (lanes, height) = (operands.qk_lanes(I::CODES), most_rows(operands.dims()) + I::SPARE_ROWS);
         let depth = operands.dims().head_dim_padded();
         let (key_panels, channel_panels) = (TILE / I::PANEL, depth / I::PANEL);
-        let group = height.min(I::GROUP + I::SPARE_ROWS);
         let pairs = I::BF16 && operands.v_fits_bf16();
         let panels = |count: usize| Buffer::<I::Panel>::new(count);
         let smoothed = if operands.has_delta() { key_panels } else { 0 };
@@ -113,8 +112,8 @@ impl<I: Isa> Scratch<I> {
             k_smoothed: panels(smoothed * depth),
             v: panels(channel_panels * if pairs { TILE / 2 } else { TILE }),
             k_factors: [0.0; TILE],
-            scores: panels(group * key_panels),
-            pairs: Buffer::new(if pairs { group * TILE / 2 } else { 0 }),
+            scores: panels(height * key_panels),
+            pairs: Buffer::new(if pairs { height * TILE / 2 } else { 0 }),
             alpha: [1.0; BLOCK_Q],
             means: Buffer::new(blocks * depth),
             delta: panels(blocks * smoothed),
@@ -197,7 +196,7 @@ impl<O: Operands, J: Isa> Task for Meet<'_, O, J> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Meet { operands, scratch, index, rows: all_rows, visible } = self;
+        let Meet { operands, scratch, index, rows, visible } = self;
         let Scratch { k, v, k_factors, scores, pairs, alpha, delta, blocks, .. } = scratch;
         let Block { q, start, factor, max, sum, out } = &mut blocks[index];
         let inner = operands.qk_lanes(I::CODES);
@@ -207,21 +206,18 @@ impl<O: Operands, J: Isa> Task for Meet<'_, O, J> {
             false => &[],
         };
         let scale: Scale = operands.scale(factor, k_factors, delta);
-        for first in all_rows.clone().step_by(I::GROUP) {
-            let rows = first..all_rows.end.min(first + I::GROUP);
-            let product = PhantomData::<O::Qk>;
-            Scores { q, inner, k, start, rows: rows.clone(), visible, scores, product }.run(isa);
-            Softmax { scores, pairs, panels, rows: rows.clone(), visible, scale, max, sum, alpha }.run(isa);
-            if pairs.is_empty() {
-                let p = bytemuck::cast_slice(scores);
-                let (inner, per_lane) = (TILE, 1);
-                let product = PhantomData::<F32>;
-                Accumulate { p, inner, per_lane, v, rows, visible, alpha, out, stride, product }.run(isa);
-            } else {
-                let (inner, per_lane) = (TILE / 2, 2);
-                let product = PhantomData::<Bf16>;
-                Accumulate { p: pairs, inner, per_lane, v, rows, visible, alpha, out, stride, product }.run(isa);
-            }
+        let product = PhantomData::<O::Qk>;
+        Scores { q, inner, k, start, rows: rows.clone(), visible, scores, product }.run(isa);
+        Softmax { scores, pairs, panels, rows: rows.clone(), visible, scale, max, sum, alpha }.run(isa);
+        if pairs.is_empty() {
+            let p = bytemuck::cast_slice(scores);
+            let (inner, per_lane) = (TILE, 1);
+            let product = PhantomData::<F32>;
+            Accumulate { p, inner, per_lane, v, rows, visible, alpha, out, stride, product }.run(isa);
+        } else {
+            let (inner, per_lane) = (TILE / 2, 2);
+            let product = PhantomData::<Bf16>;
+            Accumulate { p: pairs, inner, per_lane, v, rows, visible, alpha, out, stride, product }.run(isa);
         }
     }
 }

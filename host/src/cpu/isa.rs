@@ -1,7 +1,6 @@
 //! What the algorithm asks of an instruction set.
 
 use bytemuck::Pod;
-use sage_spec::tiling::BLOCK_Q;
 
 use super::mask::Mask;
 
@@ -59,8 +58,6 @@ pub trait Isa: Copy + Send + Sync {
     const TILES: bool = false;
     /// Rows beyond the last that those products may read and overwrite.
     const SPARE_ROWS: usize = 0;
-    /// Rows of a query block whose scores become P, and P V, before those of the next rows are computed.
-    const GROUP: usize = BLOCK_Q;
 
     /// Runs `task` compiled for this instruction set, and prepared for its tiles if it has some.
     fn run<T: Task>(self, task: T) -> T::Output;

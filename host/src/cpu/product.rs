@@ -5,7 +5,7 @@
 use super::isa::{Isa, Task, Tiled};
 
 /// Rows that share the registers' panel of columns. Twelve rows of two vectors take 24 of the 32 registers
-/// of AVX-512 and NEON; the remaining rows of a block are taken four or one at a time.
+/// of AVX-512 and NEON; the remaining rows of a block are taken eight, four or one at a time.
 const ROWS: usize = 12;
 /// The same for instruction sets with 16 registers.
 const FEW_ROWS: usize = 6;
@@ -127,6 +127,10 @@ macro_rules! by_rows {
                 const $R: usize = FEW_ROWS;
                 $body
                 rest.start += FEW_ROWS;
+            } else if <$isa>::REGISTERS == 32 && rest.len() >= 8 {
+                const $R: usize = 8;
+                $body
+                rest.start += 8;
             } else if rest.len() >= 4 {
                 const $R: usize = 4;
                 $body

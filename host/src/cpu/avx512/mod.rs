@@ -5,8 +5,6 @@ mod amx;
 
 use std::arch::x86_64::*;
 
-use sage_spec::tiling::BLOCK_Q;
-
 use crate::cpu::isa::{Codes, Isa, Task, Tiled};
 
 /// [`Avx512`] with F, BW and VNNI.
@@ -84,7 +82,6 @@ impl<const LEVEL: u8> Isa for Avx512<LEVEL> {
     const BF16: bool = LEVEL >= BF16;
     const TILES: bool = LEVEL >= AMX;
     const SPARE_ROWS: usize = if LEVEL < AMX { 0 } else { amx::ROWS - 1 };
-    const GROUP: usize = if LEVEL < AMX { BLOCK_Q } else { amx::ROWS };
 
     #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
