@@ -1,6 +1,7 @@
 //! Times attention on the CPU, by instruction set, and against candle and PyTorch.
 //!
-//! `cargo bench -p sage-benches --bench cpu -- --peer "python3 benches/peers/cpu_peers.py" --json results.json`.
+//! `cargo bench -p sage-benches --bench cpu -- --peer "python3 benches/peers/cpu_peers.py" --json results.json`, whose
+//! paths are from the root of the workspace.
 //! The contestants take turns, so that whatever else the machine does falls on all of them; figures are minima
 //! and medians over the rounds. Before each turn the machine rests, because threads that wait for more work spin
 //! (OpenMP's for milliseconds) and would take the time of the next contestant. Besides the wall clock there is the CPU time of all threads (on Linux), which
@@ -83,6 +84,10 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
+    if options.bench {
+        // `cargo bench` starts programs in the folder of their package; the paths it was given are from the root.
+        std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
+    }
     // Of the whole process: candle does not know other pools.
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = options.threads {

@@ -68,6 +68,10 @@ fn paths_are_those_of_the_cpu() {
         assert_eq!(names.contains(&"avx-vnni"), avx2 && std::is_x86_feature_detected!("avxvnni"));
         let avx512 = std::is_x86_feature_detected!("avx512bw") && std::is_x86_feature_detected!("avx512vnni");
         assert_eq!(names.contains(&"avx512-vnni"), avx512);
+        let bf16 = avx512 && std::is_x86_feature_detected!("avx512bf16");
+        assert_eq!(names.contains(&"avx512-vnni-bf16"), bf16);
+        // What the CPU says of AMX is not all: the system must permit it.
+        assert!(names[0] == "amx" || !names.contains(&"amx"));
     }
     #[cfg(target_arch = "aarch64")]
     assert!(names.contains(&"neon"));

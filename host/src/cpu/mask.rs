@@ -28,7 +28,7 @@ impl Mask {
     }
 
     /// What rows from `row` on see, counted from it.
-    pub fn from_row(&self, row: usize) -> Mask {
+    pub fn after_rows(&self, row: usize) -> Mask {
         Mask { first: self.first + self.step * row as i64, ..*self }
     }
 

@@ -175,7 +175,7 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Scores<'_, P, M> {
         let panels = k.len() / inner;
         if M::has_tiles::<I>() {
             // Sums start from zero: such instruction sets take signed codes.
-            let (left, visible) = (&q[rows.start * inner..], visible.from_row(rows.start));
+            let (left, visible) = (&q[rows.start * inner..], visible.after_rows(rows.start));
             let steps = [panels, 1];
             return M::tiled(isa, Tiled { left, inner, right: k, to: scores, steps, rows: rows.len(), visible });
         }
@@ -243,7 +243,7 @@ impl<P: bytemuck::Pod, M: Multiply> Task for Accumulate<'_, P, M> {
                     }
                 }
             }
-            let (to, visible) = (&mut out[rows.start..], visible.from_row(rows.start));
+            let (to, visible) = (&mut out[rows.start..], visible.after_rows(rows.start));
             let steps = [1, stride];
             return M::tiled(isa, Tiled { left: p, inner, right: v, to, steps, rows: rows.len(), visible });
         }
