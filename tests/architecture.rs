@@ -20,8 +20,13 @@ const RULES: &[Rule] = &[
     Rule {
         why: "instructions are written in cuda_std only, so that one search audits them all",
         within: &["host/", "kernels-gpu/", "tests/"],
-        // NEON's dot product has no stable intrinsic.
-        except: &["kernels-gpu/cuda_std/", "kernels-gpu/cuda_std_macros/", "host/src/cpu/neon/"],
+        // NEON's dot product and AMX have no stable intrinsics.
+        except: &[
+            "kernels-gpu/cuda_std/",
+            "kernels-gpu/cuda_std_macros/",
+            "host/src/cpu/neon/",
+            "host/src/cpu/avx512/amx.rs",
+        ],
         words: &["asm!", "global_asm!", "naked_asm!"],
     },
     Rule {
@@ -316,6 +321,7 @@ fn the_guard_fails_on_planted_violations() {
         ("host/src/reference/mod.rs", "    crate::plan::plan(&problem, &capability)"),
         ("host/src/problem/mod.rs", "use crate::plan::Plan; // a comment"),
         ("host/src/cpu/attend.rs", "unsafe { isa.load(p) }"),
+        ("host/src/cpu/avx512/mod.rs", "asm!(\"vdpbf16ps\")"),
         ("host/src/cpu/mod.rs", "use crate::problem::Problem;"),
         ("host/src/device/mod.rs", "use crate::api::TensorView;"),
         ("host/src/api/mod.rs", "use crate::adaptive::Choice;"),

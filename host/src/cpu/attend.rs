@@ -19,7 +19,8 @@ use super::quantized::transpose;
 use super::softmax::{ROW_MAX_START, Scale, Softmax};
 use super::split::{Merge, States, most_rows, span};
 
-/// Most query blocks that share an unpacked tile: their sums and queries stay within the level-2 cache.
+/// Most query blocks that share an unpacked tile: with 128 KiB of sums and queries each, if they are f32, more would
+/// leave a level-2 cache of 2 MiB no room for the tile.
 const MAX_BLOCKS: usize = 8;
 
 /// Computes attention into `out` `[B, Hq, M, Dv]` and `lse` `[B, Hq, M]`, which is all −∞.

@@ -149,9 +149,11 @@ impl Operands for Codings<'_> {
                 }
             };
             widen(codes, form, false, lanes);
-            // Takes back the 128 that was added to every code of K.
-            let sum: i32 = codes.iter().map(|&code| i32::from(code)).sum();
-            start[row] = if form == Codes::QuadsOffset { (-128 * sum) as u32 } else { 0 };
+            if form == Codes::QuadsOffset {
+                // Takes back the 128 that was added to every code of K.
+                let sum: i32 = codes.iter().map(|&code| i32::from(code)).sum();
+                start[row] = (-128 * sum) as u32;
+            }
             factor[row] = scale * sm_scale_log2;
         }
     }
