@@ -60,10 +60,10 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
         let scores: &mut [I::Panel] = bytemuck::cast_slice_mut(scores);
         let sum: &mut [I::Panel] = bytemuck::cast_slice_mut(sum);
         let half = I::PANEL / 2;
-        for (line, row) in scores.chunks_exact_mut(panels).zip(rows.clone()) {
+        // All maxima first: what follows from a row's maximum waits long for it.
+        for (seen, row) in scores.chunks_exact_mut(panels).zip(rows.clone()) {
             let keys = visible.keys(row);
             let used = keys.div_ceil(I::PANEL);
-            let (seen, unseen) = line.split_at_mut(used);
 
             let mut largest = [isa.splat(f32::NEG_INFINITY); 2];
             match scale {
@@ -98,11 +98,14 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
             }
 
             let row_max = isa.max_lane(isa.max(largest[0], largest[1])).max(max[row]);
-            let minus_max = isa.splat(-row_max);
             // After the first tiles, maxima hardly ever change.
             let correction = if row_max == max[row] { 1.0 } else { exp2(max[row] - row_max) };
             (max[row], alpha[row]) = (row_max, correction);
-            let correction = isa.splat(correction);
+        }
+        for (line, row) in scores.chunks_exact_mut(panels).zip(rows.clone()) {
+            let used = visible.keys(row).div_ceil(I::PANEL);
+            let (seen, unseen) = line.split_at_mut(used);
+            let (minus_max, correction) = (isa.splat(-max[row]), isa.splat(alpha[row]));
             let old = floats(isa, &sum[row]);
             let mut sums = [isa.mul(old[0], correction), isa.mul(old[1], correction)];
             if I::BF16 && !pairs.is_empty() {
