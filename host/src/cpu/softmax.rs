@@ -110,21 +110,22 @@ impl<P: bytemuck::Pod> Task for Softmax<'_, P> {
             let mut sums = [isa.mul(old[0], correction), isa.mul(old[1], correction)];
             if I::BF16 && !pairs.is_empty() {
                 let pairs = &mut pairs[(row - rows.start) * panels * half..][..panels * half];
-                for panel in 0..used {
-                    let x = floats(isa, &seen[panel]);
+                let (seen_pairs, unseen_pairs) = pairs.split_at_mut(used * half);
+                for (bits, pairs) in seen.iter().zip(seen_pairs.chunks_exact_mut(half)) {
+                    let x = floats(isa, bits);
                     let p0 = isa.exp2(isa.add(x[0], minus_max), EXP2_BF16);
                     let p1 = isa.exp2(isa.add(x[1], minus_max), EXP2_BF16);
                     sums = [isa.add(sums[0], p0), isa.add(sums[1], p1)];
-                    isa.store_half(&mut pairs[panel * half..(panel + 1) * half], isa.narrow([p0, p1]));
+                    isa.store_half(pairs, isa.narrow([p0, p1]));
                 }
-                pairs[used * half..].fill(0);
+                unseen_pairs.fill(0);
             } else {
-                for panel in 0..used {
-                    let x = floats(isa, &seen[panel]);
+                for bits in seen {
+                    let x = floats(isa, bits);
                     let p0 = isa.exp2(isa.add(x[0], minus_max), EXP2_F32);
                     let p1 = isa.exp2(isa.add(x[1], minus_max), EXP2_F32);
                     sums = [isa.add(sums[0], p0), isa.add(sums[1], p1)];
-                    isa.store(&mut seen[panel], [isa.as_i(p0), isa.as_i(p1)]);
+                    isa.store(bits, [isa.as_i(p0), isa.as_i(p1)]);
                 }
                 for bits in unseen {
                     isa.store(bits, [isa.splat_bits(0); 2]);

@@ -4,6 +4,7 @@
 mod amx;
 
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
 
 use crate::cpu::isa::{Codes, Isa, Task, Tiled};
 
@@ -49,10 +50,14 @@ impl<const LEVEL: u8> Avx512<LEVEL> {
 /// those start in a cycle, so it makes twice as many. On Intel's cores with AMX it starts in every second cycle, where
 /// two multiply-adds start in each: half as many.
 pub fn bf16_is_faster() -> bool {
-    // SAFETY: every CPU of 64 bits has `cpuid`; a block because older compilers call it unsafe.
-    #[allow(unused_unsafe)]
-    let vendor = unsafe { __cpuid_count(0, 0) };
-    vendor.ebx != u32::from_le_bytes(*b"Genu") // "GenuineIntel"
+    // Remembered, because virtual machines take microseconds for `cpuid`.
+    static INTEL: OnceLock<bool> = OnceLock::new();
+    !INTEL.get_or_init(|| {
+        // SAFETY: every CPU of 64 bits has `cpuid`; a block because older compilers call it unsafe.
+        #[allow(unused_unsafe)]
+        let vendor = unsafe { __cpuid_count(0, 0) };
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+    })
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,fma")]
