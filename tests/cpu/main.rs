@@ -9,7 +9,8 @@ mod split;
 use problem::{Problem, Tensors, problems};
 use proptest::prelude::*;
 use sage_attn::cpu::{self, OutputMut, Path};
-use sage_attn::reference::{Output, attention_unrounded_p};
+use sage_attn::reference::{Options, Output, attention_unrounded_p};
+use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
 use sage_tests::compare::{Bounds, compare_rows};
 use sage_tests::generate::config;
 
@@ -80,6 +81,33 @@ proptest! {
             for (a, e) in actual.lse.iter().zip(&ideal.lse) {
                 let equal = f64::from(*a) == *e || (f64::from(*a) - e).abs() <= 2e-5 * e.abs().max(1.0);
                 prop_assert!(equal, "{}: LSE {a} {e}", path.name());
+            }
+        }
+    }
+}
+
+/// Also of no tokens, and of no heads.
+#[test]
+fn codes_of_nothing_are_those_of_the_reference() {
+    for (seqlen_q, seqlen_kv, num_heads_kv) in [(0, 5, 1), (5, 0, 2), (0, 0, 1), (5, 5, 0)] {
+        for smooth in [false, true] {
+            let num_heads_q = 2 * num_heads_kv;
+            let dims = Dims { batch: 1, num_heads_q, num_heads_kv, seqlen_q, seqlen_kv, head_dim: 64, head_dim_v: 32 };
+            let options = Options {
+                causal: false,
+                sm_scale: 0.125,
+                precision: Precision::Int8,
+                granularity: ScaleGranularity::PerThread,
+                pv: PvFormat::Fp8,
+                smooth_q: smooth,
+                smooth_k: smooth,
+                smooth_v: smooth,
+            };
+            let problem = Problem { dims, options, seed: 1 };
+            let (d, t) = (&problem.dims, problem.tensors());
+            for path in Path::available() {
+                let actual = cpu::quantize(path, d, [&t.q(d), &t.k(d), &t.v(d)], &problem.options);
+                assert!(actual == problem.quantize(&t), "{}: {problem:?}", path.name());
             }
         }
     }

@@ -70,7 +70,20 @@ fn quantize_rows<const WIDTH: usize>(
     let k = source(k, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim);
     let v = source(v, dims.num_heads_kv, dims.seqlen_kv, dims.head_dim_v);
 
-    let k_mean = options.smooth_k.then(|| k.token_means(heads_kv));
+    // The heads one after the other, so that a head is read again while it is in the cache.
+    let blocks = [BLOCK_KV, dims.num_kv_blocks_padded(), granularity.k_scales_per_block()];
+    let k_group = |key| granularity.k_group(key);
+    let (mut k_codes, mut k_scale) = k.room(precision, heads_kv, blocks);
+    let mut k_mean = vec![0.0; heads_kv * depth];
+    let parts = k_mean.par_chunks_exact_mut(depth).zip(k.heads(precision, blocks, &mut k_codes, &mut k_scale));
+    parts.enumerate().for_each(|(head, (mean, room))| {
+        if options.smooth_k {
+            k.token_mean(head, mean);
+        }
+        let smoothing = options.smooth_k.then_some((&*mean, 0.0));
+        k.codes(precision, head, blocks, k_group, |_| smoothing, room);
+    });
+    let k_mean = options.smooth_k.then_some(k_mean);
     let q_blocks = dims.batch * dims.num_heads_q * dims.num_query_blocks();
     let mut q_mean = options.smooth_q.then(|| vec![0.0; q_blocks * depth]);
     let mut qk_mean = options.smooth_k.then(|| vec![0.0; q_blocks * BLOCK_Q]);
@@ -95,29 +108,31 @@ fn quantize_rows<const WIDTH: usize>(
             path.run(Dots { source: &q, head, tokens: q.tokens(block, BLOCK_Q), mean, dots });
         });
     }
-    let (q_codes, q_scale) = q.codes(
-        precision,
-        [BLOCK_Q, dims.num_query_blocks(), if with_q_codes { dims.batch * dims.num_heads_q } else { 0 }],
-        granularity.q_scales_per_block(),
-        |row| granularity.q_group(row),
-        |block| {
-            let mean = &q_mean.as_ref()?[block * depth..(block + 1) * depth];
+    let blocks = [BLOCK_Q, dims.num_query_blocks(), granularity.q_scales_per_block()];
+    let heads_q = if with_q_codes { dims.batch * dims.num_heads_q } else { 0 };
+    let (mut q_codes, mut q_scale) = q.room(precision, heads_q, blocks);
+    q.heads(precision, blocks, &mut q_codes, &mut q_scale).enumerate().for_each(|(head, room)| {
+        let smoothing = |block: usize| {
+            let mean = &q_mean.as_ref()?[(head * dims.num_query_blocks() + block) * depth..][..depth];
             Some((mean, smooth_q_scale_floor(feature_l1(mean), precision)))
+        };
+        q.codes(precision, head, blocks, |row| granularity.q_group(row), smoothing, room);
+    });
+    let padded = dims.seqlen_kv_padded();
+    let mut v_mean = vec![0.0; heads_kv * depth];
+    let mut v_scale = vec![v_scale_fp8(0.0); heads_kv * depth];
+    let mut v_codes = vec![0; heads_kv * depth * padded];
+    let parts = v_mean.par_chunks_exact_mut(depth).zip(v_scale.par_chunks_exact_mut(depth));
+    parts.zip(v_codes.par_chunks_mut((depth * padded).max(1))).enumerate().for_each(
+        |(head, ((mean, scales), codes))| {
+            if options.smooth_v {
+                v.token_mean(head, mean);
+            }
+            v.scales_fp8(head, mean, scales);
+            v.codes_fp8(head, padded, mean, scales, codes);
         },
     );
-    let (k_codes, k_scale) = k.codes(
-        precision,
-        [BLOCK_KV, dims.num_kv_blocks_padded(), heads_kv],
-        granularity.k_scales_per_block(),
-        |key| granularity.k_group(key),
-        |block| {
-            let head = block / dims.num_kv_blocks_padded();
-            Some((&k_mean.as_ref()?[head * depth..(head + 1) * depth], 0.0))
-        },
-    );
-    let v_mean = options.smooth_v.then(|| v.token_means(heads_kv));
-    let v_scale = v.scales_fp8(heads_kv, v_mean.as_deref());
-    let v_codes = v.codes_fp8(heads_kv, dims.seqlen_kv_padded(), v_mean.as_deref(), &v_scale);
+    let v_mean = options.smooth_v.then_some(v_mean);
     Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean }
 }
 
@@ -133,6 +148,9 @@ impl<R, F: FnMut() -> R> Task for Run<F> {
         (self.0)()
     }
 }
+
+/// Rows of a block of Q or K, blocks of a head and scales of a block.
+type Blocks = [usize; 3];
 
 /// A tensor seen as flattened heads of tokens.
 struct Source<'a, const WIDTH: usize> {
@@ -170,66 +188,73 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
         pairwise(&mut lanes)
     }
 
-    /// `[heads, depth]`: means over all tokens, 0 if there are none.
-    fn token_means(&self, heads: usize) -> Vec<f32> {
-        let chunks = self.seqlen.div_ceil(REDUCE_CHUNK);
-        let mut means = vec![0.0; heads * self.depth];
-        if chunks == 0 {
-            return means;
-        }
-        let sums: Vec<Row<WIDTH>> = (0..heads * chunks)
+    /// `[depth]`: mean over all tokens of a head, of which there are some.
+    fn token_mean(&self, head: usize, mean: &mut [f32]) {
+        let sums: Vec<Row<WIDTH>> = (0..self.seqlen.div_ceil(REDUCE_CHUNK))
             .into_par_iter()
-            .map(|i| {
-                let tokens = self.tokens(i % chunks, REDUCE_CHUNK);
+            .map(|chunk| {
+                let tokens = self.tokens(chunk, REDUCE_CHUNK);
                 self.path.run(Run(
                     #[inline(always)]
-                    || self.lane_sum(i / chunks, tokens.clone()),
+                    || self.lane_sum(head, tokens.clone()),
                 ))
             })
             .collect();
-        for (mean, sums) in means.chunks_exact_mut(self.depth).zip(sums.chunks_exact(chunks)) {
-            let mut lanes = [[0.0; WIDTH]; CHUNK_LANES];
-            for (index, sum) in sums.iter().enumerate() {
-                add(&mut lanes[index % CHUNK_LANES], sum);
-            }
-            mean.iter_mut().zip(pairwise(&mut lanes)).for_each(|(mean, sum)| *mean = sum / self.seqlen as f32);
+        let mut lanes = [[0.0; WIDTH]; CHUNK_LANES];
+        for (index, sum) in sums.iter().enumerate() {
+            add(&mut lanes[index % CHUNK_LANES], sum);
         }
-        means
+        mean.iter_mut().zip(pairwise(&mut lanes)).for_each(|(mean, sum)| *mean = sum / self.seqlen as f32);
     }
 
-    /// Codes `[heads, blocks * size, depth]` and scales `[heads, blocks, scales]` of Q or K.
+    /// Room for codes `[heads, blocks * size, depth]` and scales `[heads, blocks, scales_per_block]` of Q or K.
+    fn room(&self, precision: Precision, heads: usize, blocks: Blocks) -> (Vec<u8>, Vec<f32>) {
+        let [size, blocks, scales_per_block] = blocks;
+        let bytes = precision.bytes(self.depth);
+        (vec![0; heads * blocks * size * bytes], vec![0.0; heads * blocks * scales_per_block])
+    }
+
+    /// The heads of such room.
+    fn heads<'r>(
+        &self,
+        precision: Precision,
+        [size, blocks, scales_per_block]: Blocks,
+        codes: &'r mut [u8],
+        scales: &'r mut [f32],
+    ) -> impl IndexedParallelIterator<Item = (&'r mut [u8], &'r mut [f32])> {
+        let codes = codes.par_chunks_mut((blocks * size * precision.bytes(self.depth)).max(1));
+        codes.zip(scales.par_chunks_mut((blocks * scales_per_block).max(1)))
+    }
+
+    /// Codes and scales of a head of Q or K.
     ///
     /// `group` maps a row of a block to its scale; `smoothing` gives a block's mean and the least scale.
     fn codes<'m>(
         &self,
         precision: Precision,
-        [size, blocks, heads]: [usize; 3],
-        scales_per_block: usize,
+        head: usize,
+        [size, _, scales_per_block]: Blocks,
         group: impl Fn(usize) -> usize + Sync,
         smoothing: impl Fn(usize) -> Option<(&'m [f32], f32)> + Sync,
-    ) -> (Vec<u8>, Vec<f32>) {
+        (codes, scales): (&mut [u8], &mut [f32]),
+    ) {
         let bytes = precision.bytes(self.depth);
-        let mut codes = vec![0; heads * blocks * size * bytes];
-        let mut scales = vec![0.0; heads * blocks * scales_per_block];
         let parts = codes.par_chunks_exact_mut(size * bytes).zip(scales.par_chunks_exact_mut(scales_per_block));
         parts.enumerate().for_each_init(
             || vec![[0.0; WIDTH]; size],
             |rows, (block, (codes, scales))| {
-                let (head, tokens) = (block / blocks, self.tokens(block % blocks, size));
-                let (source, smoothing) = (self, smoothing(block));
+                let (source, tokens, smoothing) = (self, self.tokens(block, size), smoothing(block));
                 self.path.run(Block { source, precision, head, tokens, group: &group, smoothing, rows, codes, scales });
             },
         );
-        (codes, scales)
     }
 
-    /// `[heads, depth]`: scales of the channels of V in FP8.
-    fn scales_fp8(&self, heads: usize, v_mean: Option<&[f32]>) -> Vec<f32> {
-        let chunks = self.seqlen.div_ceil(REDUCE_CHUNK);
-        let extrema: Vec<(Row<WIDTH>, Row<WIDTH>)> = (0..heads * chunks)
+    /// `[depth]`: scales of the channels of a head of V in FP8, which has tokens.
+    fn scales_fp8(&self, head: usize, mean: &[f32], scales: &mut [f32]) {
+        let extrema: Vec<(Row<WIDTH>, Row<WIDTH>)> = (0..self.seqlen.div_ceil(REDUCE_CHUNK))
             .into_par_iter()
-            .map(|i| {
-                let (head, tokens) = (i / chunks, self.tokens(i % chunks, REDUCE_CHUNK));
+            .map(|chunk| {
+                let tokens = self.tokens(chunk, REDUCE_CHUNK);
                 self.path.run(Run(
                     #[inline(always)]
                     || {
@@ -247,33 +272,23 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
                 ))
             })
             .collect();
-        let mut scales = vec![0.0; heads * self.depth];
-        for (head, scales) in scales.chunks_exact_mut(self.depth).enumerate() {
-            for (channel, scale) in scales.iter_mut().enumerate() {
-                let extrema = &extrema[head * chunks..(head + 1) * chunks];
-                let start = if chunks == 0 { (0.0, 0.0) } else { (f32::NEG_INFINITY, f32::INFINITY) };
-                let (max, min) = extrema.iter().fold(start, |(max, min), (chunk_max, chunk_min)| {
-                    (max_or_nan(max, chunk_max[channel]), -max_or_nan(-min, -chunk_min[channel]))
-                });
-                let mean = v_mean.map_or(0.0, |mean| mean[head * self.depth + channel]);
-                *scale = v_scale_fp8(max_or_nan(max - mean, mean - min));
-            }
+        for (channel, (scale, mean)) in scales.iter_mut().zip(mean).enumerate() {
+            let start = (f32::NEG_INFINITY, f32::INFINITY);
+            let (max, min) = extrema.iter().fold(start, |(max, min), (chunk_max, chunk_min)| {
+                (max_or_nan(max, chunk_max[channel]), -max_or_nan(-min, -chunk_min[channel]))
+            });
+            *scale = v_scale_fp8(max_or_nan(max - mean, mean - min));
         }
-        scales
     }
 
-    /// `[heads, depth, padded]` in E4M3, tokens in the order of [`v_slot`].
-    fn codes_fp8(&self, heads: usize, padded: usize, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Vec<u8> {
-        let mut codes = vec![0; heads * self.depth * padded];
-        let groups = self.depth / CHANNELS;
-        codes.par_chunks_mut((CHANNELS * padded).max(1)).enumerate().for_each(|(group, codes)| {
-            let (head, first) = (group / groups, group % groups * CHANNELS);
-            let begin = head * self.depth + first;
-            let mean = std::array::from_fn(|c| v_mean.map_or(0.0, |mean| mean[begin + c]));
-            let inverse = std::array::from_fn(|c| 1.0 / v_scale[begin + c]);
+    /// `[depth, padded]`: a head in E4M3, tokens in the order of [`v_slot`].
+    fn codes_fp8(&self, head: usize, padded: usize, mean: &[f32], scales: &[f32], codes: &mut [u8]) {
+        codes.par_chunks_exact_mut(CHANNELS * padded).enumerate().for_each(|(group, codes)| {
+            let first = group * CHANNELS;
+            let mean = std::array::from_fn(|c| mean[first + c]);
+            let inverse = std::array::from_fn(|c| 1.0 / scales[first + c]);
             self.path.run(Channels { source: self, head, first, padded, mean, inverse, codes });
         });
-        codes
     }
 }
 
