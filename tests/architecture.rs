@@ -69,7 +69,8 @@ const RULES: &[Rule] = &[
             "tests/gpu/harness.rs",   // launches single kernels
             "tests/gpu/embedding.rs", // launches on raw addresses
             "tests/gpu/merge.rs",
-            "tests/gpu/pollution.rs",     // launches a kernel of the conformance tests
+            "tests/gpu/conformance.rs",   // launches kernels of the conformance tests
+            "tests/gpu/far.rs",           // launches on raw addresses
             "tests/gpu/faults.rs",        // breaks the promises of a launch
             "tests/ptx/wrappers/",        // a kernel crate
             "tests/support/functions.rs", // reads such code as text

@@ -106,16 +106,28 @@ impl Case {
 /// FP8 products on Hopper keep 13 bits after the largest term (SageAttention2, arXiv 2411.10958, section 3.4).
 /// Measured on an H200: up to 1.2 · 2^-11 of the sum of magnitudes.
 const HOPPER_FP8: Rule = Rule::Sum(1.0 / (1 << 10) as f64);
-/// A tool of `compute-sanitizer`, and the name of the kernel that it must complain about, with the kernel.
-pub type Control = (&'static str, &'static str, unsafe fn(Buffers));
+/// A kernel that a tool of `compute-sanitizer` must complain about.
+pub struct Control {
+    pub tool: &'static str,
+    pub name: &'static str,
+    /// The module that has it.
+    pub arch: Arch,
+    pub kernel: unsafe fn(Buffers),
+}
 
-/// Of every tool one.
-pub const CONTROLS: [Control; 4] = [
-    ("memcheck", "control_out_of_bounds", controls::control_out_of_bounds),
-    ("racecheck", "control_shared_race", controls::control_shared_race),
-    ("initcheck", "control_uninitialised", controls::control_uninitialised),
-    ("synccheck", "control_divergent_barrier", controls::control_divergent_barrier),
+/// Of every tool one at least; `tests/gpu/sanitize.sh` names them too.
+pub const CONTROLS: [Control; 6] = [
+    control("memcheck", "control_out_of_bounds", Arch::Sm80, controls::control_out_of_bounds),
+    control("racecheck", "control_shared_race", Arch::Sm80, controls::control_shared_race),
+    control("initcheck", "control_uninitialised", Arch::Sm80, controls::control_uninitialised),
+    control("synccheck", "control_divergent_barrier", Arch::Sm80, controls::control_divergent_barrier),
+    control("synccheck", "control_lanes_of_a_barrier", Arch::Sm80, controls::control_lanes_of_a_barrier),
+    control("synccheck", "control_barrier_without_init", Arch::Sm90a, controls::control_barrier_without_init),
 ];
+
+const fn control(tool: &'static str, name: &'static str, arch: Arch, kernel: unsafe fn(Buffers)) -> Control {
+    Control { tool, name, arch, kernel }
+}
 
 /// Threads of a control, one CTA.
 pub const CONTROL_THREADS: u32 = 64;
@@ -277,6 +289,10 @@ pub fn all() -> Vec<Case> {
         add(name, kernel, Arch::Sm90a, 128, outputs, HOPPER_FP8, input, bytes);
     }
     let mut add = |case: Case| all.push(case);
+    // Every seventh word differs, in its last bit.
+    let words: Vec<u32> = (0..128 * 20).map(|_| random.bits() as u32).collect();
+    let other = words.iter().enumerate().flat_map(|(i, word)| (word ^ u32::from(i % 7 == 0)).to_le_bytes()).collect();
+    add(Case { input: words, image: other, ..Case::new("differences", kernels::differences, Arch::Sm80, 128, 1) });
     // Words that the kernels count in start at zero.
     add(Case {
         input: vec![0; 4096],

@@ -13,7 +13,7 @@ use sage_attn::device::Gpu;
 use sage_attn::error::DeviceError;
 use sage_spec::symbol::Arch;
 
-use crate::cases::{CONTROL_THREADS, Case, Tiles};
+use crate::cases::{CONTROL_THREADS, Case, Control, Tiles};
 use crate::host::SHARED_BYTES;
 
 /// PTX by target.
@@ -147,10 +147,11 @@ impl Device {
     }
 
     /// Runs a kernel that has a mistake, on buffers of exactly the bytes that it may touch; what the driver says.
-    pub fn run_control(&self, modules: &Modules, symbol: &str) -> Result<(), String> {
+    pub fn run_control(&self, modules: &Modules, control: &Control) -> Result<(), String> {
+        let symbol = control.name;
         self.context.bind_to_thread().expect("the context");
         let bytes = CONTROL_THREADS as usize * 4;
-        let text = CString::new(modules[Arch::Sm80.target()].as_str()).expect("PTX has no zero byte");
+        let text = CString::new(modules[control.arch.target()].as_str()).expect("PTX has no zero byte");
         // SAFETY: not kept, which a tool is there to notice: the kernel may touch a word behind its buffers, and
         // reads memory without values. All of it belongs to this process, which does nothing else.
         unsafe {

@@ -13,7 +13,7 @@ mod host;
 mod maps;
 mod skeleton;
 
-use cases::{CONTROLS, Case, Rule};
+use cases::{CONTROLS, Case, Control, Rule};
 
 /// How far two results are apart, in units of what the rule allows; more than 1 is too far.
 fn distance(case: &Case, actual: &[u32], expected: &[u32]) -> (f64, usize) {
@@ -93,26 +93,37 @@ fn a_changed_bit_is_found() {
 fn the_executor_refuses_every_control() {
     use cuda_std::executor::FaultKind;
 
-    for (tool, name, kernel) in CONTROLS {
+    for Control { tool, name, kernel, .. } in CONTROLS {
         let fault = host::run_control(name, kernel).expect_err(name);
         let is_right = match tool {
             "memcheck" => matches!(fault.kind, FaultKind::OutOfBounds { .. }),
             "racecheck" => matches!(fault.kind, FaultKind::Race { .. }),
             "initcheck" => matches!(fault.kind, FaultKind::Uninitialised { .. }),
-            _ => matches!(fault.kind, FaultKind::Deadlock { .. }),
+            _ => matches!(fault.kind, FaultKind::Deadlock { .. } | FaultKind::Barrier { .. }),
         };
         assert!(is_right, "{tool}: {fault}");
     }
 }
 
-/// For `tests/gpu/sanitize.sh`: `SAGE_CONTROL` names the tool that this process runs under, and that must complain.
+/// The script that runs the controls under their tools runs all of them.
+#[test]
+fn every_control_is_in_the_script() {
+    let script = include_str!("../gpu/sanitize.sh");
+    for Control { tool, name, .. } in CONTROLS {
+        let line = script.lines().find(|line| line.trim_start().starts_with(&format!("{tool}) controls=")));
+        assert!(line.is_some_and(|line| line.contains(name)), "tests/gpu/sanitize.sh does not run {name} under {tool}");
+    }
+}
+
+/// For `tests/gpu/sanitize.sh`: `SAGE_CONTROL` names the kernel, about which the tool that this process runs under must
+/// complain.
 #[test]
 #[ignore = "makes a mistake on the GPU, for a tool to find"]
 fn the_control_of_a_tool() {
     let Ok(wanted) = std::env::var("SAGE_CONTROL") else { return println!("SKIPPED: SAGE_CONTROL is not set") };
-    let known = CONTROLS.iter().find(|(tool, ..)| *tool == wanted);
-    let (_, name, _) = known.unwrap_or_else(|| panic!("SAGE_CONTROL is {wanted:?}, which is no tool"));
+    let control = CONTROLS.iter().find(|control| control.name == wanted);
+    let control = control.unwrap_or_else(|| panic!("SAGE_CONTROL is {wanted:?}, which is no control"));
     let gpu = gpu::open().expect("a GPU");
     let modules = gpu::modules().expect("PTX");
-    println!("{name} ended: {:?}", gpu.run_control(&modules, name));
+    println!("{} ended: {:?}", control.name, gpu.run_control(&modules, control));
 }

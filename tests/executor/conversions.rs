@@ -5,17 +5,17 @@ use cuda_std::executor::Memory;
 use sage_attn::device::{DeviceTensor, LaunchArgs, SideArgs};
 use sage_attn::plan::{Slot, plan};
 use sage_spec::symbol::STEMS;
-use sage_tests::patterns::{Patterns, edges, stratified};
+use sage_tests::patterns::{COUNT, COUNT_AT_SCALE_ONE, Patterns, edges, len, stratified};
 
 use crate::device::{CAPABILITY, launch_steps, upload, workspace};
 
 /// The quantizers of 8 bits, of 4 packed bits, and of 4 bits in bytes.
 const STEMS_BY_CODES: [&str; 3] = ["sm89_int8_fp8_fwd", "sm89_int4_fp8_fwd", "sm90_int4_fp8_fwd"];
 
-fn convert(tokens: usize, pattern: &(dyn Fn(u64) -> u32 + Sync)) -> u64 {
+fn convert(tokens: usize, reach: f32, pattern: impl Fn(u64) -> u32) -> u64 {
     let mut converted = 0;
     for stem in STEMS.into_iter().filter(|stem| STEMS_BY_CODES.contains(&stem.name)) {
-        let patterns = Patterns { stem, tokens, pattern };
+        let patterns = Patterns { stem, tokens, reach, pattern: &pattern };
         let case = patterns.case();
         let plan = plan(&case.problem, &CAPABILITY).unwrap();
         let memory = &mut Memory::new();
@@ -38,14 +38,27 @@ fn convert(tokens: usize, pattern: &(dyn Fn(u64) -> u32 + Sync)) -> u64 {
 fn every_edge_is_rounded_as_by_the_reference() {
     let edges = edges();
     let tokens = edges.len().div_ceil(63 * 128) * 64;
-    convert(tokens, &|i| edges[i as usize % edges.len()]);
+    convert(tokens, 0.0, |i| edges[i as usize % edges.len()]);
 }
 
 #[test]
 fn a_million_patterns_are_rounded_as_by_the_reference() {
     const TOKENS: usize = 2048;
-    let (parts, len) = (4, Patterns::len(TOKENS));
-    let choose = stratified(parts * len);
-    let converted: u64 = (0..parts).map(|part| convert(TOKENS, &|i| choose(part * len + i))).sum();
+    let (parts, len) = (4, len(TOKENS));
+    let choose = stratified(parts * len, COUNT_AT_SCALE_ONE);
+    let converted: u64 = (0..parts).map(|part| convert(TOKENS, 0.0, |i| choose(part * len + i))).sum();
     assert!(converted >= 3 * 2 * 1_000_000, "{converted}");
+}
+
+#[test]
+fn patterns_of_large_numbers_are_rounded_as_by_the_reference() {
+    const TOKENS: usize = 128;
+    // Just below the largest number, and around a power of two: scales of 2^k, and one that is none.
+    for magnitude in [f32::MAX, 1e9, 131_072.0] {
+        let first = 2 * u64::from(magnitude.to_bits()) - len(TOKENS);
+        let choose = |i: u64| sage_tests::patterns::pattern((first + i).min(COUNT - 1));
+        convert(TOKENS, magnitude, choose);
+    }
+    let choose = stratified(len(TOKENS), COUNT);
+    convert(TOKENS, f32::MAX, choose);
 }

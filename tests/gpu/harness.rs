@@ -12,14 +12,15 @@ use sage_tests::judge::{Outcome, POISON, f32s, gather_between, poison};
 use sage_tests::side::Side;
 
 use crate::pollution;
+use crate::watchdog::{Watch, Watched, beat};
 
 /// Poisoned bytes on either side of each buffer.
 const RED_ZONE: usize = 1024;
 
-/// The GPU of this machine, or a line that says why the test is skipped.
-pub fn gpu() -> Option<Arc<Gpu>> {
+/// The GPU of this machine, for a test that is watched while it has it, or a line that says why it is skipped.
+pub fn gpu() -> Option<Watched> {
     match Gpu::shared(0) {
-        Ok(gpu) => Some(gpu),
+        Ok(gpu) => Some(Watched { gpu, _watch: Watch::new() }),
         Err(error @ (DeviceError::NoDriver | DeviceError::NoDevice { .. })) => {
             println!("SKIPPED: {error}");
             None
@@ -81,6 +82,7 @@ impl Buffer {
     /// The contents; fails if a red zone was written.
     pub fn read(&self, stream: &Arc<CudaStream>, name: &str) -> Vec<u8> {
         let bytes = stream.clone_dtoh(&self.memory).expect("download");
+        beat();
         let (before, rest) = bytes.split_at(RED_ZONE);
         let (inside, after) = rest.split_at(self.len);
         assert!(before.iter().chain(after).all(|&byte| byte == self.poison), "{name}: written outside its buffer");
@@ -177,6 +179,7 @@ pub fn run_bare(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) {
         result::stream::synchronize(stream.cu_stream()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
         allocations.into_iter().for_each(|address| result::free_sync(address).expect("free"));
     }
+    beat();
 }
 
 /// Raw scores of the quantized operands that the launch left in the workspace.

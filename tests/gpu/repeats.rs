@@ -1,23 +1,30 @@
 //! The same launch again and again, while the GPU does other work too and memory moves about: the same bits.
+//!
+//! Results are compared on the GPU, if `SAGE_CONFORMANCE_PTX` names a folder with the kernel for that; ten thousand
+//! launches of each kernel are then a matter of seconds.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use sage_spec::symbol::STEMS;
+use sage_spec::symbol::{Arch, STEMS};
 use sage_tests::case::{Case, Limits};
 use serde_json::json;
 
+use crate::conformance::Kernel;
 use crate::embedding::Session;
 use crate::harness::{gpu, number, record};
 
 /// Launches between two moves of all buffers.
-const LAUNCHES_PER_MOVE: u64 = 250;
+const LAUNCHES_PER_MOVE: usize = 250;
 
 #[test]
 fn repeats_under_load_have_the_same_bits() {
     let Some(gpu) = gpu() else { return };
     let capability = gpu.capability();
-    let repeats = number("SAGE_GPU_REPEATS", 100);
+    let repeats = number("SAGE_GPU_REPEATS", 100) as usize;
+    let differences = Kernel::load(&gpu, Arch::Sm80, "differences", 0);
+    let begin = Instant::now();
     let mut done = BTreeMap::new();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -50,21 +57,28 @@ fn repeats_under_load_have_the_same_bits() {
                     .max_by_key(|case| case.problem.flops() as u64)
                     .expect("there are some");
                 let stream = gpu.context().new_stream().expect("stream");
-                let (mut expected, mut session, mut spacers) = (None, None, Vec::new());
-                for repeat in 0..repeats {
-                    if repeat % LAUNCHES_PER_MOVE == 0 {
-                        // Keep some memory, so that the next buffers lie elsewhere.
-                        let spacer = gpu.alloc(&stream, 1 + (repeat as usize * 7919) % (1 << 20)).expect("memory");
-                        spacers.push(spacer);
-                        session = Some(Session::new(&gpu, &stream, &case));
+                let (mut expected, mut spacers) = (None, Vec::new());
+                for first in (0..repeats).step_by(LAUNCHES_PER_MOVE) {
+                    // Keep some memory, so that the next buffers lie elsewhere.
+                    spacers.push(gpu.alloc(&stream, 1 + first * 7919 % (1 << 20)).expect("memory"));
+                    let mut session = Session::new(&gpu, &stream, &case);
+                    let expected = expected.get_or_insert_with(|| {
+                        session.launch();
+                        session.results()
+                    });
+                    let launches = LAUNCHES_PER_MOVE.min(repeats - first);
+                    let different = match &differences {
+                        Some(differences) => session.repeat(differences, launches, expected),
+                        None => (0..launches).find(|_| {
+                            session.poison();
+                            session.launch();
+                            session.results() != *expected
+                        }),
+                    };
+                    if let Some(launch) = different {
+                        panic!("{}: repeat {} differs", case.describe(), first + launch);
                     }
-                    let session = session.as_mut().expect("made in the first round");
-                    session.poison();
-                    session.launch();
-                    let results = session.results();
-                    let expected = expected.get_or_insert_with(|| results.clone());
-                    assert!(results == *expected, "{}: repeat {repeat} differs", case.describe());
-                    *done.entry(stem.name).or_insert(0u64) += 1;
+                    *done.entry(stem.name).or_insert(0) += launches;
                 }
             }
         }));
@@ -73,5 +87,11 @@ fn repeats_under_load_have_the_same_bits() {
             std::panic::resume_unwind(panic);
         }
     });
-    record("gpu_repeats", &json!({ "device": gpu.name(), "differences": 0, "repeats": done }));
+    record(
+        "gpu_repeats",
+        &json!({
+            "device": gpu.name(), "differences": 0, "repeats": done, "compared_on": if differences.is_some() { "GPU" } else { "host" },
+            "seconds": begin.elapsed().as_secs_f64(),
+        }),
+    );
 }

@@ -41,35 +41,51 @@ findings() {
         tail -n 1 | grep . || echo none
 }
 
-# run LOG TOOL PROGRAM ARGUMENTS...
+# run SECONDS LOG TOOL PROGRAM ARGUMENTS...
 run() {
-    log=$1
-    tool=$2
-    shift 2
+    seconds=$1
+    log=$2
+    tool=$3
+    shift 3
     case $tool in
         memcheck) options="--leak-check no" ;;
         racecheck) options="--racecheck-report all" ;;
         *) options="" ;;
     esac
     # shellcheck disable=SC2086 # options are words
-    timeout "$limit" "$sanitizer" --tool "$tool" $options --print-limit 20 "$@" >"$log" 2>&1
+    SAGE_GPU_WATCHDOG=$limit timeout -k 10 "$seconds" "$sanitizer" --tool "$tool" $options --print-limit 20 "$@" >"$log" 2>&1
+}
+
+# Kernels with a mistake that the tool is there to find: it must find one.
+controls_of() {
+    case $1 in
+        memcheck) controls="control_out_of_bounds" ;;
+        racecheck) controls="control_shared_race" ;;
+        initcheck) controls="control_uninitialised" ;;
+        synccheck) controls="control_divergent_barrier control_lanes_of_a_barrier control_barrier_without_init" ;;
+    esac
 }
 
 bad=0
-row() { printf '%-10s  %-8s  %10s  %s\n' "$1" "$2" "$3" "$4"; }
+row() { printf '%-10s  %-28s  %10s  %s\n' "$1" "$2" "$3" "$4"; }
 row tool on findings verdict
 for tool in $tools; do
-    log=$logs/sanitize_control_$tool.log
-    SAGE_CONTROL=$tool run "$log" "$tool" "$conformance" --exact the_control_of_a_tool --ignored --nocapture
-    count=$(findings "$log")
-    case $count in
-        none | 0) verdict="DEAD: it does not see its own mistake, $log"; bad=1 ;;
-        *) verdict="alive" ;;
-    esac
-    row "$tool" control "$count" "$verdict"
+    controls_of "$tool"
+    alive=0
+    for control in $controls; do
+        log=$logs/sanitize_${tool}_$control.log
+        SAGE_CONTROL=$control run 90 "$log" "$tool" "$conformance" --exact the_control_of_a_tool --ignored --nocapture
+        count=$(findings "$log")
+        case $count in
+            none | 0) verdict="not seen, $log" ;;
+            *) verdict="alive" alive=1 ;;
+        esac
+        row "$tool" "$control" "$count" "$verdict"
+    done
+    [ "$alive" = 1 ] || { row "$tool" controls 0 "DEAD: it sees no mistake of its own"; bad=1; }
 
     log=$logs/sanitize_kernels_$tool.log
-    run "$log" "$tool" "$gpu" --exact sanitize::problems_for_a_tool --ignored --nocapture
+    run "$limit" "$log" "$tool" "$gpu" --exact sanitize::problems_for_a_tool --ignored --nocapture
     code=$?
     count=$(findings "$log")
     problems=$(sed -n 's/.*sanitized: //p' "$log" | tail -n 1)

@@ -38,6 +38,11 @@ impl Tensor {
                 }
             }
         }
+        Tensor::of(spec, x)
+    }
+
+    /// The elements from the first to the last, gaps included, rounded to the tensor's type.
+    pub fn of(spec: TensorSpec, x: Vec<f32>) -> Tensor {
         let elements = match spec.dtype {
             DType::F16 => Elements::F16(x.into_iter().map(f16::from_f32).collect()),
             DType::BF16 => Elements::BF16(x.into_iter().map(bf16::from_f32).collect()),
@@ -59,10 +64,16 @@ impl Tensor {
 
     /// As memory holds it.
     pub fn bytes(&self) -> Vec<u8> {
+        /// A loop that the compiler turns into a copy.
+        fn all<T: Copy, const BYTES: usize>(x: &[T], bytes_of: impl Fn(T) -> [u8; BYTES]) -> Vec<u8> {
+            let mut bytes = vec![0; x.len() * BYTES];
+            bytes.chunks_exact_mut(BYTES).zip(x).for_each(|(to, &x)| to.copy_from_slice(&bytes_of(x)));
+            bytes
+        }
         match &self.elements {
-            Elements::F16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Elements::BF16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Elements::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::F16(x) => all(x, f16::to_le_bytes),
+            Elements::BF16(x) => all(x, bf16::to_le_bytes),
+            Elements::F32(x) => all(x, f32::to_le_bytes),
         }
     }
 }

@@ -3,7 +3,11 @@
 //! Thread `i` of the grid reads its words of `input`, executes the instruction and writes its words of
 //! `output`. Kernels that need shared memory first copy `image` to it, as it is.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
-#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics),
+    allow(internal_features)
+)]
 // Device code spells out its loops: an iterator may leave a call.
 #![allow(clippy::needless_range_loop)]
 

@@ -67,6 +67,27 @@ pub unsafe fn global_stores(p: Buffers) {
     }
 }
 
+/// Words of the input that are not those of the image, of which a thread counts every `threads`-th. The tests on a GPU
+/// compare results with it.
+///
+/// # Safety
+/// [`Buffers`] whose input is as long as the image; a word a thread is written.
+#[kernel(max_threads = 128)]
+pub unsafe fn differences(p: Buffers) {
+    let (mut word, mut count) = (thread::index_1d(), 0);
+    // SAFETY: forwarded contract.
+    unsafe {
+        while word < p.image_bytes / 4 {
+            let at = word as u64 * 4;
+            if global::load_u32(p.input + at) != global::load_u32(p.image + at) {
+                count += 1;
+            }
+            word += p.threads;
+        }
+        write(&p, [count]);
+    }
+}
+
 /// Atomic sums of many CTAs. A thread's two tickets say where it writes: a ticket given out twice leaves a word
 /// unwritten.
 ///
