@@ -14,7 +14,7 @@ const DIMS: Dims =
 
 /// Schedules of each kernel: `SAGE_SCHEDULES`, by default a few.
 fn schedules() -> u64 {
-    std::env::var("SAGE_SCHEDULES").map_or(12, |text| text.parse().expect("SAGE_SCHEDULES is a number"))
+    std::env::var("SAGE_SCHEDULES").map_or(6, |text| text.parse().expect("SAGE_SCHEDULES is a number"))
 }
 
 fn check(name: &str) {
@@ -39,11 +39,26 @@ fn hopper_in_any_order() {
 }
 
 #[test]
+fn hopper_with_the_plain_exponential_in_any_order() {
+    check("sm90_int8_fp8_exp2_fwd");
+}
+
+#[test]
 fn mma_sync_with_fp8_in_any_order() {
     check("sm89_int4_fp8_fwd");
 }
 
 #[test]
+fn mma_sync_with_fp8_and_int8_in_any_order() {
+    check("sm89_int8_fp8_fwd");
+}
+
+#[test]
 fn mma_sync_with_f16_in_any_order() {
     check("sm80_int8_f16_fwd");
+}
+
+#[test]
+fn mma_sync_with_f16_and_int4_in_any_order() {
+    check("sm80_int4_f16_fwd");
 }

@@ -1,6 +1,8 @@
 //! The planner: right choices, bounded workspace, chunks that cover everything once, and no panic
 //! whatever is asked.
 
+mod shapes;
+
 use proptest::prelude::*;
 use sage_attn::error::{Error, Operand, PlanError};
 use sage_attn::plan::{Capability, Kernel, Plan, Slot, plan};

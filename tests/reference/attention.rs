@@ -348,3 +348,32 @@ fn empty_extents_give_empty_or_zero_outputs() {
         }
     }
 }
+
+/// Every ratio of query to key/value heads up to 40, all three ways to compute.
+#[test]
+fn every_ratio_of_heads_is_repeated_heads() {
+    for ratio in 1..=40 {
+        let (num_heads_kv, head_dim) = (1 + ratio % 3, 8);
+        let num_heads_q = num_heads_kv * ratio;
+        let dims =
+            Dims { batch: 1, num_heads_q, num_heads_kv, seqlen_q: 3, seqlen_kv: 5, head_dim, head_dim_v: head_dim };
+        let options = Options {
+            causal: ratio % 2 == 0,
+            sm_scale: 0.5,
+            precision: if ratio % 3 == 0 { Precision::Int4 } else { Precision::Int8 },
+            granularity: ScaleGranularity::PerThread,
+            pv: PvFormat::Fp8,
+            smooth_q: ratio % 3 == 0,
+            smooth_k: true,
+            smooth_v: false,
+        };
+        let grouped = Problem { dims, options, seed: ratio as u64 };
+        let t = grouped.tensors();
+        let repeat = |x: &[f32]| -> Vec<f32> { x.chunks(5 * head_dim).flat_map(|x| x.repeat(ratio)).collect() };
+        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k), v: repeat(&t.v) };
+        let single = Problem { dims: Dims { num_heads_kv: num_heads_q, ..dims }, ..grouped.clone() };
+        assert_eq!(bits(&grouped.attend(&t)), bits(&single.attend(&repeated)), "{ratio}");
+        assert_eq!(bits(&attend_f32(&grouped, &t)), bits(&attend_f32(&single, &repeated)), "{ratio}");
+        assert_eq!(grouped.f64(&t), single.f64(&repeated), "{ratio}");
+    }
+}

@@ -5,3 +5,4 @@ mod modifiers;
 mod problem;
 mod quantize;
 mod real_data;
+mod second;

@@ -14,28 +14,28 @@ use crate::problem::{Problem, Random, Tensors, problems};
 
 /// Which modifiers a case has, and which axes of bias and mask are broadcast.
 #[derive(Clone, Debug)]
-struct Case {
-    problem: Problem,
-    alignment: Alignment,
-    window: Window,
-    softcap: Option<f32>,
-    alibi: bool,
-    bias: Option<[bool; 3]>,
-    mask: Option<[bool; 3]>,
-    sinks: bool,
+pub struct Case {
+    pub problem: Problem,
+    pub alignment: Alignment,
+    pub window: Window,
+    pub softcap: Option<f32>,
+    pub alibi: bool,
+    pub bias: Option<[bool; 3]>,
+    pub mask: Option<[bool; 3]>,
+    pub sinks: bool,
 }
 
 /// The data of a case.
-struct Owned {
-    tensors: Tensors,
-    alibi: Vec<f32>,
-    bias: Vec<f32>,
-    mask: Vec<bool>,
-    sinks: Vec<f32>,
+pub struct Owned {
+    pub tensors: Tensors,
+    pub alibi: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub mask: Vec<bool>,
+    pub sinks: Vec<f32>,
 }
 
 /// Extents of a `[B, Hq, M, N]` view with some axes broadcast, and the strides to match.
-fn broadcast(d: &Dims, shared: [bool; 3]) -> (usize, [i64; 3]) {
+pub fn broadcast(d: &Dims, shared: [bool; 3]) -> (usize, [i64; 3]) {
     let extents = [d.batch, d.num_heads_q, d.seqlen_q];
     let mut strides = [0; 3];
     let mut elems = d.seqlen_kv;
@@ -47,7 +47,7 @@ fn broadcast(d: &Dims, shared: [bool; 3]) -> (usize, [i64; 3]) {
 }
 
 impl Case {
-    fn owned(&self) -> Owned {
+    pub fn owned(&self) -> Owned {
         let d = &self.problem.dims;
         let mut random = Random::new(self.problem.seed ^ 0x5eed);
         let bias = self.bias.map_or(0, |shared| broadcast(d, shared).0);
@@ -61,7 +61,7 @@ impl Case {
         }
     }
 
-    fn modifiers<'a>(&self, owned: &'a Owned) -> Modifiers<'a> {
+    pub fn modifiers<'a>(&self, owned: &'a Owned) -> Modifiers<'a> {
         let d = &self.problem.dims;
         Modifiers {
             alignment: self.alignment,
