@@ -1,5 +1,6 @@
-//! The same bits whatever the order: at each instruction that waits or arrives, a seeded scheduler may let any other
-//! thread, copy or CTA go first, for as long as it likes.
+//! The same bits whatever the order: at each instruction that waits, a seeded scheduler may let any other thread, copy
+//! or CTA go first, for as long as it likes. An arrival that does not wait needs no delay of its own: without races,
+//! which the executor refuses, nobody sees what a thread did between its last wait and the arrival before that has come.
 
 use sage_attn::problem::Smoothing;
 use sage_spec::Dims;

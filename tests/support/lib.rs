@@ -7,6 +7,7 @@ pub mod compare;
 pub mod functions;
 pub mod generate;
 pub mod judge;
+pub mod must_not_compile;
 pub mod patterns;
 pub mod setup;
 pub mod side;
