@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sage_attn::plan::Slot;
 use sage_attn::reference::convert::e4m3_from_f32;
 use sage_spec::symbol::{Arch, STEMS};
-use sage_tests::patterns::{COUNT, COUNT_AT_SCALE_ONE, Patterns, len, pattern};
+use sage_tests::patterns::{COUNT, Patterns, len, pattern};
 use serde_json::json;
 
 use crate::conformance::{Kernel, THREADS};
@@ -57,7 +57,7 @@ fn every_pattern_is_rounded_as_by_the_reference() {
                         let first = part * STEP % parts * len;
                         let last = (first + len).min(COUNT) - 1;
                         // Neighbours share a scale, so that each is near the top of its format.
-                        let reach = if last < COUNT_AT_SCALE_ONE { 0.0 } else { f32::from_bits(pattern(last)).abs() };
+                        let reach = f32::from_bits(pattern(last)).abs();
                         let patterns =
                             Patterns { stem, tokens: TOKENS, reach, pattern: |i: u64| pattern((first + i).min(last)) };
                         let (case, session) = session.get_or_insert_with(|| {

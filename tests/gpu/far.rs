@@ -157,6 +157,8 @@ impl<'a> Memory<'a> {
             lse: Some(lse.address(&self.stream)),
             workspace: DeviceMemory { ptr: workspace.address(&self.stream), bytes: plan.workspace().total_bytes() },
         };
+        // Copies and memsets were on the default stream, which nobody else waits for.
+        self.gpu.context().synchronize().expect("uploads");
         // SAFETY: all rows lie in memory that was placed above and lives until the downloads below have waited.
         unsafe { self.gpu.launch_with(&plan, &args, &side, self.stream.cu_stream()) }
             .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));

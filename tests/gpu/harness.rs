@@ -172,6 +172,8 @@ pub fn run_bare(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) {
     let bytes = plan.workspace().total_bytes();
     let workspace = DeviceMemory { ptr: alloc(bytes), bytes };
     let args = LaunchArgs { q, k, v, out, lse, workspace };
+    // Uploads were on the default stream, which the launch's does not wait for.
+    gpu.context().synchronize().expect("uploads");
     // SAFETY: every buffer was allocated above for this problem and lives until the stream has run the launch.
     unsafe {
         gpu.launch_with(&plan, &args, &SideArgs { alibi, bias, mask, sinks }, stream.cu_stream())

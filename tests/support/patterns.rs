@@ -26,7 +26,7 @@ pub const COUNT_AT_SCALE_ONE: u64 = 2 * (E4M3_MAX.to_bits() as u64 + 1);
 
 /// Pattern `index`, less than [`COUNT`], in the order of magnitudes: +0, −0, and so on.
 pub fn pattern(index: u64) -> u32 {
-    (index / 2) as u32 | (index % 2) as u32 * 0x8000_0000
+    (index / 2) as u32 | (((index % 2) as u32) << 31)
 }
 
 /// Where rounding changes: halves of integers and middles of neighbouring E4M3 numbers, all such numbers, and the
@@ -49,7 +49,7 @@ pub struct Patterns<F> {
     pub stem: Stem,
     /// Tokens, a multiple of 64.
     pub tokens: usize,
-    /// What the scales leave in range. With 0 they are 1, and larger magnitudes become zero.
+    /// What the scales leave in range, at least: they are 1 where that suffices, and what is larger becomes zero.
     pub reach: f32,
     /// Pattern number `i`.
     pub pattern: F,
