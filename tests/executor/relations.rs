@@ -117,7 +117,7 @@ fn two_groups_of_heads_are_repeated_heads() {
 #[test]
 fn ratios_of_heads_are_repeated_heads() {
     let stems: Vec<Stem> = stems().collect();
-    for (&stem, ratio) in stems.iter().cycle().zip([4, 5, 7, 12, 16, 40]) {
+    for (&stem, ratio) in stems.iter().cycle().zip([5, 7, 40]) {
         let dims = Dims { batch: 1, num_heads_q: ratio, num_heads_kv: 1, seqlen_q: 2, seqlen_kv: 3, ..DIMS };
         let grouped = Result::of(&Setup::new(stem, dims).noisy());
         let repeated = Setup::new(stem, Dims { num_heads_kv: ratio, ..dims });

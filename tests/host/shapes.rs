@@ -61,7 +61,7 @@ fn check(plan: &Plan) {
         }
     }
     let all = if is_empty { 0 } else { dims.batch * dims.num_heads_q * dims.num_query_blocks() };
-    assert_eq!((blocks, launches), (all as u64, plan.chunks().count() as u64));
+    assert_eq!((blocks, launches), (all as u64, plan.chunks().count()));
 }
 
 /// A shape of the grid.
