@@ -198,3 +198,16 @@ pub trait Bad {}
     assert!(wrong[0].contains("Bad") && wrong[0].contains("nowhere"), "{wrong:?}");
     assert!(wrong[1].contains("Bare has neither"), "{wrong:?}");
 }
+
+/// What fails to compile might fail for a wrong reason, so each such program stands after one that differs in what
+/// matters only. That they do what they say, the compiler decides: they are documentation tests.
+#[test]
+fn programs_that_must_not_compile_stand_beside_some_that_do() {
+    let text = include_str!("support/must_not_compile.rs");
+    let fences: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("//! ```")).collect();
+    assert!(fences.len() >= 4 * 40, "{} programs", fences.len() / 4);
+    for pair in fences.chunks(4) {
+        let [good, "", bad, ""] = pair else { panic!("{pair:?}") };
+        assert!(*good == "no_run" && bad.starts_with("compile_fail,E0"), "{pair:?}");
+    }
+}
