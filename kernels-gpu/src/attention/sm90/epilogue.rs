@@ -20,6 +20,8 @@ struct Place {
     element_bytes: i64,
     /// Whether two neighbouring channels may be stored together.
     paired: bool,
+    /// Whether 16 bytes may.
+    in_vectors: bool,
 }
 
 impl Place {
@@ -32,11 +34,13 @@ impl Place {
         let address =
             |row: u32| p.out.ptr.wrapping_add(((first + row as i64 * p.out.stride_token) * element_bytes) as u64);
         let end = rows_end(p);
+        let strides = p.out.stride_batch | p.out.stride_head | p.out.stride_token;
         Place {
             rows: [address(row), address(row + 8)],
             exists: [row < end, row + 8 < end],
             element_bytes,
-            paired: (p.out.ptr & 3 == 0) && ((p.out.stride_batch | p.out.stride_head | p.out.stride_token) & 1 == 0),
+            paired: p.out.ptr & 3 == 0 && strides & 1 == 0,
+            in_vectors: p.out.ptr & 15 == 0 && strides & 7 == 0,
         }
     }
 }
@@ -69,53 +73,140 @@ pub unsafe fn store<C: Config>(p: &Sm90AttentionParams, work: &Work, state: &Row
         r += 1;
     }
 
-    let channels = head_kv as u64 * C::HEAD_DIM as u64;
-    let is_plain = place.paired && p.head_dim_v == C::HEAD_DIM && p.out_dtype != 2 && p.seqlen_kv > 0 && p.v_mean == 0;
+    let channels = (head_kv as u64 * C::HEAD_DIM as u64 + 2 * lane.t as u64) * 4;
+    // SAFETY: scales and means are f32 [B, Hkv, Dp]; without keys V was never quantized, and they are not read.
+    unsafe {
+        let scale = if p.seqlen_kv > 0 { load_pairs::<C>(p.v_scale + channels) } else { [[1.0; 2]; 16] };
+        let has_mean = p.seqlen_kv > 0 && p.v_mean != 0;
+        if place.in_vectors && p.head_dim_v == C::HEAD_DIM && p.out_dtype != 2 && !has_mean {
+            store_vectors::<C>(p.out_dtype, &place, lane.t, output, inverse_sum, &scale);
+        } else {
+            let mean = if has_mean { load_pairs::<C>(p.v_mean + channels) } else { [[0.0; 2]; 16] };
+            store_pairs::<C>(p, &place, lane.t, output, inverse_sum, is_empty, &scale, &mean);
+        }
+    }
+}
+
+/// A value for each channel of a lane: `2t` and `2t + 1` of every block of eight.
+type Channels = [[f32; 2]; 16];
+
+/// All at once, so that one latency passes and not one for each block of channels.
+///
+/// # Safety
+/// `address` is that of the lane's first channel; the values are mapped, and constant while the kernel runs.
+#[inline(always)]
+unsafe fn load_pairs<C: Config>(address: u64) -> Channels {
+    let mut pairs = [[0.0; 2]; 16];
     let mut c = 0;
     while c < C::HEAD_DIM as usize / 8 {
-        let channel = 8 * c as u32 + 2 * lane.t;
-        // SAFETY: scales are f32 [B, Hkv, Dp]; rows and channels are checked for existence.
-        unsafe {
-            if is_plain {
-                // Everything is there, in pairs: the usual case, without a branch per channel.
-                let scale = load_pair(p.v_scale + (channels + channel as u64) * 4);
-                let mut r = 0;
-                while r < 2 {
-                    if place.exists[r] {
-                        let [a, b] = at::<C>(output, c, r);
-                        let (a, b) = (a * inverse_sum[r] * scale[0], b * inverse_sum[r] * scale[1]);
-                        let bits =
-                            if p.out_dtype == 0 { convert::f32_to_f16x2(a, b) } else { convert::f32_to_bf16x2(a, b) };
-                        global::store_u32(place.rows[r] + channel as u64 * 2, bits);
-                    }
-                    r += 1;
-                }
-            } else if channel < p.head_dim_v {
-                let (mut scale, mut mean) = ([1.0f32; 2], [0.0f32; 2]);
-                // Without keys V was never quantized; its buffers are not read.
-                if p.seqlen_kv > 0 {
-                    scale = load_pair(p.v_scale + (channels + channel as u64) * 4);
-                    if p.v_mean != 0 {
-                        mean = load_pair(p.v_mean + (channels + channel as u64) * 4);
-                    }
-                }
-                let mut r = 0;
-                while r < 2 {
-                    if place.exists[r] {
-                        let [a, b] = at::<C>(output, c, r);
-                        let mut values = [
-                            math::fma(a * inverse_sum[r], scale[0], mean[0]),
-                            math::fma(b * inverse_sum[r], scale[1], mean[1]),
-                        ];
-                        if is_empty[r] {
-                            values = [0.0; 2];
-                        }
-                        let address = place.rows[r].wrapping_add((channel as i64 * place.element_bytes) as u64);
-                        store_pair(address, values, p.out_dtype, place.paired, channel + 1 < p.head_dim_v);
-                    }
-                    r += 1;
+        let at = address + 32 * c as u64;
+        // SAFETY: forwarded contract.
+        pairs[c] = unsafe { [global::load_f32(at), global::load_f32(at + 4)] };
+        c += 1;
+    }
+    pairs
+}
+
+/// Stores 16 bytes at a time: the usual case, in which all channels of the rows exist, in 16 bits. Lane `t` of a quad
+/// stores block `t` of every four, of which it gets from each lane of the quad what that one holds.
+///
+/// # Safety
+/// The warp is converged; the rows that exist are mapped and accessed by no other thread.
+#[inline(always)]
+unsafe fn store_vectors<C: Config>(
+    dtype: u32,
+    place: &Place,
+    t: u32,
+    output: &Output,
+    inverse_sum: [f32; 2],
+    scale: &Channels,
+) {
+    let mut r = 0;
+    while r < 2 {
+        let mut first = 0;
+        while first < C::HEAD_DIM as usize / 8 {
+            let mut words = [0u32; 4];
+            let mut i = 0;
+            while i < 4 {
+                let ([a, b], scale) = (at::<C>(output, first + i, r), scale[first + i]);
+                let (a, b) = (a * inverse_sum[r] * scale[0], b * inverse_sum[r] * scale[1]);
+                words[i] = if dtype == 0 { convert::f32_to_f16x2(a, b) } else { convert::f32_to_bf16x2(a, b) };
+                i += 1;
+            }
+            // SAFETY: the warp is converged; a row has HEAD_DIM channels of two bytes.
+            unsafe {
+                let words = transpose_quad(words, t);
+                if place.exists[r] {
+                    global::store_u32x4(place.rows[r] + 16 * (first as u64 + t as u64), words);
                 }
             }
+            first += 4;
+        }
+        r += 1;
+    }
+}
+
+/// Word `t` of each lane of the quad, in their order: a transpose of 4 x 4 words, first of their halves' pairs.
+///
+/// # Safety
+/// The warp is converged; `t` is `lane % 4`.
+#[inline(always)]
+unsafe fn transpose_quad(words: [u32; 4], t: u32) -> [u32; 4] {
+    let [a, b, c, d] = words;
+    // SAFETY: forwarded contract.
+    unsafe {
+        let ([a, b], [c, d]) = (exchange(a, b, t & 1 == 1, 1), exchange(c, d, t & 1 == 1, 1));
+        let ([a, c], [b, d]) = (exchange(a, c, t & 2 == 2, 2), exchange(b, d, t & 2 == 2, 2));
+        [a, b, c, d]
+    }
+}
+
+/// Transposes 2 x 2 words between lanes `mask` apart; `upper` is the lane with the larger number.
+///
+/// # Safety
+/// The warp is converged.
+#[inline(always)]
+unsafe fn exchange(low: u32, high: u32, upper: bool, mask: u32) -> [u32; 2] {
+    // SAFETY: forwarded contract.
+    let other = unsafe { warp::shuffle_xor(if upper { low } else { high }, mask) };
+    if upper { [other, high] } else { [low, other] }
+}
+
+/// Stores two channels at a time, or one, where nothing is known of types, strides and how many there are.
+///
+/// # Safety
+/// The rows that exist are mapped and accessed by no other thread.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn store_pairs<C: Config>(
+    p: &Sm90AttentionParams,
+    place: &Place,
+    t: u32,
+    output: &Output,
+    inverse_sum: [f32; 2],
+    is_empty: [bool; 2],
+    scale: &Channels,
+    mean: &Channels,
+) {
+    let mut c = 0;
+    while c < C::HEAD_DIM as usize / 8 {
+        let channel = 8 * c as u32 + 2 * t;
+        let mut r = 0;
+        while r < 2 {
+            if channel < p.head_dim_v && place.exists[r] {
+                let [a, b] = at::<C>(output, c, r);
+                let mut values = [
+                    math::fma(a * inverse_sum[r], scale[c][0], mean[c][0]),
+                    math::fma(b * inverse_sum[r], scale[c][1], mean[c][1]),
+                ];
+                if is_empty[r] {
+                    values = [0.0; 2];
+                }
+                let address = place.rows[r].wrapping_add((channel as i64 * place.element_bytes) as u64);
+                // SAFETY: the row and the first channel exist.
+                unsafe { store_pair(address, values, p.out_dtype, place.paired, channel + 1 < p.head_dim_v) };
+            }
+            r += 1;
         }
         c += 1;
     }
@@ -129,16 +220,6 @@ fn at<C: Config>(output: &Output, c: usize, r: usize) -> [f32; 2] {
     } else {
         [output.high[4 * (c % 8) + 2 * r], output.high[4 * (c % 8) + 2 * r + 1]]
     }
-}
-
-/// Two f32.
-///
-/// # Safety
-/// Both are mapped, aligned and constant while the kernel runs.
-#[inline(always)]
-unsafe fn load_pair(address: u64) -> [f32; 2] {
-    // SAFETY: forwarded contract.
-    unsafe { [global::load_f32(address), global::load_f32(address + 4)] }
 }
 
 /// The natural-log LSE of one row, corrected for the mean that was taken from K.
