@@ -21,6 +21,11 @@ pub const ONES_ROWS: usize = 8;
 
 /// Bytes of a tile's scales of K in shared memory: of two key blocks, at most four each.
 pub const K_SCALE_BYTES: usize = 32;
+/// Bytes of a work item's scales of Q in shared memory: of the two query blocks that its rows lie in, at most 32 each.
+pub const Q_SCALE_BYTES: usize = 256;
+
+/// Bytes of a work item in shared memory: which rows, of which head, and what the consumers would have to divide for.
+pub const WORK_BYTES: usize = 32;
 
 /// Named plan of a CTA's dynamic shared memory, in bytes from its 1024-byte aligned start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +44,15 @@ pub struct SmemPlan {
     pub v_offset: usize,
     /// Scales of the first tile of K; [`K_SCALE_BYTES`] a stage.
     pub k_scale_offset: usize,
+    /// Scales of the first buffer of Q; [`Q_SCALE_BYTES`] a buffer.
+    pub q_scale_offset: usize,
+    /// Scales, then means, of the channels of V for the first buffer of Q; `v_channel_bytes` a buffer.
+    pub v_channel_offset: usize,
+    /// Bytes of one head's scales and means of V.
+    pub v_channel_bytes: usize,
     /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q (a buffer each).
     pub barrier_offset: usize,
-    /// Work items, a word for each buffer of Q.
+    /// Work items; [`WORK_BYTES`] for each buffer of Q.
     pub work_offset: usize,
     /// All of it.
     pub bytes: usize,
@@ -57,9 +68,12 @@ impl SmemPlan {
         let k_offset = Q_BUFFERS * q_bytes;
         let v_offset = k_offset + STAGES * k_bytes;
         let k_scale_offset = v_offset + STAGES * v_bytes;
-        let barrier_offset = k_scale_offset + STAGES * K_SCALE_BYTES;
+        let q_scale_offset = k_scale_offset + STAGES * K_SCALE_BYTES;
+        let v_channel_offset = q_scale_offset + Q_BUFFERS * Q_SCALE_BYTES;
+        let v_channel_bytes = 2 * head_dim_padded * 4;
+        let barrier_offset = v_channel_offset + Q_BUFFERS * v_channel_bytes;
         let work_offset = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
-        let bytes = work_offset + Q_BUFFERS * 4;
+        let bytes = work_offset + Q_BUFFERS * WORK_BYTES;
         SmemPlan {
             q_bytes,
             k_bytes,
@@ -68,6 +82,9 @@ impl SmemPlan {
             k_offset,
             v_offset,
             k_scale_offset,
+            q_scale_offset,
+            v_channel_offset,
+            v_channel_bytes,
             barrier_offset,
             work_offset,
             bytes,
@@ -87,13 +104,14 @@ pub enum Exponential {
 
 impl Exponential {
     /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential, for a padded head dimension of
-    /// 64 or 128. All direct would cost 4 % more error on standard normal inputs (relative L1 0.0414 where exact is
-    /// 0.0381); half, or five in eight at 128, cost no time: the special function unit works beside the others. Which
-    /// ones was tried out: other patterns of as many are up to 7 % slower, as ptxas schedules them.
+    /// 64 or 128: five in eight. All direct would cost 8 % more error on standard normal inputs (relative L1 0.0414 where
+    /// exact is 0.0381); five in eight keep it below 0.040, at no cost of time at 128, where the special function unit
+    /// works beside the others, and 4 % at 64. Which ones was tried out: other patterns of as many are up to 7 % slower,
+    /// as ptxas schedules them.
     pub const fn exact_pairs(self, head_dim_padded: usize) -> u32 {
         match self {
             Exponential::Exact => 0xff,
-            Exponential::Mixed if head_dim_padded == 64 => 0x55,
+            Exponential::Mixed if head_dim_padded == 64 => 0x6d,
             Exponential::Mixed => 0xd5,
         }
     }
@@ -113,8 +131,7 @@ pub const P_MAX_LOG2: f32 = 8.807_355;
 pub const DIRECT_MAX_CODE: f32 = 126.0;
 
 /// Whether direct codes are rounded to f16 before they are rounded to whole ones. That saves a fifth of their
-/// instructions and costs 0.0002 of relative L1 on standard normal inputs, which five exact keys in eight more than
-/// make up for; with half exact, as at 64, it would lead above 0.040.
+/// instructions and costs 0.0002 of relative L1 on standard normal inputs. At 64 ptxas makes slower code of it.
 pub const fn rounds_in_f16(head_dim_padded: usize) -> bool {
     head_dim_padded == 128
 }
@@ -163,13 +180,13 @@ pub struct Sm90AttentionParams {
     pub k_map: TensorMap,
     /// Codes of V, `[B·Hkv, Dp, Np]`; box `[1, Dp, BLOCK_KV]`, 128-byte swizzle.
     pub v_map: TensorMap,
-    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`.
+    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`, 16-byte aligned.
     pub q_scale: u64,
     /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`, 16-byte aligned and readable up to a multiple of 16 bytes.
     pub k_scale: u64,
-    /// f32 `[B, Hkv, Dp]`.
+    /// f32 `[B, Hkv, Dp]`, 16-byte aligned.
     pub v_scale: u64,
-    /// Nullable: f32 `[B, Hkv, Dp]`, added to every row that sees a key.
+    /// Nullable: f32 `[B, Hkv, Dp]`, 16-byte aligned, added to every row that sees a key.
     pub v_mean: u64,
     /// Nullable except in `*_delta_s_*`: f32 `[head_count, block_count, Np]`, see [`crate::params::DeltaSParams`].
     pub delta_s: u64,
@@ -200,8 +217,8 @@ pub struct Sm90AttentionParams {
     pub tiles_per_head: u32,
     /// Work items of the launch.
     pub work_items: u32,
-    /// Heads whose work items are interleaved, so that long causal items start first while the heads' K
-    /// and V stay in L2. At least 1.
+    /// Heads whose work items are interleaved, so that long items start first while the heads' K and V stay in L2. At
+    /// least 1.
     pub heads_per_group: u32,
     /// [`crate::ScaleGranularity::q_scales_per_block`].
     pub q_scales_per_block: u32,
@@ -257,7 +274,7 @@ mod tests {
     #[test]
     fn part_of_the_keys_is_exact_in_a_mixed_row() {
         let exact = |e: Exponential, d| (0..BLOCK_KV).filter(|&key| e.is_exact_key(key, d)).count();
-        assert_eq!([64, 128].map(|d| exact(Exponential::Mixed, d)), [64, 80]);
+        assert_eq!([64, 128].map(|d| exact(Exponential::Mixed, d)), [80, 80]);
         assert_eq!([64, 128].map(|d| exact(Exponential::Exact, d)), [BLOCK_KV; 2]);
     }
 }

@@ -184,10 +184,14 @@ impl ParamsBuilder<'_> {
         let dims = self.dims();
         let rows = chunk_rows(dims, &chunk);
         let (q_map, k_map, v_map) = self.tensor_maps()?;
-        // Interleaved heads keep their K and V within half of the L2 cache, so that other tensors pass through it.
+        let heads = chunk.head_count as usize;
         let kv_bytes = 2 * dims.seqlen_kv_padded() * dims.head_dim_padded();
         let heads_per_group = if self.plan.problem().causal() {
-            ((L2_BUDGET_BYTES / kv_bytes.max(1)) * dims.gqa_group()).clamp(1, chunk.head_count as usize)
+            // Interleaved heads keep their K and V within half of the L2 cache, so that other tensors pass through it.
+            ((L2_BUDGET_BYTES / kv_bytes.max(1)) * dims.gqa_group()).clamp(1, heads)
+        } else if heads / dims.gqa_group() * kv_bytes <= L2_BUDGET_BYTES * 3 / 2 {
+            // The short items of all heads last: little is left to wait for at the end.
+            heads
         } else {
             1
         };

@@ -1,7 +1,7 @@
 //! A consumer warpgroup: 64 query rows against every tile of K and V.
 
 use cuda_std::{global, mbarrier, shared, thread, warp, wgmma};
-use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Sm90AttentionParams, WARPGROUP_Q};
+use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParams, WARPGROUP_Q, WORK_BYTES};
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
@@ -89,7 +89,6 @@ impl<'a> Item<'a> {
         let plan = const { C::SMEM };
         let swizzle = row_swizzle(C::HEAD_DIM);
         let row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32 + lane.row;
-        let (_, head_kv) = work.batch_and_head_kv(p);
         // Q: groups as in `ScaleGranularity::q_group`; the two rows of a lane share one.
         let in_block = row % tiling::BLOCK_Q as u32;
         let q_group = match p.q_scales_per_block {
@@ -99,12 +98,17 @@ impl<'a> Item<'a> {
         };
         let q_blocks = p.seqlen_q.div_ceil(tiling::BLOCK_Q as u32);
         let q_block = row / tiling::BLOCK_Q as u32;
-        let q_scale = p.q_scale
-            + ((work.head_q as u64 * q_blocks as u64 + q_block as u64) * p.q_scales_per_block as u64 + q_group as u64)
-                * 4;
+        // SAFETY: the warpgroup has a row below M, and with it the whole block of 128 has scales; those that travel
+        // with Q have landed.
+        let q_scale = unsafe {
+            if p.q_scales_per_block == 1 {
+                global::load_f32(p.q_scale + (work.head_q as u64 * q_blocks as u64 + q_block as u64) * 4)
+            } else {
+                let in_item = (q_block - work.first_row / tiling::BLOCK_Q as u32) * p.q_scales_per_block + q_group;
+                shared::load_f32(smem + plan.q_scale_offset as u32 + q_buffer * Q_SCALE_BYTES as u32 + in_item * 4)
+            }
+        };
         let kv_padded = p.seqlen_kv.div_ceil(tiling::KV_PAD as u32) as u64 * tiling::KV_PAD as u64;
-        // SAFETY: the warpgroup has a row below M, and with it the whole block of 128 has scales.
-        let q_scale = unsafe { global::load_f32(q_scale) };
         Item {
             p,
             barriers,
@@ -116,7 +120,7 @@ impl<'a> Item<'a> {
             q_factor: q_scale * p.sm_scale_log2,
             inverse_q_scale: if C::DELTA_S { 1.0 / q_scale } else { 0.0 },
             smem,
-            k_scales: KScales::new(p, head_kv),
+            k_scales: KScales::new(p, work.head_kv),
             delta_s: if C::DELTA_S {
                 let head = work.head_q - p.chunk.head_begin;
                 let block = head * p.chunk.block_count + (q_block - p.chunk.block_begin);
@@ -192,6 +196,13 @@ impl<'a> Item<'a> {
     }
 }
 
+/// Address of the scales of V's channels that came with buffer `buffer` of Q.
+#[inline(always)]
+fn channels<C: Config>(smem: u32, buffer: u32) -> u32 {
+    let plan = const { C::SMEM };
+    smem + plan.v_channel_offset as u32 + buffer * plan.v_channel_bytes as u32
+}
+
 /// Attends for every work item of the CTA.
 ///
 /// # Safety
@@ -206,14 +217,9 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
         loop {
             let lane = Lane::of_thread();
             mbarrier::wait(barriers.full_q(query.index), query.parity);
-            let item = shared::load_u32(smem + const { C::SMEM.work_offset as u32 } + query.index * 4);
-            // Through a shuffle, so that the assembler knows it to be uniform.
-            let item = warp::shuffle_idx(item, 0);
-            if item >= p.work_items {
-                break;
-            }
-            let work = Work::of_item(p, item);
-            let tiles = work.tiles(p);
+            let slot = smem + const { C::SMEM.work_offset as u32 } + query.index * WORK_BYTES as u32;
+            let Some(work) = Work::load(slot) else { break };
+            let tiles = work.tiles;
             let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32;
             let end = rows_end(p);
             let mut j = 0;
@@ -237,7 +243,9 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
                         j += 1;
                     }
                 }
-                epilogue::store::<C>(p, &work, &state, &output);
+                // Without a tile nothing travelled with Q.
+                let channels = if tiles > 0 { Some(channels::<C>(smem, query.index)) } else { None };
+                epilogue::store::<C>(p, &work, Work::load_out(slot), &state, &output, channels);
             }
             // Tiles that only other warpgroups need pass through, in step with the ring.
             while j < tiles {

@@ -1,6 +1,6 @@
 //! Normalises, scales and stores the output and LSE of one warpgroup.
 
-use cuda_std::{convert, global, math, warp};
+use cuda_std::{convert, global, math, shared, warp};
 use sage_spec::sm90::{P_MAX_LOG2, Sm90AttentionParams, WARPGROUP_Q};
 use sage_spec::tiling;
 
@@ -25,14 +25,11 @@ struct Place {
 }
 
 impl Place {
-    /// Of the rows `row` and `row + 8` of the work item's head.
+    /// Of the rows `row` and `row + 8` of the head whose output is at `out`.
     #[inline(always)]
-    fn new(p: &Sm90AttentionParams, work: &Work, batch: u32, row: u32) -> Self {
+    fn new(p: &Sm90AttentionParams, out: u64, row: u32) -> Self {
         let element_bytes: i64 = if p.out_dtype == 2 { 4 } else { 2 };
-        let head = work.head_q - batch * p.num_heads_q;
-        let first = batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head;
-        let address =
-            |row: u32| p.out.ptr.wrapping_add(((first + row as i64 * p.out.stride_token) * element_bytes) as u64);
+        let address = |row: u32| out.wrapping_add((row as i64 * p.out.stride_token * element_bytes) as u64);
         let end = rows_end(p);
         let strides = p.out.stride_batch | p.out.stride_head | p.out.stride_token;
         Place {
@@ -47,15 +44,24 @@ impl Place {
 
 /// Stores the rows that exist. A row that saw no key becomes zeros, with an LSE of −inf.
 ///
+/// `out` is the address of the head's output; `channels` is the shared address of the scales, then the means, of V's channels; none if no row of the item sees a
+/// key.
+///
 /// # Safety
 /// The warp is converged; `p` describes valid device buffers; `output` and `state` are complete.
 #[inline(always)]
-pub unsafe fn store<C: Config>(p: &Sm90AttentionParams, work: &Work, state: &RowState, output: &Output) {
+pub unsafe fn store<C: Config>(
+    p: &Sm90AttentionParams,
+    work: &Work,
+    out: u64,
+    state: &RowState,
+    output: &Output,
+    channels: Option<u32>,
+) {
     // SAFETY: the warp is converged.
     let lane = unsafe { Lane::of_thread() };
-    let (batch, head_kv) = work.batch_and_head_kv(p);
     let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32 + lane.row;
-    let place = Place::new(p, work, batch, first_row);
+    let place = Place::new(p, out, first_row);
 
     let (mut inverse_sum, mut is_empty) = ([0.0f32; 2], [false; 2]);
     let mut r = 0;
@@ -73,15 +79,20 @@ pub unsafe fn store<C: Config>(p: &Sm90AttentionParams, work: &Work, state: &Row
         r += 1;
     }
 
-    let channels = (head_kv as u64 * C::HEAD_DIM as u64 + 2 * lane.t as u64) * 4;
-    // SAFETY: scales and means are f32 [B, Hkv, Dp]; without keys V was never quantized, and they are not read.
+    // SAFETY: scales and means of all channels lie there.
     unsafe {
-        let scale = if p.seqlen_kv > 0 { load_pairs::<C>(p.v_scale + channels) } else { [[1.0; 2]; 16] };
-        let has_mean = p.seqlen_kv > 0 && p.v_mean != 0;
+        let (mut scale, mut mean) = ([[1.0; 2]; 16], [[0.0; 2]; 16]);
+        let mut has_mean = false;
+        if let Some(channels) = channels {
+            scale = load_pairs::<C>(channels + 8 * lane.t);
+            if p.v_mean != 0 {
+                has_mean = true;
+                mean = load_pairs::<C>(channels + 4 * C::HEAD_DIM + 8 * lane.t);
+            }
+        }
         if place.in_vectors && p.head_dim_v == C::HEAD_DIM && p.out_dtype != 2 && !has_mean {
             store_vectors::<C>(p.out_dtype, &place, lane.t, output, inverse_sum, &scale);
         } else {
-            let mean = if has_mean { load_pairs::<C>(p.v_mean + channels) } else { [[0.0; 2]; 16] };
             store_pairs::<C>(p, &place, lane.t, output, inverse_sum, is_empty, &scale, &mean);
         }
     }
@@ -93,15 +104,15 @@ type Channels = [[f32; 2]; 16];
 /// All at once, so that one latency passes and not one for each block of channels.
 ///
 /// # Safety
-/// `address` is that of the lane's first channel; the values are mapped, and constant while the kernel runs.
+/// `address` is that of the lane's first channel in shared memory.
 #[inline(always)]
-unsafe fn load_pairs<C: Config>(address: u64) -> Channels {
+unsafe fn load_pairs<C: Config>(address: u32) -> Channels {
     let mut pairs = [[0.0; 2]; 16];
     let mut c = 0;
     while c < C::HEAD_DIM as usize / 8 {
-        let at = address + 32 * c as u64;
+        let at = address + 32 * c as u32;
         // SAFETY: forwarded contract.
-        pairs[c] = unsafe { [global::load_f32(at), global::load_f32(at + 4)] };
+        pairs[c] = unsafe { [shared::load_f32(at), shared::load_f32(at + 4)] };
         c += 1;
     }
     pairs

@@ -1,7 +1,7 @@
 //! The producer: one thread that keeps the rings of K and V and the buffers of Q full.
 
-use cuda_std::{hint, mbarrier, shared, tma};
-use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Sm90AttentionParams};
+use cuda_std::{hint, mbarrier, tma};
+use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParams, WORK_BYTES};
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
@@ -51,8 +51,68 @@ impl KScales {
     }
 }
 
-/// Takes the CTA's work items and copies for each: Q once, then K and V tile by tile. An item's number travels with
-/// its Q.
+/// What travels with an item's Q: the scales of its rows (unless there is one a block, which is too little to copy),
+/// and scales and means of V's channels.
+struct ItemScales {
+    q: u64,
+    q_bytes: u32,
+    v: u64,
+    v_mean: u64,
+}
+
+impl ItemScales {
+    #[inline(always)]
+    fn new<C: Config>(p: &Sm90AttentionParams, work: &Work) -> Self {
+        let blocks = p.seqlen_q.div_ceil(tiling::BLOCK_Q as u32);
+        // An item starts at the first or at the middle row of a block.
+        let block = work.first_row / tiling::BLOCK_Q as u32;
+        let count = if blocks - block < 2 { 1 } else { 2 };
+        let first = (work.head_q as u64 * blocks as u64 + block as u64) * p.q_scales_per_block as u64;
+        let channels = work.head_kv as u64 * Self::row::<C>() as u64;
+        ItemScales {
+            q: p.q_scale + first * 4,
+            q_bytes: if p.q_scales_per_block == 1 { 0 } else { count * p.q_scales_per_block * 4 },
+            v: p.v_scale + channels,
+            v_mean: if p.v_mean == 0 { 0 } else { p.v_mean + channels },
+        }
+    }
+
+    /// Bytes of a value for each channel.
+    #[inline(always)]
+    const fn row<C: Config>() -> u32 {
+        C::HEAD_DIM * 4
+    }
+
+    /// Bytes that are copied.
+    #[inline(always)]
+    fn bytes<C: Config>(&self) -> u32 {
+        self.q_bytes + if self.v_mean == 0 { Self::row::<C>() } else { 2 * Self::row::<C>() }
+    }
+
+    /// Starts the copies.
+    ///
+    /// # Safety
+    /// Buffer `buffer` of Q is free, and `barrier` expects the bytes.
+    #[inline(always)]
+    unsafe fn load<C: Config>(&self, smem: u32, buffer: u32, barrier: u32) {
+        let plan = const { C::SMEM };
+        let q = smem + plan.q_scale_offset as u32 + buffer * Q_SCALE_BYTES as u32;
+        let v = smem + plan.v_channel_offset as u32 + buffer * plan.v_channel_bytes as u32;
+        // SAFETY: forwarded contract.
+        unsafe {
+            if self.q_bytes > 0 {
+                tma::load_bulk(q, self.q, self.q_bytes, barrier);
+            }
+            tma::load_bulk(v, self.v, Self::row::<C>(), barrier);
+            if self.v_mean != 0 {
+                tma::load_bulk(v + Self::row::<C>(), self.v_mean, Self::row::<C>(), barrier);
+            }
+        }
+    }
+}
+
+/// Takes the CTA's work items and copies for each: Q once, then K and V tile by tile. The item itself travels with its
+/// Q.
 ///
 /// # Safety
 /// One thread of the CTA calls it, after the barriers were initialised; `maps` is the address of `p`'s
@@ -69,24 +129,34 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
     let (k_smem, v_smem) = (smem + plan.k_offset as u32, smem + plan.v_offset as u32);
     let (mut tile, mut query) = (TileRing::start(), QueryRing::start());
     let mut items = Items::start();
+    // SAFETY: the maps lie in the kernel's parameters.
+    unsafe {
+        tma::prefetch_map(q_map);
+        tma::prefetch_map(k_map);
+        tma::prefetch_map(v_map);
+    }
     // SAFETY: boxes and barriers are those of the shared-memory plan; a buffer is written only after its
     // empty barrier has completed.
     unsafe {
         loop {
             mbarrier::wait(barriers.empty_q(query.index), query.parity ^ 1);
             let (item, full) = (items.next(p), barriers.full_q(query.index));
-            shared::store_u32(smem + plan.work_offset as u32 + query.index * 4, item);
+            let slot = smem + plan.work_offset as u32 + query.index * WORK_BYTES as u32;
             if item >= p.work_items {
+                Work::store(None, p, slot);
                 mbarrier::arrive(full);
                 break;
             }
             let work = Work::of_item(p, item);
-            let (_, head_kv) = work.batch_and_head_kv(p);
+            Work::store(Some(work), p, slot);
+            let head_kv = work.head_kv;
             // Opaque, so that the loop is not unrolled: the producer has few registers.
-            let tiles = hint::opaque(work.tiles(p));
+            let tiles = hint::opaque(work.tiles);
             if tiles > 0 {
-                mbarrier::arrive_expect_tx(full, plan.q_bytes as u32);
+                let scales = ItemScales::new::<C>(p, &work);
+                mbarrier::arrive_expect_tx(full, plan.q_bytes as u32 + scales.bytes::<C>());
                 tma::load_3d(smem + query.index * plan.q_bytes as u32, q_map, 0, work.first_row, work.head_q, full);
+                scales.load::<C>(smem, query.index, full);
             } else {
                 mbarrier::arrive(full);
             }

@@ -1,6 +1,6 @@
 //! Which rows a CTA works on, and how many keys they see.
 
-use cuda_std::{atomic, math, thread};
+use cuda_std::{atomic, math, shared, thread, warp};
 use sage_spec::schedule::Progress;
 use sage_spec::sm90::{BLOCK_KV, BLOCK_Q, Sm90AttentionParams};
 use sage_spec::tiling;
@@ -10,10 +10,14 @@ const KEYS: u32 = BLOCK_KV as u32;
 /// A work item: up to [`BLOCK_Q`] query rows of one head.
 #[derive(Clone, Copy)]
 pub struct Work {
-    /// `batch * Hq + head`.
-    pub head_q: u32,
     /// First query row.
     pub first_row: u32,
+    /// `batch * Hq + head`.
+    pub head_q: u32,
+    /// `batch * Hkv + head` of the key/value head.
+    pub head_kv: u32,
+    /// Tiles of K and V that the item's rows need together.
+    pub tiles: u32,
 }
 
 /// Hands out the work items of a CTA. The first is the CTA's own; the others go to whoever comes first, so that
@@ -66,9 +70,13 @@ impl Items {
     }
 }
 
+/// In place of an item's first row: there are no more items.
+const NO_MORE: u32 = u32::MAX;
+
 impl Work {
-    /// Items run through a group of heads together, the last rows first: under a causal mask those see
-    /// the most keys.
+    /// Items run through a group of heads together. Under a causal mask the last rows, which see the most keys, come
+    /// first; else the last ones, which may be fewer, come last: the shorter the last items, the more evenly the
+    /// CTAs end.
     #[inline(always)]
     pub fn of_item(p: &Sm90AttentionParams, item: u32) -> Self {
         // SAFETY: the divisors of a launched problem are not zero.
@@ -82,30 +90,72 @@ impl Work {
                 p.heads_per_group
             };
             let rank = math::div_u32(in_group, heads);
+            let head_q = p.chunk.head_begin + first_head + (in_group - rank * heads);
+            let tile = if p.causal == 0 { rank } else { p.tiles_per_head - 1 - rank };
+            let first_row = p.chunk.block_begin * tiling::BLOCK_Q as u32 + tile * BLOCK_Q as u32;
+            let (end, batch) = (rows_end(p), math::div_u32(head_q, p.num_heads_q));
+            let last_row = if first_row + BLOCK_Q as u32 > end { end } else { first_row + BLOCK_Q as u32 } - 1;
             Work {
-                head_q: p.chunk.head_begin + first_head + (in_group - rank * heads),
-                first_row: p.chunk.block_begin * tiling::BLOCK_Q as u32
-                    + (p.tiles_per_head - 1 - rank) * BLOCK_Q as u32,
+                first_row,
+                head_q,
+                head_kv: batch * p.num_heads_kv + math::div_u32(head_q - batch * p.num_heads_q, p.gqa_group),
+                tiles: visible(p, last_row).div_ceil(KEYS),
             }
         }
     }
 
-    /// Batch entry, and `batch * Hkv + head` of the key/value head.
+    /// Leaves the item, and the address of its head's output, at `shared`; no item if there are no more.
+    ///
+    /// # Safety
+    /// [`sage_spec::sm90::WORK_BYTES`] at `shared` are free, and 16-byte aligned.
     #[inline(always)]
-    pub fn batch_and_head_kv(&self, p: &Sm90AttentionParams) -> (u32, u32) {
-        // SAFETY: head counts of a launched problem are not zero.
+    pub unsafe fn store(work: Option<Work>, p: &Sm90AttentionParams, shared: u32) {
+        // SAFETY: forwarded contract; head counts of a launched problem are not zero.
         unsafe {
-            let batch = math::div_u32(self.head_q, p.num_heads_q);
-            (batch, batch * p.num_heads_kv + math::div_u32(self.head_q - batch * p.num_heads_q, p.gqa_group))
+            let Some(work) = work else {
+                shared::store_u32(shared, NO_MORE);
+                return;
+            };
+            shared::store_u32x4(shared, [work.first_row, work.head_q, work.head_kv, work.tiles]);
+            let batch = math::div_u32(work.head_q, p.num_heads_q);
+            let head = work.head_q - batch * p.num_heads_q;
+            let first = batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head;
+            let address = p.out.ptr.wrapping_add((first * if p.out_dtype == 2 { 4 } else { 2 }) as u64);
+            shared::store_u32(shared + 16, address as u32);
+            shared::store_u32(shared + 20, (address >> 32) as u32);
         }
     }
 
-    /// Tiles of K and V that the item's rows need together.
+    /// What [`Work::store`] left, the same in every lane.
+    ///
+    /// # Safety
+    /// The warp is converged; an item was stored at `shared`.
     #[inline(always)]
-    pub fn tiles(&self, p: &Sm90AttentionParams) -> u32 {
-        let end = rows_end(p);
-        let last = if self.first_row + BLOCK_Q as u32 > end { end } else { self.first_row + BLOCK_Q as u32 } - 1;
-        visible(p, last).div_ceil(KEYS)
+    pub unsafe fn load(shared: u32) -> Option<Work> {
+        // SAFETY: forwarded contract. Through shuffles, so that the assembler knows the words to be uniform.
+        unsafe {
+            let [first_row, head_q, head_kv, tiles] = shared::load_u32x4(shared);
+            let first_row = warp::shuffle_idx(first_row, 0);
+            if first_row == NO_MORE {
+                return None;
+            }
+            Some(Work {
+                first_row,
+                head_q: warp::shuffle_idx(head_q, 0),
+                head_kv: warp::shuffle_idx(head_kv, 0),
+                tiles: warp::shuffle_idx(tiles, 0),
+            })
+        }
+    }
+
+    /// Address of the output of the stored item's head.
+    ///
+    /// # Safety
+    /// As for [`Work::load`].
+    #[inline(always)]
+    pub unsafe fn load_out(shared: u32) -> u64 {
+        // SAFETY: forwarded contract.
+        unsafe { shared::load_u32(shared + 16) as u64 | (shared::load_u32(shared + 20) as u64) << 32 }
     }
 }
 
