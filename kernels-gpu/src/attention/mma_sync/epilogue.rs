@@ -91,25 +91,23 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
 
     let channels = head_kv * C::HEAD_DIM as u64 + first_channel as u64;
     let existing = if GENERAL { p.head_dim_v - first_channel } else { p.head_dim_v };
+    // All at once, so that one latency passes and not one for each block of channels. Those that do not exist are there,
+    // but without keys V was never quantized; its buffers are not read.
+    let (mut scales, mut means) = ([[1.0f32; 2]; 16], [[0.0f32; 2]; 16]);
+    if p.seqlen_kv > 0 {
+        // SAFETY: f32 [B, Hkv, Dp].
+        unsafe {
+            load_pairs::<C>(&mut scales, p.v_scale + (channels + 2 * t as u64) * 4);
+            if p.v_mean != 0 {
+                load_pairs::<C>(&mut means, p.v_mean + (channels + 2 * t as u64) * 4);
+            }
+        }
+    }
     let mut c = 0;
     while c < C::V_DIM as usize / 8 {
         let channel = 8 * c as u32 + 2 * t;
         if channel < existing {
-            let (mut scale, mut mean) = ([1.0f32; 2], [0.0f32; 2]);
-            let mut i = 0;
-            while i < 2 {
-                // Without keys V was never quantized; its buffers are not read.
-                if p.seqlen_kv > 0 {
-                    // SAFETY: f32 [B, Hkv, Dp].
-                    unsafe {
-                        scale[i] = global::load_f32(p.v_scale + (channels + channel as u64 + i as u64) * 4);
-                        if p.v_mean != 0 {
-                            mean[i] = global::load_f32(p.v_mean + (channels + channel as u64 + i as u64) * 4);
-                        }
-                    }
-                }
-                i += 1;
-            }
+            let (scale, mean) = (scales[c], means[c]);
             let mut row = 0;
             while row < if GENERAL { 2 } else { 4 } {
                 if first_row + 8 * (row as u32) < p.seqlen_q {
@@ -136,6 +134,21 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
                 row += 1;
             }
         }
+        c += 1;
+    }
+}
+
+/// Values of the lane's channels, of which `address` is the first: two of every eight.
+///
+/// # Safety
+/// The values are mapped, and constant while the kernel runs.
+#[inline(always)]
+unsafe fn load_pairs<C: Config>(pairs: &mut [[f32; 2]; 16], address: u64) {
+    let mut c = 0;
+    while c < C::V_DIM as usize / 8 {
+        let at = address + 32 * c as u64;
+        // SAFETY: forwarded contract.
+        pairs[c] = unsafe { [global::load_f32(at), global::load_f32(at + 4)] };
         c += 1;
     }
 }

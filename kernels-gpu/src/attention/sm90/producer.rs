@@ -129,11 +129,14 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
     let (k_smem, v_smem) = (smem + plan.k_offset as u32, smem + plan.v_offset as u32);
     let (mut tile, mut query) = (TileRing::start(), QueryRing::start());
     let mut items = Items::start();
-    // SAFETY: the maps lie in the kernel's parameters.
-    unsafe {
-        tma::prefetch_map(q_map);
-        tma::prefetch_map(k_map);
-        tma::prefetch_map(v_map);
+    // Without keys there are no maps.
+    if p.seqlen_kv > 0 {
+        // SAFETY: the maps lie in the kernel's parameters.
+        unsafe {
+            tma::prefetch_map(q_map);
+            tma::prefetch_map(k_map);
+            tma::prefetch_map(v_map);
+        }
     }
     // SAFETY: boxes and barriers are those of the shared-memory plan; a buffer is written only after its
     // empty barrier has completed.

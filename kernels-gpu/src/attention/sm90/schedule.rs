@@ -113,7 +113,8 @@ impl Work {
         // SAFETY: forwarded contract; head counts of a launched problem are not zero.
         unsafe {
             let Some(work) = work else {
-                shared::store_u32(shared, NO_MORE);
+                // All that is read, with a value.
+                shared::store_u32x4(shared, [NO_MORE, 0, 0, 0]);
                 return;
             };
             shared::store_u32x4(shared, [work.first_row, work.head_q, work.head_kv, work.tiles]);
