@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use clap::Parser;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use sage_attn::Window;
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, driver_version};
 use sage_attn::error::Operand;
 use sage_attn::metrics::Metrics;
 use sage_attn::plan::{Plan, plan};
-use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
+use sage_attn::problem::{DType, Layout, Modifiers, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::{self, Data, HostTensor};
 use sage_spec::Dims;
 use sage_spec::symbol::Arch;
@@ -42,6 +43,9 @@ struct Options {
     /// Kernels (stems); all by default.
     #[arg(long, value_delimiter = ',')]
     kernels: Vec<String>,
+    /// Times windows and soft-caps in place of the rest.
+    #[arg(long)]
+    modifiers: bool,
     /// Times attention over a quantized cache in place of the rest.
     #[arg(long)]
     decode: bool,
@@ -66,6 +70,32 @@ struct Options {
     /// Writes the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// What is timed of each kernel.
+#[derive(Clone, Copy)]
+struct Masking {
+    /// How it is called; nothing if every key is visible.
+    name: &'static str,
+    causal: bool,
+    modifiers: Modifiers,
+}
+
+/// With and without the causal mask.
+fn plain() -> Vec<Masking> {
+    let modifiers = Modifiers::default();
+    vec![Masking { name: "", causal: false, modifiers }, Masking { name: "causal", causal: true, modifiers }]
+}
+
+/// What models use: a sliding window of 1,024 keys, and scores capped at 50.
+fn modified() -> Vec<Masking> {
+    let window = Window { left: Some(1023), right: Some(0) };
+    let window = Modifiers { window, ..Modifiers::default() };
+    let softcap = Modifiers { softcap: Some(50.0), ..Modifiers::default() };
+    vec![
+        Masking { name: "window 1024", causal: true, modifiers: window },
+        Masking { name: "causal softcap 50", causal: true, modifiers: softcap },
+    ]
 }
 
 /// Normal-like bf16 values, different in every position of a few mebibytes and repeated from there: the
@@ -163,8 +193,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             if !options.kernels.is_empty() && !options.kernels.iter().any(|name| name == stem.name) {
                 continue;
             }
-            for causal in [false, true] {
-                let case = run(&gpu, &stream, &options, head_dim, &stem, causal, [&q, &k, &v], bandwidth)?;
+            for masking in if options.modifiers { modified() } else { plain() } {
+                let case = run(&gpu, &stream, &options, head_dim, &stem, masking, [&q, &k, &v], bandwidth)?;
                 cases.push(case);
             }
         }
@@ -226,14 +256,15 @@ fn run(
     options: &Options,
     head_dim: usize,
     stem: &sage_spec::symbol::Stem,
-    causal: bool,
+    masking: Masking,
     [q, k, v]: [&CudaSlice<u8>; 3],
     bandwidth: f64,
 ) -> Result<Value, Box<dyn Error>> {
     let shape = [options.batch, options.heads, options.seqlen, head_dim];
     let spec = TensorSpec::new(Operand::Tensor, DType::BF16, &shape, Layout::Hnd)?;
     let mut request = Request::new(spec, spec, spec, spec);
-    request.causal = causal;
+    request.causal = masking.causal;
+    request.modifiers = masking.modifiers;
     request.kernel = Some(stem.name.into());
     request.precision = match stem.qk {
         sage_spec::Precision::Int4 => Precision::Int4,
@@ -298,7 +329,7 @@ fn run(
     stream.synchronize()?;
     let sustained = f64::from(begin.elapsed_ms(&end)?) / f64::from(launches);
     let mut steps = Vec::new();
-    println!("\n{} D={head_dim}{}", stem.name, if causal { " causal" } else { "" });
+    println!("\n{} D={head_dim} {}", stem.name, masking.name);
     let mut attention_ms = 0.0;
     for (symbol, ms) in times {
         let ms = median(ms);
@@ -306,7 +337,7 @@ fn run(
         let share = moved.map(|bytes| bytes / (ms * 1e-3) / bandwidth);
         let share_text = share.map_or(String::new(), |share| format!("{:5.1} % of copy", share * 100.0));
         println!("  {symbol:32} {ms:9.4} ms  {share_text}");
-        if symbol.starts_with(stem.symbol) {
+        if symbol.starts_with(stem.symbol) || symbol.contains("_general_") {
             attention_ms = ms;
         }
         steps.push(json!({ "kernel": symbol, "ms": ms, "bytes": moved, "share_of_copy": share }));
@@ -320,7 +351,7 @@ fn run(
         tops(sustained),
     );
     Ok(json!({
-        "kernel": stem.name, "head_dim": head_dim, "causal": causal, "steps": steps,
+        "kernel": stem.name, "head_dim": head_dim, "causal": masking.causal, "masking": masking.name, "steps": steps,
         "rel_l1_against_reference": difference, "rel_l1": rel_l1, "cosine": cosine, "ms": attention_ms, "tops": tops(attention_ms), "e2e_ms": total, "e2e_tops": tops(total),
         "sustained_e2e_ms": sustained, "sustained_e2e_tops": tops(sustained), "sm_clock_mhz": clock, "power_w": power,
     }))
@@ -359,14 +390,19 @@ fn differences(
         smooth_v: smoothing.v,
     };
     let quantized = reference::quantize(&one, &q, &k, &v, &options);
+    let &Modifiers { alignment, window, softcap, .. } = problem.modifiers();
+    let modifiers = reference::Modifiers { alignment, window, softcap, ..reference::Modifiers::default() };
     let expected = match stem.arch {
-        Arch::Sm90a => reference::attention_quantized_sm90(&one, &quantized, &k, &options, stem.exponential),
-        Arch::Sm80 | Arch::Sm89 => reference::attention_quantized(&one, &quantized, &k, &options),
+        Arch::Sm90a => {
+            reference::attention_quantized_sm90_with(&one, &quantized, &k, &options, stem.exponential, &modifiers)
+        }
+        Arch::Sm80 | Arch::Sm89 => reference::attention_quantized_with(&one, &quantized, &k, &options, &modifiers),
     };
     let actual = tail(out, rows)?;
     let actual: Vec<f32> = actual.iter().map(|x| x.to_f32()).collect();
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-    let exact = reference::attention_f64(&one, &q, &k, &v, options.causal, f64::from(options.sm_scale));
+    let (causal, sm_scale) = (options.causal, f64::from(options.sm_scale));
+    let exact = reference::attention_f64_with(&one, &q, &k, &v, causal, sm_scale, &modifiers);
     let against_exact = Metrics::compare(&actual, &exact.out, dims.head_dim);
     let against_reference = Metrics::compare(&actual, &wide(&expected.out), dims.head_dim);
     Ok([against_reference.rel_l1, against_exact.rel_l1, against_exact.cosine])

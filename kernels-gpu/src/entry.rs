@@ -82,7 +82,7 @@ attention! {
 #[cfg(feature = "sm_90a")]
 pub mod hopper {
     use super::*;
-    use sage_spec::sm90::{Exponential, Sm90AttentionParams};
+    use sage_spec::sm90::{Exponential, Sm90AttentionParams, Sm90GeneralParams};
 
     /// Symbol, padded head dimension, exponential, whether there is ΔS.
     macro_rules! hopper {
@@ -113,6 +113,28 @@ pub mod hopper {
         sm90_int8_fp8_exp2_fwd_d128 = 128, Exact, false;
         sm90_int8_fp8_exp2_fwd_delta_s_d64 = 64, Exact, true;
         sm90_int8_fp8_exp2_fwd_delta_s_d128 = 128, Exact, true;
+    }
+
+    /// Symbol, padded head dimension.
+    macro_rules! general {
+        ($($name:ident = $head_dim:literal;)*) => { $(
+            /// Forward attention with modifiers, persistent likewise.
+            ///
+            /// # Safety
+            /// `sage_spec::sm90::Sm90GeneralParams`.
+            #[kernel(max_threads = 384, min_blocks = 1, parameter_align = 64)]
+            pub unsafe fn $name(p: Sm90GeneralParams) {
+                let maps = cuda_std::parameter_address!($name, p);
+                const { assert!(core::mem::offset_of!(Sm90GeneralParams, attention) == 0) };
+                // SAFETY: forwarded contract.
+                unsafe { crate::attention::sm90::kernel::kernel::<crate::attention::sm90::general::General<$head_dim>>(&p, maps) }
+            }
+        )* };
+    }
+
+    general! {
+        sm90_int8_fp8_general_d64 = 64;
+        sm90_int8_fp8_general_d128 = 128;
     }
 }
 

@@ -145,7 +145,7 @@ fn bad_options() {
         &["run"],
         &["fly"],
         &["run", SAMPLE, "--kernel", "sm70_int8_f16_fwd", "--device", "cpu"],
-        &["run", SAMPLE, "--kernel", "sm90_int8_fp8_fwd", "--softcap", "5", "--device", "cpu"],
+        &["run", SAMPLE, "--kernel", "sm90_int8_fp8_fwd", "--softcap", "0", "--device", "cpu"],
         &["run", SAMPLE, "--kernel", "sm80_int8_f16_fwd", "--precision", "int4"],
     ] {
         sage_attn(arguments).fails(2);

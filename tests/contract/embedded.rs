@@ -12,7 +12,7 @@ use sage_spec::cache::{APPEND_THREADS, AppendParams, HEAD_DIMS, MEAN_SYMBOL, MEA
 use sage_spec::decode::{self, DecodeParams};
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams};
-use sage_spec::sm90::Sm90AttentionParams;
+use sage_spec::sm90::{Sm90AttentionParams, Sm90GeneralParams};
 use sage_spec::symbol::{Arch, STEMS};
 
 /// Bytes of the struct that the launcher passes to `kernel` of module `arch`.
@@ -22,6 +22,7 @@ fn param_bytes(arch: Arch, kernel: Kernel) -> usize {
         Kernel::DeltaS => size_of::<DeltaSParams>(),
         Kernel::Attention if arch == Arch::Sm90a => size_of::<Sm90AttentionParams>(),
         Kernel::Attention => size_of::<AttentionParams>(),
+        Kernel::General if arch == Arch::Sm90a => size_of::<Sm90GeneralParams>(),
         Kernel::General => size_of::<GeneralAttentionParams>(),
     }
 }
@@ -69,7 +70,7 @@ fn entries() -> Vec<(Arch, Entry)> {
                     let plan = plan(&Problem::new(request).unwrap(), &device).unwrap();
                     entries.extend(plan.entries().iter().map(|entry| (plan.arch(), entry.clone())));
                 };
-                if stem.arch != Arch::Sm90a && !wide {
+                if !wide {
                     let modifiers = Modifiers { softcap: Some(1.0), ..Modifiers::default() };
                     add(Request { modifiers, ..request.clone() });
                 }

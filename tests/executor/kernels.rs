@@ -8,7 +8,7 @@ use sage_spec::decode::DecodeParams;
 use sage_spec::merge::MergeParams;
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, DeltaSParams, QuantizeParams, ScoresParams};
-use sage_spec::sm90::Sm90AttentionParams;
+use sage_spec::sm90::{Sm90AttentionParams, Sm90GeneralParams};
 
 /// A kernel and its name.
 type Named<P> = (&'static str, unsafe fn(P));
@@ -54,6 +54,9 @@ const HOPPER: &[Named<Sm90AttentionParams>] = kernels![
     sm90_int8_fp8_exp2_fwd_d64, sm90_int8_fp8_exp2_fwd_d128,
     sm90_int8_fp8_exp2_fwd_delta_s_d64, sm90_int8_fp8_exp2_fwd_delta_s_d128;
 ];
+const HOPPER_GENERAL: &[Named<Sm90GeneralParams>] = kernels![
+    hopper: sm90_int8_fp8_general_d64, sm90_int8_fp8_general_d128;
+];
 
 const APPEND: &[Named<AppendParams>] = kernels![
     entry: cache_append_int8_d64, cache_append_int8_d128, cache_append_int4_d64, cache_append_int4_d128;
@@ -81,6 +84,7 @@ pub fn kernel(symbol: &str, params: KernelParams) -> Option<Thread> {
         KernelParams::Attention(params) => find(ATTENTION, symbol, params),
         KernelParams::General(params) => find(GENERAL, symbol, params),
         KernelParams::AttentionSm90(params) => find(HOPPER, symbol, params),
+        KernelParams::GeneralSm90(params) => find(HOPPER_GENERAL, symbol, params),
     }
 }
 
@@ -126,7 +130,7 @@ fn every_exported_kernel_is_in_the_tables() {
     macro_rules! add {
         ($($table:ident)*) => { $(names.extend($table.iter().map(|(name, _)| *name));)* };
     }
-    add!(QUANTIZE DELTA_S ATTENTION GENERAL SCORES HOPPER APPEND DECODE MEAN);
+    add!(QUANTIZE DELTA_S ATTENTION GENERAL SCORES HOPPER HOPPER_GENERAL APPEND DECODE MEAN);
     let missing: Vec<&String> = manifest
         .modules
         .values()

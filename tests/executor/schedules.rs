@@ -2,7 +2,8 @@
 //! or CTA go first, for as long as it likes. An arrival that does not wait needs no delay of its own: without races,
 //! which the executor refuses, nobody sees what a thread did between its last wait and the arrival before that has come.
 
-use sage_attn::problem::Smoothing;
+use sage_attn::Window;
+use sage_attn::problem::{Modifiers, Problem, Request, Smoothing};
 use sage_spec::Dims;
 use sage_spec::symbol::STEMS;
 use sage_tests::setup::Setup;
@@ -18,10 +19,11 @@ fn schedules() -> u64 {
     std::env::var("SAGE_SCHEDULES").map_or(6, |text| text.parse().expect("SAGE_SCHEDULES is a number"))
 }
 
-fn check(name: &str) {
+fn check(name: &str, modifiers: Modifiers) {
     let stem = STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists");
     let smoothing = Smoothing { q: true, k: true, v: true };
-    let case = Setup { causal: true, smoothing, ..Setup::new(stem, DIMS) }.noisy();
+    let mut case = Setup { causal: true, smoothing, ..Setup::new(stem, DIMS) }.noisy();
+    case.problem = Problem::new(Request { modifiers, ..case.problem.request().clone() }).expect("a valid request");
     let bits = |seed| {
         let outcome = run(&case, seed).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
         let values = outcome.out.iter().chain(outcome.lse.iter().flatten());
@@ -36,30 +38,37 @@ fn check(name: &str) {
 
 #[test]
 fn hopper_in_any_order() {
-    check("sm90_int8_fp8_fwd");
+    check("sm90_int8_fp8_fwd", Modifiers::default());
+}
+
+#[test]
+fn hopper_with_modifiers_in_any_order() {
+    // The last rows leave out the first tile.
+    let window = Window { left: Some(9), right: None };
+    check("sm90_int8_fp8_fwd", Modifiers { window, softcap: Some(3.0), ..Modifiers::default() });
 }
 
 #[test]
 fn hopper_with_the_plain_exponential_in_any_order() {
-    check("sm90_int8_fp8_exp2_fwd");
+    check("sm90_int8_fp8_exp2_fwd", Modifiers::default());
 }
 
 #[test]
 fn mma_sync_with_fp8_in_any_order() {
-    check("sm89_int4_fp8_fwd");
+    check("sm89_int4_fp8_fwd", Modifiers::default());
 }
 
 #[test]
 fn mma_sync_with_fp8_and_int8_in_any_order() {
-    check("sm89_int8_fp8_fwd");
+    check("sm89_int8_fp8_fwd", Modifiers::default());
 }
 
 #[test]
 fn mma_sync_with_f16_in_any_order() {
-    check("sm80_int8_f16_fwd");
+    check("sm80_int8_f16_fwd", Modifiers::default());
 }
 
 #[test]
 fn mma_sync_with_f16_and_int4_in_any_order() {
-    check("sm80_int4_f16_fwd");
+    check("sm80_int4_f16_fwd", Modifiers::default());
 }

@@ -27,6 +27,7 @@ fn section(file: &str) -> &'static str {
         file if file.contains("attention/mma_sync") || file.contains("sm80") || file.contains("sm89") => {
             "Attention on `mma.sync`"
         }
+        file if file.contains("attention/modifiers") => "Modifiers",
         file if file.contains("attention/sm90") => "Attention on Hopper",
         file if file.starts_with("kernels-gpu/") || file.starts_with("host/spec") => "Quantizers and what they share",
         file if file.contains("/cpu/") => "CPU back end",

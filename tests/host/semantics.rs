@@ -132,8 +132,7 @@ fn wrong_sequences_are_refused() {
     }
 }
 
-/// On Hopper modifiers go to the general kernels; what changes nothing stays where it was; and a kernel asked
-/// for by name that lacks them says so.
+/// Modifiers go to the general kernels, also of a kernel asked for by name; what changes nothing stays where it was.
 #[test]
 fn modifiers_are_planned_onto_the_general_kernels() {
     let hopper = Capability { major: 9, minor: 0, sm_count: 132, smem_opt_in: 232_448 };
@@ -153,22 +152,23 @@ fn modifiers_are_planned_onto_the_general_kernels() {
     let capped = Attention::new().softcap(5.0);
     for (attention, side) in [(&window, none), (&capped, none.sinks(&[0.0]))] {
         let plan = planned(attention, &side).unwrap();
-        assert_eq!(plan.stem().name, "sm89_int8_fp8_fwd");
+        assert_eq!(plan.stem().name, "sm90_int8_fp8_fwd");
         let entry = plan.entries().last().unwrap();
-        assert_eq!((entry.kernel, entry.symbol.as_str()), (Kernel::General, "sm89_int8_fp8_fwd_general_d64"));
-        assert_eq!(plan.steps().last().unwrap().grid, [2, 1]);
-        assert!(plan.explain().contains("lost: it does not compute"), "{}", plan.explain());
+        assert_eq!((entry.kernel, entry.symbol.as_str()), (Kernel::General, "sm90_int8_fp8_general_d64"));
+        assert_eq!((entry.cta.threads, plan.steps().last().unwrap().grid), (384, [1, 1]));
+        assert!(plan.explain().contains("lost: with modifiers both are one kernel"), "{}", plan.explain());
     }
     // A soft-cap and sinks need what smoothing K takes from scores, without an LSE being asked for.
     assert!(planned(&capped, &none).unwrap().workspace().get(Slot::QkMean).is_some());
     assert!(planned(&window, &none).unwrap().workspace().get(Slot::QkMean).is_none());
 
-    for stem in STEMS.iter().filter(|stem| stem.arch == Arch::Sm90a) {
-        let error = planned(&Attention::new().kernel(stem.name).softcap(5.0), &none).unwrap_err();
-        let names =
-            |error: &Error| matches!(error, Error::Plan(PlanError::Modifiers { wanted, .. }) if *wanted == ["softcap"]);
-        assert!(names(&error), "{error}");
-        assert!(error.to_string().contains(stem.name) && error.to_string().contains("support"), "{error}");
+    for stem in STEMS {
+        let plan = planned(&Attention::new().kernel(stem.name).softcap(5.0), &none).unwrap();
+        let symbol = match stem.arch {
+            Arch::Sm90a => "sm90_int8_fp8_general_d64".to_owned(),
+            Arch::Sm80 | Arch::Sm89 => format!("{}_general_d64", stem.name),
+        };
+        assert_eq!((plan.stem().name, &plan.entries().last().unwrap().symbol), (stem.name, &symbol));
     }
 
     let sequences = Sequences::new(&[0, 3, 3, 8], &[0, 5, 8, 8]).unwrap();

@@ -184,7 +184,7 @@ fn a_bad_request_makes_no_call() {
         forward(0).expect("the device is there");
         let tokens = tokens();
         let view = |shape: [usize; 4]| TensorView::new(&tokens, &shape, Layout::Hnd).expect("a view");
-        let good = view([1, 2, ROWS, 64]);
+        let (good, wide) = (view([1, 2, ROWS, 64]), view([1, 1, 1, 192]));
         let attention = || Attention::new().device(Device::Cuda(0));
         mock.count();
         for (what, result) in [
@@ -195,7 +195,7 @@ fn a_bad_request_makes_no_call() {
             ("scale", attention().sm_scale(f32::NAN).forward(&good, &good, &good)),
             ("softcap", attention().softcap(-1.0).forward(&good, &good, &good)),
             ("kernel", attention().kernel("none").forward(&good, &good, &good)),
-            ("plan", attention().kernel("sm90_int8_fp8_fwd").softcap(1.0).forward(&good, &good, &good)),
+            ("plan", attention().kernel("sm90_int8_fp8_fwd").forward(&wide, &wide, &wide)),
         ] {
             let error = result.expect_err(what);
             assert!(!matches!(error, Error::Device(_)), "{what}: {error}");

@@ -4,8 +4,8 @@
 use sage_attn::plan::{Plan, Slot};
 use sage_attn::problem::{DType, TensorSpec};
 use sage_attn::reference::{
-    Modifiers, attention_quantized_sm90, attention_quantized_with, attention_unrounded_p_with, delta_s, in_storage,
-    quantize, scores,
+    Modifiers, attention_quantized_sm90_with, attention_quantized_with, attention_unrounded_p_with, delta_s,
+    in_storage, quantize, scores,
 };
 use sage_spec::symbol::Arch;
 
@@ -194,11 +194,15 @@ pub fn judge_with(case: &Case, modifiers: &Modifiers<'_>, outcome: &Outcome) -> 
     }
 
     let reference = match case.stem.arch {
-        Arch::Sm90a => attention_quantized_sm90(dims, &quantized, &k, &case.options, case.stem.exponential),
+        Arch::Sm90a => {
+            attention_quantized_sm90_with(dims, &quantized, &k, &case.options, case.stem.exponential, modifiers)
+        }
         Arch::Sm80 | Arch::Sm89 => attention_quantized_with(dims, &quantized, &k, &case.options, modifiers),
     };
     let ideal = attention_unrounded_p_with(dims, &quantized, &k, &case.options, modifiers);
-    let rounding = output_rounding(case.problem.out().dtype) + accumulator_error(case.stem.arch);
+    // A soft-cap's tanh may be off by two units of its last place, of `softcap · log2 e` octaves.
+    let capping = modifiers.softcap.map_or(0.0, |cap| f64::from(cap) * std::f64::consts::LOG2_E * 2f64.powi(-22));
+    let rounding = output_rounding(case.problem.out().dtype) + accumulator_error(case.stem.arch) + capping;
     // Half of FP16's smallest number; the other types reach further than any weight.
     let smallest = if case.problem.out().dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 };
     let mut seen = Figures::default();

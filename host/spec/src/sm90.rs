@@ -1,16 +1,25 @@
 //! The contract of the Hopper attention kernels (`sm90_*`): tiles, shared memory, parameters and the
 //! form of the exponential. Quantized buffers are those of every other kernel.
 
+use crate::modifiers::ModifierParams;
 use crate::params::{Chunk, TensorArg};
 
-/// Query rows of a work item: three consumer warpgroups of [`WARPGROUP_Q`] rows.
-pub const BLOCK_Q: usize = 192;
 /// Query rows of a consumer warpgroup; a multiple of it is a block of smooth-Q's means.
 pub const WARPGROUP_Q: usize = 64;
+/// Consumer warpgroups of the plain kernels.
+pub const WARPGROUPS: usize = 3;
+/// Consumer warpgroups of the general kernels, whose modifiers need more registers than three leave to each.
+pub const GENERAL_WARPGROUPS: usize = 2;
+/// Query rows of a work item of the plain kernels.
+pub const BLOCK_Q: usize = block_q(WARPGROUPS);
+/// Query rows of a work item of the general kernels.
+pub const GENERAL_BLOCK_Q: usize = block_q(GENERAL_WARPGROUPS);
 /// Key/value tokens of a tile; divides [`crate::tiling::KV_PAD`].
 pub const BLOCK_KV: usize = 128;
-/// Threads of a CTA: one producer and three consumer warpgroups.
-pub const THREADS: usize = 512;
+/// Threads of a CTA of the plain kernels.
+pub const THREADS: usize = threads(WARPGROUPS);
+/// Threads of a CTA of the general kernels.
+pub const GENERAL_THREADS: usize = threads(GENERAL_WARPGROUPS);
 /// Stages of the ring of K and of the ring of V.
 pub const STAGES: usize = 4;
 /// Buffers of Q: the next work item's is loaded while the current one is used.
@@ -26,6 +35,16 @@ pub const Q_SCALE_BYTES: usize = 256;
 
 /// Bytes of a work item in shared memory: which rows, of which head, and what the consumers would have to divide for.
 pub const WORK_BYTES: usize = 32;
+
+/// Query rows of a work item for `warpgroups` consumer warpgroups.
+pub const fn block_q(warpgroups: usize) -> usize {
+    warpgroups * WARPGROUP_Q
+}
+
+/// Threads of a CTA: a producer warpgroup and `warpgroups` consumers.
+pub const fn threads(warpgroups: usize) -> usize {
+    (1 + warpgroups) * 128
+}
 
 /// Named plan of a CTA's dynamic shared memory, in bytes from its 1024-byte aligned start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +78,9 @@ pub struct SmemPlan {
 }
 
 impl SmemPlan {
-    /// The plan for a padded head dimension of 64 or 128.
-    pub const fn new(head_dim_padded: usize) -> SmemPlan {
-        let q_bytes = BLOCK_Q * head_dim_padded;
+    /// The plan for a padded head dimension of 64 or 128 and work items of `block_q` rows.
+    pub const fn new(head_dim_padded: usize, block_q: usize) -> SmemPlan {
+        let q_bytes = block_q * head_dim_padded;
         let k_bytes = BLOCK_KV * head_dim_padded;
         let v_copy_bytes = head_dim_padded * BLOCK_KV;
         let v_bytes = v_copy_bytes + ONES_ROWS * BLOCK_KV;
@@ -159,9 +178,9 @@ pub fn round_code(code: f32) -> u8 {
     if code > 0.0 { ((code + 12_582_912.0) - 12_582_912.0) as u8 } else { 0 }
 }
 
-/// Work items of a launch over `rows` query rows of each of `heads` heads.
-pub const fn work_items(heads: usize, rows: usize) -> usize {
-    heads * rows.div_ceil(BLOCK_Q)
+/// Work items, of `block_q` rows, of a launch over `rows` query rows of each of `heads` heads.
+pub const fn work_items(heads: usize, rows: usize, block_q: usize) -> usize {
+    heads * rows.div_ceil(block_q)
 }
 
 /// A tensor map (`CUtensorMap`), made by the driver's `cuTensorMapEncodeTiled`. It must lie at a multiple of 64
@@ -174,7 +193,8 @@ pub struct TensorMap(pub [u64; 16]);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sm90AttentionParams {
-    /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, BLOCK_Q, Dp]`, swizzled by its row of Dp bytes.
+    /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, BLOCK_Q, Dp]` (or [`GENERAL_BLOCK_Q`]), swizzled by
+    /// its row of Dp bytes.
     pub q_map: TensorMap,
     /// Codes of K, one byte each, `[B·Hkv, Np, Dp]`; box `[1, BLOCK_KV, Dp]`, swizzled likewise.
     pub k_map: TensorMap,
@@ -213,13 +233,15 @@ pub struct Sm90AttentionParams {
     pub head_dim_v: u32,
     /// The part of the work this launch covers, in query blocks of 128 rows.
     pub chunk: Chunk,
-    /// Work items per head of the chunk: its rows over [`BLOCK_Q`], rounded up.
+    /// Work items per head of the chunk: its rows over [`BLOCK_Q`] or [`GENERAL_BLOCK_Q`], rounded up.
     pub tiles_per_head: u32,
     /// Work items of the launch.
     pub work_items: u32,
     /// Heads whose work items are interleaved, so that long items start first while the heads' K and V stay in L2. At
     /// least 1.
     pub heads_per_group: u32,
+    /// 1: a head's last rows come first; 0: its first ones.
+    pub last_rows_first: u32,
     /// [`crate::ScaleGranularity::q_scales_per_block`].
     pub q_scales_per_block: u32,
     /// [`crate::ScaleGranularity::k_scales_per_block`].
@@ -234,14 +256,25 @@ pub struct Sm90AttentionParams {
     pub sm_scale: f32,
 }
 
+/// `sm90_int8_fp8_general_d<64|128>`: as `sm90_int8_fp8_exp2_fwd_*` with [`GENERAL_THREADS`] threads, and modifiers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sm90GeneralParams {
+    /// What all attention kernels for Hopper take; here ΔS is added if its pointer is not null, and `causal` does not
+    /// count.
+    pub attention: Sm90AttentionParams,
+    /// What only these take.
+    pub modifiers: ModifierParams,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_plan_fits_a_multiprocessor() {
-        for head_dim in [64, 128] {
-            let plan = SmemPlan::new(head_dim);
+        for (head_dim, block_q) in [(64, BLOCK_Q), (128, BLOCK_Q), (64, GENERAL_BLOCK_Q), (128, GENERAL_BLOCK_Q)] {
+            let plan = SmemPlan::new(head_dim, block_q);
             assert!(plan.bytes <= 227 << 10, "{plan:?}");
             for offset in [plan.q_bytes, plan.k_offset, plan.k_bytes, plan.v_offset, plan.v_bytes] {
                 assert_eq!(offset % 1024, 0, "{plan:?}");

@@ -37,6 +37,15 @@ impl Stem {
         Stem { arch: Arch::Sm90a, qk, pv: PvFormat::Fp8, exponential, name, symbol }
     }
 
+    /// What the symbols of its general kernels begin with. Those for Hopper take the exact exponential, whatever the
+    /// plain one has.
+    pub const fn general_symbol(&self) -> &'static str {
+        match self.arch {
+            Arch::Sm80 | Arch::Sm89 => self.symbol,
+            Arch::Sm90a => "sm90_int8_fp8",
+        }
+    }
+
     /// How the kernel reads the codes of Q and K.
     pub const fn storage(&self) -> CodeStorage {
         match self.arch {

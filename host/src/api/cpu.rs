@@ -10,8 +10,8 @@ use super::report::Report;
 use super::side::SideInputs;
 use super::tensor::{TensorView, TensorViewMut};
 use crate::cpu::{self, OutputMut, Path};
-use crate::error::{Error, PlanError};
-use crate::plan::check_modifiers;
+use crate::error::Error;
+use crate::plan::check_heads;
 use crate::problem::Problem;
 use crate::reference::{self, HostTensor, Options};
 
@@ -19,7 +19,7 @@ use crate::reference::{self, HostTensor, Options};
 ///
 /// # Errors
 ///
-/// [`PlanError::Modifiers`] if a kernel was named that does not compute them.
+/// [`crate::error::PlanError::Modifiers`] if a kernel was named that does not take heads as wide.
 pub fn run(
     problem: &Problem,
     q: &TensorView<'_>,
@@ -33,7 +33,7 @@ pub fn run(
         (None, _) => ("cpu_exact_fwd".to_owned(), None),
         (Some(precision), None) => (format!("cpu_{}_{}_fwd", precision.name(), pv.name()), Some(pv)),
         (Some(_), Some(stem)) => {
-            check_kernel(problem, &stem)?;
+            check_heads(problem, &stem)?;
             (stem.name.to_owned(), Some(pv))
         }
     };
@@ -60,16 +60,6 @@ pub fn run(
     };
     report.e2e_ms = milliseconds(start);
     Ok((lse, report))
-}
-
-/// Fails if `stem` cannot compute `problem`, or one of its packed sequences.
-fn check_kernel(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
-    match problem.sequences() {
-        None => check_modifiers(problem, stem),
-        Some(sequences) => (0..sequences.len())
-            .filter_map(|index| problem.sequence(index))
-            .try_for_each(|part| check_modifiers(&part, stem)),
-    }
 }
 
 /// Whether the fast path computes `problem`: without modifiers, and with numerics of its own.
@@ -131,7 +121,7 @@ fn attend(
             let attended = Instant::now();
             let result = match problem.kernel() {
                 Some(Stem { arch: Arch::Sm90a, exponential, .. }) => {
-                    reference::attention_quantized_sm90(dims, &quantized, &k, &options, exponential)
+                    reference::attention_quantized_sm90_with(dims, &quantized, &k, &options, exponential, &modifiers)
                 }
                 _ => reference::attention_quantized_with(dims, &quantized, &k, &options, &modifiers),
             };

@@ -176,7 +176,7 @@ impl Gpu {
                     }
                 };
             }
-            launch!(Quantize DeltaS Attention AttentionSm90 General)?;
+            launch!(Quantize DeltaS Attention General AttentionSm90 GeneralSm90)?;
         }
         Ok(())
     }

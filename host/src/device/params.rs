@@ -3,14 +3,14 @@
 use sage_spec::modifiers::GeneralAttentionParams;
 use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
 use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
-use sage_spec::sm90::{Sm90AttentionParams, TensorMap};
+use sage_spec::sm90::{Sm90AttentionParams, Sm90GeneralParams, TensorMap};
 use sage_spec::symbol::Arch;
 use sage_spec::{CodeStorage, Dims, sm90};
 
 use super::args::LaunchArgs;
 use super::side::SideArgs;
 use crate::error::{DeviceError, Error};
-use crate::plan::{Kernel, L2_BUDGET_BYTES, Plan, Slot, Step, chunk_rows};
+use crate::plan::{Kernel, L2_BUDGET_BYTES, Plan, Slot, Step, chunk_rows, sm90_block_q};
 
 /// The one argument of a kernel.
 ///
@@ -24,10 +24,12 @@ pub enum KernelParams {
     DeltaS(DeltaSParams),
     /// Of `sm80_*_d*` and `sm89_*_d*`.
     Attention(AttentionParams),
-    /// Of `<stem>_general_d*`.
+    /// Of `sm80_*_general_d*` and `sm89_*_general_d*`.
     General(GeneralAttentionParams),
-    /// Of `sm90_*`.
+    /// Of `sm90_*_fwd_*`.
     AttentionSm90(Sm90AttentionParams),
+    /// Of `sm90_*_general_d*`.
+    GeneralSm90(Sm90GeneralParams),
 }
 
 /// A contiguous tensor of bytes in boxes, as a tensor map describes it.
@@ -96,8 +98,12 @@ impl ParamsBuilder<'_> {
             Kernel::Quantize => KernelParams::Quantize(self.quantize()),
             Kernel::DeltaS => KernelParams::DeltaS(self.delta_s(step.chunk)),
             Kernel::Attention if self.plan.arch() == Arch::Sm90a => {
-                KernelParams::AttentionSm90(self.attention_sm90(step.chunk)?)
+                KernelParams::AttentionSm90(self.attention_sm90(step)?)
             }
+            Kernel::General if self.plan.arch() == Arch::Sm90a => KernelParams::GeneralSm90(Sm90GeneralParams {
+                attention: self.attention_sm90(step)?,
+                modifiers: self.side.params(self.plan.problem()),
+            }),
             Kernel::Attention => KernelParams::Attention(self.attention(step.chunk)),
             Kernel::General => KernelParams::General(GeneralAttentionParams {
                 attention: self.attention(step.chunk),
@@ -180,13 +186,15 @@ impl ParamsBuilder<'_> {
     /// # Errors
     ///
     /// [`DeviceError`] if the driver refuses a tensor map.
-    fn attention_sm90(&self, chunk: Chunk) -> Result<Sm90AttentionParams, DeviceError> {
-        let dims = self.dims();
+    fn attention_sm90(&self, step: &Step<'_>) -> Result<Sm90AttentionParams, DeviceError> {
+        let (dims, chunk, block_q) = (self.dims(), step.chunk, sm90_block_q(step.entry.kernel));
         let rows = chunk_rows(dims, &chunk);
-        let (q_map, k_map, v_map) = self.tensor_maps()?;
+        let (q_map, k_map, v_map) = self.tensor_maps(block_q)?;
         let heads = chunk.head_count as usize;
         let kv_bytes = 2 * dims.seqlen_kv_padded() * dims.head_dim_padded();
-        let heads_per_group = if self.plan.problem().causal() {
+        // Modifiers may let the last rows see the most keys, as a causal mask does.
+        let last_rows_first = self.plan.problem().causal() || matches!(step.entry.kernel, Kernel::General);
+        let heads_per_group = if last_rows_first {
             // Interleaved heads keep their K and V within half of the L2 cache, so that other tensors pass through it.
             ((L2_BUDGET_BYTES / kv_bytes.max(1)) * dims.gqa_group()).clamp(1, heads)
         } else if heads / dims.gqa_group() * kv_bytes <= L2_BUDGET_BYTES * 3 / 2 {
@@ -216,9 +224,10 @@ impl ParamsBuilder<'_> {
             seqlen_kv: shared.seqlen_kv,
             head_dim_v: shared.head_dim_v,
             chunk,
-            tiles_per_head: rows.div_ceil(sm90::BLOCK_Q) as u32,
-            work_items: sm90::work_items(chunk.head_count as usize, rows) as u32,
+            tiles_per_head: rows.div_ceil(block_q) as u32,
+            work_items: sm90::work_items(chunk.head_count as usize, rows, block_q) as u32,
             heads_per_group: heads_per_group as u32,
+            last_rows_first: u32::from(last_rows_first),
             q_scales_per_block: shared.q_scales_per_block,
             k_scales_per_block: shared.k_scales_per_block,
             causal: shared.causal,
@@ -228,8 +237,8 @@ impl ParamsBuilder<'_> {
         })
     }
 
-    /// Maps of the codes of Q, K and V; empty, and never used, if there are no keys.
-    fn tensor_maps(&self) -> Result<(TensorMap, TensorMap, TensorMap), DeviceError> {
+    /// Maps of the codes of Q, in boxes of `block_q` rows, K and V; empty, and never used, if there are no keys.
+    fn tensor_maps(&self, block_q: usize) -> Result<(TensorMap, TensorMap, TensorMap), DeviceError> {
         let dims = self.dims();
         if dims.seqlen_kv == 0 {
             return Ok(Default::default());
@@ -240,7 +249,7 @@ impl ParamsBuilder<'_> {
         let map =
             |slot, extents, box_extents| (self.encode)(&TiledBytes { address: self.at(slot), extents, box_extents });
         Ok((
-            map(Slot::QCodes, [depth, rows, heads_q], [depth as u32, sm90::BLOCK_Q as u32])?,
+            map(Slot::QCodes, [depth, rows, heads_q], [depth as u32, block_q as u32])?,
             map(Slot::KCodes, [depth, keys, heads_kv], [depth as u32, sm90::BLOCK_KV as u32])?,
             map(Slot::VCodes, [keys, depth, heads_kv], [sm90::BLOCK_KV as u32, depth as u32])?,
         ))

@@ -12,7 +12,7 @@ mod workspace;
 pub use chunks::{Chunks, chunk_rows};
 pub use decode::{DecodePlan, DecodeRequest, cache_arch, check_cache, plan_decode};
 pub use packed::{PackedPlan, plan_packed};
-pub(crate) use select::check_modifiers;
+pub(crate) use select::check_heads;
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
 
@@ -188,21 +188,33 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
         }
     }
     match stem.arch {
-        // Only sm80 and sm89 stems have general forms; `select` sees to it.
         _ if problem.needs_general_kernel() => {
-            let cta = launch::attention(d, stem.qk, stem.pv);
-            add(Kernel::General, format!("{}_general_d{d}", stem.symbol), cta);
+            let cta = match stem.arch {
+                Arch::Sm80 | Arch::Sm89 => launch::attention(d, stem.qk, stem.pv),
+                Arch::Sm90a => sm90_cta(sm90::GENERAL_WARPGROUPS, d),
+            };
+            add(Kernel::General, format!("{}_general_d{d}", stem.general_symbol()), cta);
         }
         Arch::Sm90a => {
             let delta_s = if smoothing.q && dims.seqlen_kv > 0 { "_delta_s" } else { "" };
-            let cta = Cta { threads: sm90::THREADS, smem_bytes: sm90::SmemPlan::new(d).bytes };
-            add(Kernel::Attention, format!("{}{delta_s}_d{d}", stem.symbol), cta);
+            add(Kernel::Attention, format!("{}{delta_s}_d{d}", stem.symbol), sm90_cta(sm90::WARPGROUPS, d));
         }
         Arch::Sm80 | Arch::Sm89 => {
             add(Kernel::Attention, format!("{}_d{d}", stem.symbol), launch::attention(d, stem.qk, stem.pv));
         }
     }
     entries
+}
+
+/// Query rows of a work item of the attention kernel `kernel` for Hopper.
+pub(crate) fn sm90_block_q(kernel: Kernel) -> usize {
+    if kernel == Kernel::General { sm90::GENERAL_BLOCK_Q } else { sm90::BLOCK_Q }
+}
+
+/// A CTA of a kernel for Hopper with `warpgroups` consumers.
+fn sm90_cta(warpgroups: usize, head_dim_padded: usize) -> Cta {
+    let smem_bytes = sm90::SmemPlan::new(head_dim_padded, sm90::block_q(warpgroups)).bytes;
+    Cta { threads: sm90::threads(warpgroups), smem_bytes }
 }
 
 impl Plan {
@@ -279,10 +291,10 @@ impl Plan {
         let dims = self.problem.dims();
         let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
         let ctas = match kernel {
-            Kernel::Attention if self.stem.arch == Arch::Sm90a => {
+            Kernel::Attention | Kernel::General if self.stem.arch == Arch::Sm90a => {
                 // Persistent: a CTA for every multiprocessor, or for every work item if those are fewer.
-                let rows = chunk_rows(dims, &chunk);
-                sm90::work_items(heads, rows).min(self.capability.sm_count.max(1) as usize)
+                let (rows, block_q) = (chunk_rows(dims, &chunk), sm90_block_q(kernel));
+                sm90::work_items(heads, rows, block_q).min(self.capability.sm_count.max(1) as usize)
             }
             Kernel::Attention => return launch::attention_grid(heads, blocks),
             Kernel::General => return launch::general_attention_grid(dims, heads, blocks),

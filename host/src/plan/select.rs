@@ -51,8 +51,7 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     // `STEMS` lists the fastest first; of those that remain the first one runs.
     let chosen_before = |stem: &Stem| {
         let fits = |other: &&Stem| {
-            let computes = !problem.needs_general_kernel() || has_general(other);
-            other.qk == codes && other.pv == pv && other.arch.loads_on(major, minor) && computes
+            other.qk == codes && other.pv == pv && other.arch.loads_on(major, minor) && takes_heads(problem, other)
         };
         STEMS.iter().find(fits).is_some_and(|first| first != stem)
     };
@@ -63,14 +62,15 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
             Some(format!("Q and K are to be {}", codes.name()))
         } else if stem.pv != pv && problem.pv().is_some() {
             Some(format!("P and V are to be {}", pv.name()))
-        } else if problem.needs_general_kernel() && !has_general(stem) {
-            Some(format!("it does not compute {}", modifiers(problem).join(", ")))
+        } else if !takes_heads(problem, stem) {
+            Some(format!("it does not compute {WIDE}"))
         } else if !stem.arch.loads_on(major, minor) {
             Some(format!("it needs {}", requirement(stem.arch)))
         } else if stem.pv != pv {
             Some("FP8 P V is preferred where the device has it".to_owned())
         } else if problem.kernel().is_none() && chosen_before(stem) {
             Some(match stem.arch {
+                Arch::Sm90a if problem.needs_general_kernel() => "with modifiers both are one kernel".to_owned(),
                 Arch::Sm90a => "the mixed exponential is faster and as accurate on real attention".to_owned(),
                 _ => "the kernel for compute capability 9.0 is faster".to_owned(),
             })
@@ -92,7 +92,7 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     }
     let stem = chosen.ok_or_else(|| {
         if let Some(stem) = problem.kernel()
-            && let Err(error) = check_modifiers(problem, &stem)
+            && let Err(error) = check_heads(problem, &stem)
         {
             return error;
         }
@@ -103,39 +103,32 @@ pub fn select(problem: &Problem, capability: &Capability) -> Result<(Stem, Vec<C
     Ok((stem, candidates))
 }
 
-/// Fails if `stem` does not compute the modifiers or the head dimension of `problem`.
+/// Fails if `stem` does not compute the head dimension of `problem`. Modifiers they all compute.
 ///
 /// # Errors
 ///
 /// [`PlanError::Modifiers`].
-pub(crate) fn check_modifiers(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
-    if !problem.needs_general_kernel() || has_general(stem) {
+pub(crate) fn check_heads(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
+    if takes_heads(problem, stem) {
         return Ok(());
     }
-    Err(PlanError::Modifiers { kernel: stem.name, wanted: modifiers(problem), supported: MODIFIERS })
+    Err(PlanError::Modifiers { kernel: stem.name, wanted: vec![WIDE], supported: SUPPORTED })
 }
 
-/// What the kernels for modifiers can do, in words.
-const MODIFIERS: &str =
-    "windows, alignments, softcap, alibi, bias, mask, sinks and head_dim above 128 in the sm80 and sm89 kernels";
+/// What the kernels can do, in words.
+const SUPPORTED: &str =
+    "all modifiers up to head_dim 128 in all kernels, head_dim above 128 in the sm80 and sm89 kernels";
+/// What some kernels lack, in words.
+const WIDE: &str = "head_dim above 128";
 /// Types of wide heads that the quantizers take, in words.
 const WIDE_TYPES: &str = "f16, bf16 and f32 up to head_dim 128, f16 and bf16 up to 256";
 
-/// Whether the kernel has a general form, which computes modifiers and wide heads.
-fn has_general(stem: &Stem) -> bool {
-    matches!(stem.arch, Arch::Sm80 | Arch::Sm89)
-}
-
-/// What of `problem` needs a general kernel, in words; empty if every kernel computes it.
-fn modifiers(problem: &Problem) -> Vec<&'static str> {
-    let mut wanted = problem.modifiers().names();
-    if wanted.is_empty() && !problem.is_plain() {
-        wanted.push("windows and alignments");
+/// Whether the kernel takes heads as wide as those of `problem`.
+fn takes_heads(problem: &Problem, stem: &Stem) -> bool {
+    match stem.arch {
+        Arch::Sm80 | Arch::Sm89 => true,
+        Arch::Sm90a => !problem.dims().is_wide(),
     }
-    if problem.dims().is_wide() {
-        wanted.push("head_dim above 128");
-    }
-    wanted
 }
 
 fn reason_chosen(problem: &Problem, stem: &Stem) -> String {

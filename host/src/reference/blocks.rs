@@ -66,8 +66,3 @@ pub fn output_lens(dims: &Dims) -> (usize, usize) {
     let rows = dims.batch * dims.num_heads_q * dims.seqlen_q;
     (rows * dims.head_dim_v, rows)
 }
-
-/// Keys `0..visible` that row `row` sees.
-pub fn visible(dims: &Dims, causal: bool, row: usize) -> usize {
-    if causal { dims.causal_visible(row).min(dims.seqlen_kv) } else { dims.seqlen_kv }
-}

@@ -11,7 +11,7 @@ use super::softmax::{Dequantize, RowState, TileRow, accumulate, exp2_fast, halve
 /// `softcap · tanh(x / softcap)`, both sides in log2 units: `1 − 2 / (1 + 2^(2 x log2(e) / softcap))`
 /// is tanh.
 #[inline(always)]
-fn capped(x: f32, softcap: f32) -> f32 {
+pub fn capped(x: f32, softcap: f32) -> f32 {
     let argument = x * (2.0 / softcap);
     // 2^126 is as good as infinity here; NaN stays NaN.
     let power = exp2_fast(if argument > 126.0 { 126.0 } else { argument });

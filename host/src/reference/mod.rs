@@ -52,6 +52,6 @@ pub use modifiers::{HostMask, Modifiers};
 pub use options::{Options, Output, OutputF64};
 pub use quantize::{Quantized, in_storage, quantize};
 pub use scores::{delta_s, scores};
-pub use sm90::attention_quantized_sm90;
+pub use sm90::{attention_quantized_sm90, attention_quantized_sm90_with};
 pub use tensor::{Data, HostTensor};
 pub use unrounded::{attention_unrounded_p, attention_unrounded_p_with};

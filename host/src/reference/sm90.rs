@@ -1,5 +1,6 @@
 //! Attention on quantized operands as the kernels for Hopper do it (`sage_spec::sm90`): tiles of 128 keys, no
-//! score bias, and the mixed exponential.
+//! score bias, and the mixed exponential. With modifiers scores become f32 in log2 units before anything is done to
+//! them, and all take the exact exponential.
 
 use rayon::prelude::*;
 use sage_spec::Dims;
@@ -9,13 +10,14 @@ use sage_spec::sm90::{
 };
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
-use super::blocks::{QueryBlock, output_lens, query_blocks, visible};
+use super::blocks::{QueryBlock, output_lens, query_blocks};
 use super::convert::{E4M3, round_e4m3};
+use super::general::{add_sink, capped};
 use super::problem::Problem;
 use super::scores::DeltaS;
 use super::softmax::{ROW_MAX_START, RowState, exp2_fast};
 use super::tile::{accumulate_pv, multiply_qk, transpose, unpack_int, unpack_v};
-use super::{HostTensor, Options, Output, Quantized};
+use super::{HostTensor, Modifiers, Options, Output, Quantized};
 
 /// Attention on quantized operands, tile by tile with the numerics of the Hopper kernels.
 ///
@@ -50,13 +52,28 @@ pub fn attention_quantized_sm90(
     options: &Options,
     exponential: Exponential,
 ) -> Output {
-    let (out_len, lse_len) = output_lens(dims);
-    let mut output = Output { out: vec![0.0; out_len], lse: vec![f32::NEG_INFINITY; lse_len] };
+    attention_quantized_sm90_with(dims, quantized, k, options, exponential, &Modifiers::default())
+}
+
+/// [`attention_quantized_sm90`] with modifiers, as the general kernels for Hopper do it: the exponential is exact
+/// whatever `exponential` says, and the LSE is the logarithm of the denominator, sink included.
+///
+/// Example: [`Modifiers`].
+pub fn attention_quantized_sm90_with(
+    dims: &Dims,
+    quantized: &Quantized,
+    k: &HostTensor,
+    options: &Options,
+    exponential: Exponential,
+    modifiers: &Modifiers,
+) -> Output {
+    let (out_len, _) = output_lens(dims);
+    let mut output = Output { out: vec![0.0; out_len], lse: modifiers.empty_lse(dims) };
     let blocks = query_blocks(dims, &mut output.out, &mut output.lse);
     let problem = Problem { dims, quantized, k, options };
     blocks
         .into_par_iter()
-        .for_each_init(|| Scratch::new(dims), |scratch, block| scratch.attend(&problem, exponential, block));
+        .for_each_init(|| Scratch::new(dims), |scratch, block| scratch.attend(&problem, exponential, modifiers, block));
     output
 }
 
@@ -92,14 +109,16 @@ impl Scratch {
         }
     }
 
-    fn attend(&mut self, problem: &Problem, exponential: Exponential, block: QueryBlock<f32>) {
+    fn attend(&mut self, problem: &Problem, exponential: Exponential, modifiers: &Modifiers, block: QueryBlock<f32>) {
         let Scratch { q, kv, k, half, p, out, delta_s } = self;
         let Problem { dims, quantized, options, .. } = *problem;
         let (depth, rows) = (dims.head_dim_padded(), block.rows());
         let (flat_q, flat_kv) = (block.flat_q(dims), block.flat_kv(dims));
         let flat_block = flat_q * dims.num_query_blocks() + block.block;
         let first_row = block.first_row();
-        let visible = |row: usize| visible(dims, options.causal, first_row + row);
+        let plain = modifiers.is_plain(dims, options.causal);
+        let modifiers = modifiers.head(dims, options.causal, block.batch, block.head_q);
+        let keys = |row: usize| modifiers.keys(first_row + row);
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
         let q_scales = problem.q_scales(flat_block);
 
@@ -109,7 +128,7 @@ impl Scratch {
         out.fill(0.0);
         let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
 
-        for first in (0..visible(rows - 1)).step_by(TILE) {
+        for first in (keys(0).0 / TILE * TILE..keys(rows - 1).1).step_by(TILE) {
             let (mut k_scale, mut shift) = ([0.0; TILE], [0.0; TILE]);
             for at in [0, BLOCK_KV] {
                 let first = first + at;
@@ -133,8 +152,16 @@ impl Scratch {
                     sm_scale_log2: options.sm_scale * LOG2_E,
                     rounds_in_f16: rounds_in_f16(depth),
                 };
-                softmax_row(p, visible(row).saturating_sub(first).min(TILE), &dequantize, &is_exact, &mut states[row]);
-                alpha[row] = states[row].alpha;
+                let state = &mut states[row];
+                if plain {
+                    softmax_row(p, keys(row).1.saturating_sub(first).min(TILE), &dequantize, &is_exact, state);
+                } else {
+                    let row = first_row + row;
+                    let shift_log2 = problem.lse_shift(flat_q, row) * LOG2_E;
+                    let terms = [modifiers.terms(row, first), modifiers.terms(row, first + BLOCK_KV)];
+                    general_row(p, &dequantize, modifiers.softcap(), shift_log2, terms.as_flattened(), state);
+                }
+                alpha[row] = state.alpha;
             }
             for at in [0, BLOCK_KV] {
                 unpack_v(v_codes, sage_spec::PvFormat::Fp8, depth, first + at, kv);
@@ -149,19 +176,27 @@ impl Scratch {
         let v_scale = &quantized.v_scale[flat_kv * depth..];
         let v_mean = quantized.v_mean.as_ref().map(|mean| &mean[flat_kv * depth..]);
         for row in 0..rows {
-            let state = &states[row];
+            let state = &mut states[row];
+            // As in the general kernels' reference, which keeps maxima less the largest P.
+            state.max -= P_MAX_LOG2;
+            let shift = if modifiers.softcap().is_some() { 0.0 } else { problem.lse_shift(flat_q, first_row + row) };
+            let (mut rescale, mut weight) = (1.0, 1.0);
+            if modifiers.sink != f32::NEG_INFINITY {
+                let keys = add_sink((modifiers.sink - shift) * LOG2_E, P_MAX_LOG2, state);
+                (rescale, weight) = (state.alpha, keys / state.sum);
+            }
             if state.sum == 0.0 {
                 continue; // out and lse already say so
             }
-            let inverse_sum = 1.0 / state.sum;
+            let inverse_sum = rescale / state.sum;
             let to = &mut block.out[row * dims.head_dim_v..(row + 1) * dims.head_dim_v];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum;
-                *to = v_mean.map_or(x * v_scale[channel], |mean| x.mul_add(v_scale[channel], mean[channel]));
+                *to = v_mean.map_or(x * v_scale[channel], |mean| x.mul_add(v_scale[channel], mean[channel] * weight));
             }
-            let lse = (state.max - P_MAX_LOG2 + state.sum.log2()) * std::f32::consts::LN_2;
+            let lse = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
             block.lse[row] = match quantized.qk_mean {
-                Some(_) => lse + problem.lse_shift(flat_q, first_row + row),
+                Some(_) => lse + shift,
                 None => lse,
             };
         }
@@ -213,6 +248,36 @@ fn softmax_row(
         sum += *x;
     }
     masked.fill(0.0);
+    state.alpha = exp2_fast(state.max - max);
+    state.sum = state.sum * state.alpha + sum;
+    state.max = max;
+}
+
+/// One row of a tile with modifiers: integer `scores` become the values of P's codes. Keys whose term is −inf are
+/// hidden. A soft-cap needs the whole score: `shift_log2` is what smoothing K has taken from it, in log2 units.
+fn general_row(
+    scores: &mut [f32],
+    dequantize: &Dequantize,
+    softcap: Option<f32>,
+    shift_log2: f32,
+    terms: &[f32],
+    state: &mut RowState,
+) {
+    let q_factor = dequantize.q_scale * dequantize.sm_scale_log2;
+    let inverse_q_scale = 1.0 / dequantize.q_scale;
+    let mut max = state.max;
+    for (key, (x, &term)) in scores.iter_mut().zip(terms).enumerate() {
+        let steps = *x + (dequantize.delta_s[key].mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS);
+        let score = steps * (dequantize.k_scale[key] * q_factor);
+        let score = softcap.map_or(score, |softcap| capped(score + shift_log2, softcap));
+        *x = if term == f32::NEG_INFINITY { term } else { score + term };
+        max = max_propagate_nan(max, *x);
+    }
+    let mut sum = 0.0;
+    for x in scores.iter_mut() {
+        *x = round_e4m3(exp2_fast(*x + (P_MAX_LOG2 - max)));
+        sum += *x;
+    }
     state.alpha = exp2_fast(state.max - max);
     state.sum = state.sum * state.alpha + sum;
     state.max = max;

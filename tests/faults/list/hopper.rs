@@ -5,6 +5,7 @@ use crate::fault::Fault;
 
 const CONSUMER: &str = "kernels-gpu/src/attention/sm90/consumer.rs";
 const EPILOGUE: &str = "kernels-gpu/src/attention/sm90/epilogue.rs";
+const GENERAL_KERNEL: &str = "kernels-gpu/src/attention/sm90/general.rs";
 const KERNEL: &str = "kernels-gpu/src/attention/sm90/kernel.rs";
 const OUTPUT: &str = "kernels-gpu/src/attention/sm90/output.rs";
 const PRODUCER: &str = "kernels-gpu/src/attention/sm90/producer.rs";
@@ -153,8 +154,8 @@ pub const FAULTS: &[Fault] = &[
         name: "one-arrival-too-few",
         what: "K's stage is free when eleven of twelve warps have given it back",
         file: KERNEL,
-        text: "mbarrier::init(barriers.empty_k(i), «CONSUMER_WARPS»);",
-        bad: "CONSUMER_WARPS - 1",
+        text: "mbarrier::init(barriers.empty_k(i), «A::CONSUMER_WARPS»);",
+        bad: "A::CONSUMER_WARPS - 1",
         tests: &[RING, LATER],
     },
     Fault {
@@ -217,8 +218,8 @@ pub const FAULTS: &[Fault] = &[
         name: "groups-interleaved",
         what: "query heads take key heads in turn instead of in groups",
         file: SCHEDULE,
-        text: "«math::div_u32(self.head_q - batch * p.num_heads_q, p.gqa_group)»",
-        bad: "(self.head_q - batch * p.num_heads_q) % p.num_heads_kv",
+        text: "«math::div_u32(head_q - batch * p.num_heads_q, p.gqa_group)»",
+        bad: "(head_q - batch * p.num_heads_q) % p.num_heads_kv",
         tests: &[TWO, REF, GRAN],
     },
     Fault {
@@ -273,7 +274,7 @@ pub const FAULTS: &[Fault] = &[
         name: "lse-without-the-mean",
         what: "the log-sum-exp lacks what smoothing K took from the scores",
         file: EPILOGUE,
-        text: "if «p.qk_mean != 0» {",
+        text: "if «p.qk_mean != 0 && shift» {",
         bad: "p.qk_mean == 1",
         tests: &[K90, Q90, REF],
     },
@@ -292,5 +293,69 @@ pub const FAULTS: &[Fault] = &[
         text: "is_empty[r] = «sum == 0.0»;",
         bad: "sum < 0.0",
         tests: &[EMPTY, REF],
+    },
+    Fault {
+        name: "general-mean-not-weighed",
+        what: "the mean of V counts in full although a sink takes part of the weight",
+        file: EPILOGUE,
+        text: "math::fma(a * inverse_sum[r], scale[c][0], mean[c][0] * «weights.keys[r]»),",
+        bad: "1.0",
+        tests: &[MODS, GEN],
+    },
+    Fault {
+        name: "general-without-delta-s",
+        what: "the kernels with modifiers leave ΔS out",
+        file: GENERAL_KERNEL,
+        text: "if «p.attention.delta_s != 0» {",
+        bad: "p.attention.delta_s == 1",
+        tests: &[MODS, GEN],
+    },
+    Fault {
+        name: "general-half-not-moved",
+        what: "the modifiers of a tile's last 64 keys are those of the first",
+        file: GENERAL_KERNEL,
+        text: "key: first.key + «64 * (part / 2) as u32»",
+        bad: "0 * (part / 2) as u32",
+        tests: &[MODS, GEN],
+    },
+    Fault {
+        name: "mask-of-another-row",
+        what: "the lane's two rows take each other's bits of the mask",
+        file: GENERAL_KERNEL,
+        text: "modifiers::hide_unset(«mask[part]», columns);",
+        bad: "mask[part ^ 1]",
+        tests: &[MODS, GEN],
+    },
+    Fault {
+        name: "edge-taken-for-whole",
+        what: "a tile whose first keys a row does not see is taken for whole",
+        file: GENERAL_KERNEL,
+        text: "if «first.key < scope.begin(first.row + 8)» || first.key + 122 > scope.end(first.row) {",
+        bad: "first.key + 122 < scope.begin(first.row)",
+        tests: &[WINDOWS, GEN],
+    },
+    Fault {
+        name: "tiles-of-the-first-warpgroup",
+        what: "every warpgroup takes the tiles that the item's first rows see",
+        file: GENERAL_KERNEL,
+        text: "let (own, own_end) = «tiles(general, first_row, WARPGROUP_Q as u32)»;",
+        bad: "tiles(general, work.first_row, WARPGROUP_Q as u32)",
+        tests: &[WINDOWS, GEN],
+    },
+    Fault {
+        name: "general-sink-without-rescaling",
+        what: "a sink above all scores does not rescale the output",
+        file: GENERAL_KERNEL,
+        text: "output.high[i] *= «alpha[i / 2 % 2]»;",
+        bad: "1.0 + 0.0 * alpha[i / 2 % 2]",
+        tests: &[MODS, GEN],
+    },
+    Fault {
+        name: "general-lse-shifted-twice",
+        what: "the log-sum-exp of whole scores gets what smoothing K took from others",
+        file: GENERAL_KERNEL,
+        text: "shift_lse: «p.modifiers.softcap_log2 == 0.0»",
+        bad: "p.modifiers.softcap_log2 >= 0.0",
+        tests: &[MODS, GEN],
     },
 ];

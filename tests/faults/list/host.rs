@@ -125,7 +125,7 @@ pub const FAULTS: &[Fault] = &[
         name: "items-of-128-rows",
         what: "a head has as many work items as query blocks, not as tiles of 192 rows",
         file: PARAMS,
-        text: "tiles_per_head: «rows.div_ceil(sm90::BLOCK_Q)» as u32,",
+        text: "tiles_per_head: «rows.div_ceil(block_q)» as u32,",
         bad: "rows.div_ceil(128)",
         tests: &[Q90, BATCH, REF],
     },

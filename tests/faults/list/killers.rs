@@ -15,6 +15,7 @@ pub const BATCH: &str = "executor relations::batch_entries_and_heads_do_not_see_
 pub const LAYOUT: &str = "executor relations::layouts_and_types_do_not_matter";
 pub const FEAT: &str = "executor relations::zero_features_are_padding";
 pub const NEUTRAL: &str = "executor modifiers::neutral_modifiers_change_no_bit";
+pub const WINDOWS: &str = "executor modifiers::windows_leave_out_tiles";
 pub const MODS: &str = "executor modifiers::modifiers_at_their_edges";
 pub const CH: &str = "executor chunks::chunks_of_heads_change_no_bit";
 pub const CH2: &str = "executor chunks::chunks_of_blocks_of_two_heads_change_no_bit";

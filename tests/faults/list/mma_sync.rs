@@ -9,7 +9,7 @@ const LOAD: &str = "kernels-gpu/src/attention/mma_sync/load.rs";
 const QK: &str = "kernels-gpu/src/attention/mma_sync/qk.rs";
 const SOFTMAX: &str = "kernels-gpu/src/attention/mma_sync/softmax.rs";
 const GENERAL_KERNEL: &str = "kernels-gpu/src/attention/mma_sync/general.rs";
-const MODIFIERS: &str = "kernels-gpu/src/attention/mma_sync/modifiers.rs";
+const MODIFIERS: &str = "kernels-gpu/src/attention/modifiers.rs";
 const SM80: &str = "kernels-gpu/src/attention/sm80/mod.rs";
 const SM89: &str = "kernels-gpu/src/attention/sm89/mod.rs";
 
@@ -247,6 +247,14 @@ pub const FAULTS: &[Fault] = &[
         tests: &[MODS, GEN],
     },
     Fault {
+        name: "first-tile-left-out",
+        what: "the first tile of a window is left out where the window begins within it",
+        file: MODIFIERS,
+        text: "(«self.begin(first_row) / keys», self.end(last_row).div_ceil(keys))",
+        bad: "self.begin(first_row).div_ceil(keys)",
+        tests: &[WINDOWS, GEN],
+    },
+    Fault {
         name: "alibi-rises",
         what: "the ALiBi term grows with the distance",
         file: MODIFIERS,
@@ -258,7 +266,7 @@ pub const FAULTS: &[Fault] = &[
         name: "bias-read-past-the-end",
         what: "keys of padding read a bias beyond the last",
         file: MODIFIERS,
-        text: "load_bias(address, «column(i).min(last)» as i64 * bytes, m.bias_dtype)",
+        text: "x[i] = math::fma(load(«column(i).min(last)»), LOG2_E, x[i]);",
         bad: "column(i)",
         tests: &[MODS, NEUTRAL, GEN],
     },

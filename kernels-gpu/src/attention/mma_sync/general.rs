@@ -16,9 +16,9 @@ use super::config::{Config, OutputTile, Probabilities, Rows, Scores};
 use super::epilogue::{self, Weights};
 use super::load::{self, TileCopy};
 use super::mainloop::{KEYS, QUERY_ROWS, Source, Work};
-use super::modifiers::{self, TileModifiers};
 use super::qk::{self, QkLane};
 use super::softmax::RowState;
+use crate::attention::modifiers::{self, Head, Place, Scope};
 
 /// Rows of half a query block.
 const HALF_ROWS: u32 = QUERY_ROWS / 2;
@@ -75,7 +75,22 @@ impl HalfBlock {
     }
 }
 
-/// Rounded probabilities of a tile relative to the new row maxima; otherwise as
+/// What the modifiers depend on.
+#[inline(always)]
+fn scope(p: &GeneralAttentionParams) -> Scope<'_> {
+    let AttentionParams { seqlen_q, seqlen_kv, qk_mean, sm_scale, .. } = p.attention;
+    Scope { modifiers: &p.modifiers, seqlen_q, seqlen_kv, qk_mean, sm_scale }
+}
+
+/// The CTA's head.
+#[inline(always)]
+fn head(p: &AttentionParams) -> Head {
+    let work = HalfBlock::reread(p).work;
+    let (batch, _) = work.batch_and_head_kv(p);
+    Head { batch, head: work.head_q - batch * p.num_heads_q, head_q: work.head_q }
+}
+
+/// Rounded probabilities of tile `kv_block` relative to the new row maxima; otherwise as
 /// `softmax::probabilities::<true>`. `delta_s` yields ΔS, in score steps, of columns `4 · pair ..`, for those that
 /// [`adds_delta_s`].
 ///
@@ -84,7 +99,7 @@ impl HalfBlock {
 #[inline(always)]
 unsafe fn round<C: Config>(
     p: &GeneralAttentionParams,
-    tile: &TileModifiers,
+    kv_block: u32,
     scores: &Scores,
     delta_s: impl Fn(usize) -> [f32; 4],
     f: f32,
@@ -92,6 +107,9 @@ unsafe fn round<C: Config>(
     alpha: &mut Rows,
 ) -> C::P {
     let p_max_log2 = C::PV.p_max_log2();
+    let thread = thread::reread_thread_idx_x();
+    let first =
+        Place { row: HalfBlock::reread(&p.attention).lane_row(thread), key: kv_block * KEYS + 2 * (thread % 4) };
     let mut probabilities: Probabilities = [[0.0; 4]; 8];
     let mut row = 0;
     while row < 2 {
@@ -118,8 +136,15 @@ unsafe fn round<C: Config>(
             x[i] *= f;
             i += 1;
         }
+        let place = Place { row: first.row + 8 * row as u32, ..first };
         // SAFETY: forwarded contract.
-        unsafe { tile.modify(p, row, &mut x) };
+        unsafe {
+            place.modify(&scope(p), || head(&p.attention), &mut x);
+            if p.modifiers.mask.ptr != 0 {
+                modifiers::hide_unset(place.mask_bits(&scope(p), || head(&p.attention)), &mut x);
+            }
+        }
+        place.hide(&scope(p), &mut x);
         let mut new_max = x[0];
         let mut i = 1;
         while i < 16 {
@@ -159,7 +184,7 @@ unsafe fn add_sinks<C: Config>(p: &GeneralAttentionParams, output: &mut OutputTi
     let mut row = 0;
     while row < 2 {
         // SAFETY: forwarded contract; the row is inside the padded block.
-        let sink = unsafe { modifiers::sink_log2(p, first_row + 8 * row as u32) };
+        let sink = unsafe { scope(p).sink_log2(head(&p.attention), first_row + 8 * row as u32) };
         let max = math::max(state.row_max[row], sink - C::PV.p_max_log2());
         let alpha = math::exp2(state.row_max[row] - max);
         let keys = state.row_sum[row] * alpha;
@@ -247,7 +272,7 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
     };
 
     let last_row = (first_row + HALF_ROWS).min(p.seqlen_q) - 1;
-    let (first_tile, end_tile) = modifiers::tiles(general, first_row, last_row);
+    let (first_tile, end_tile) = scope(general).tiles(first_row, last_row, KEYS);
     let mut output: OutputTile = [[0.0; 4]; 32];
     let mut state = RowState::EMPTY;
     if first_tile < end_tile {
@@ -286,11 +311,10 @@ unsafe fn attend<C: Config, const DELTA_S: bool, const ROW_BYTES: u32>(general: 
                 let k_scale = global::load_f32(p.k_scale + k_scale_index as u64 * 4);
                 k_scale_index += p.k_scales_per_block;
                 let f = q_factor * k_scale;
-                let tile = TileModifiers::new(p, kv_block);
                 let mut alpha: Rows = [0.0; 4];
                 let scores = qk::scores_of_16_rows::<C, DELTA_S>(&qk_lane, stage, inverse_q_scale, p.head_dim);
                 let delta_s = |pair| qk_lane.delta_s(stage, pair).map(|x| x * inverse_q_scale[0]);
-                let rounded = round::<C>(general, &tile, &scores, delta_s, f, &mut state.row_max, &mut alpha);
+                let rounded = round::<C>(general, kv_block, &scores, delta_s, f, &mut state.row_max, &mut alpha);
                 let channels = p.head_dim_v - v_chunk * C::V_DIM;
                 C::multiply_v::<1>(&[rounded; 2], stage + v_lane, channels, &alpha, &mut output, &mut state.row_sum);
             }

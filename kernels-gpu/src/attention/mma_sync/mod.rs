@@ -32,7 +32,6 @@ pub mod epilogue;
 pub mod general;
 pub mod load;
 pub mod mainloop;
-pub mod modifiers;
 pub mod qk;
 pub mod scores;
 pub mod softmax;

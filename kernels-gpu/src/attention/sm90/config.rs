@@ -1,6 +1,6 @@
 //! What varies between the kernels, every number derived from it, and the named shared-memory plan.
 
-use sage_spec::sm90::{Q_BUFFERS, STAGES, SmemPlan};
+use sage_spec::sm90::{self, Q_BUFFERS, STAGES, SmemPlan};
 
 /// A kernel.
 pub trait Config {
@@ -10,16 +10,25 @@ pub trait Config {
     const EXACT_PAIRS: u32;
     /// Whether scores get ΔS of smooth-Q.
     const DELTA_S: bool;
+    /// Consumer warpgroups.
+    const WARPGROUPS: usize;
+
+    /// Query rows of a work item.
+    const BLOCK_Q: u32 = sm90::block_q(Self::WARPGROUPS) as u32;
+    /// Threads of a CTA.
+    const THREADS: u32 = sm90::threads(Self::WARPGROUPS) as u32;
+    /// Warps of the consumer warpgroups; each signals for itself.
+    const CONSUMER_WARPS: u32 = 4 * Self::WARPGROUPS as u32;
     /// Where everything lies in shared memory.
-    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize);
+    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize, Self::BLOCK_Q as usize);
 }
 
 /// Registers of a producer thread; the consumers get what it leaves: 32 · 128 + 160 · 384 = 65,536.
 pub const PRODUCER_REGISTERS: u32 = 32;
-/// Registers of a consumer thread.
+/// Registers of a thread of three consumer warpgroups.
 pub const CONSUMER_REGISTERS: u32 = 160;
-/// Warps of the three consumer warpgroups; each signals for itself.
-pub const CONSUMER_WARPS: u32 = 12;
+/// Registers of a thread of two: 32 · 128 + 232 · 256 = 63,488 of the 64,512 that 384 threads start with.
+pub const CONSUMER_REGISTERS_OF_TWO: u32 = 232;
 
 /// Barriers of the CTA, by role. A *full* barrier completes when the copy has landed, an *empty* one when
 /// all consumers have finished with the buffer.

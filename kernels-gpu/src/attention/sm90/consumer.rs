@@ -5,6 +5,7 @@ use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParam
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
+use super::epilogue::Weights;
 use super::output::{self, Output};
 use super::producer::KScales;
 use super::schedule::{Work, rows_end, visible};
@@ -28,7 +29,7 @@ pub struct Lane {
 
 /// The first of the two rows that thread `thread` of the CTA holds, among its warpgroup's 64.
 #[inline(always)]
-fn row_in_warpgroup(thread: u32) -> u32 {
+pub fn row_in_warpgroup(thread: u32) -> u32 {
     thread % 128 / 32 * 16 + thread % 32 / 4
 }
 
@@ -50,24 +51,29 @@ impl Lane {
 }
 
 /// Everything a tile needs besides its number.
-struct Item<'a> {
-    p: &'a Sm90AttentionParams,
-    barriers: Barriers,
-    lane: Lane,
-    /// Descriptors: the warpgroup's rows of Q, and the first tiles of K and V.
-    q: u64,
-    k: u64,
-    v: u64,
+pub struct Item<'a> {
+    /// The parameters.
+    pub p: &'a Sm90AttentionParams,
+    /// The CTA's barriers.
+    pub barriers: Barriers,
+    /// The lane's place.
+    pub lane: Lane,
+    /// Descriptor of the warpgroup's rows of Q.
+    pub q: u64,
+    /// Descriptor of the first tile of K.
+    pub k: u64,
+    /// Descriptor of the first tile of V.
+    pub v: u64,
     /// Scale of the lane's rows, times `sm_scale · log2(e)`.
     q_factor: f32,
     /// One over the scale of the lane's rows; only with ΔS.
-    inverse_q_scale: f32,
+    pub inverse_q_scale: f32,
     smem: u32,
     k_scales: KScales,
-    /// Address of ΔS of key 0; only with ΔS.
-    delta_s: u64,
+    /// Where ΔS of key 0 lies, in units of 16 bytes: a register less than its address. Only with ΔS.
+    delta_s: u32,
     /// The warpgroup's first query row.
-    first_row: u32,
+    pub first_row: u32,
 }
 
 /// Swizzle of a row of Q or K.
@@ -77,8 +83,12 @@ const fn row_swizzle(head_dim: u32) -> wgmma::Swizzle {
 }
 
 impl<'a> Item<'a> {
+    /// For the work item `work`, whose Q is in buffer `q_buffer`.
+    ///
+    /// # Safety
+    /// The warpgroup has a row below M.
     #[inline(always)]
-    unsafe fn new<C: Config>(
+    pub unsafe fn new<C: Config>(
         p: &'a Sm90AttentionParams,
         barriers: Barriers,
         smem: u32,
@@ -88,7 +98,8 @@ impl<'a> Item<'a> {
     ) -> Self {
         let plan = const { C::SMEM };
         let swizzle = row_swizzle(C::HEAD_DIM);
-        let row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32 + lane.row;
+        let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32;
+        let row = first_row + lane.row;
         // Q: groups as in `ScaleGranularity::q_group`; the two rows of a lane share one.
         let in_block = row % tiling::BLOCK_Q as u32;
         let q_group = match p.q_scales_per_block {
@@ -123,13 +134,42 @@ impl<'a> Item<'a> {
             k_scales: KScales::new(p, work.head_kv),
             delta_s: if C::DELTA_S {
                 let head = work.head_q - p.chunk.head_begin;
+                // Of the warpgroup's first row, and so the same for all lanes: a register of the warp.
+                let q_block = first_row / tiling::BLOCK_Q as u32;
                 let block = head * p.chunk.block_count + (q_block - p.chunk.block_begin);
-                p.delta_s + block as u64 * kv_padded * 4
+                (block as u64 * kv_padded / 4) as u32
             } else {
                 0
             },
-            first_row: work.first_row + lane.warpgroup * WARPGROUP_Q as u32,
+            first_row,
         }
+    }
+
+    /// What turns score steps of each half of tile `j` into log2 units.
+    ///
+    /// # Safety
+    /// K's tile has landed at `tile`.
+    #[inline(always)]
+    pub unsafe fn factor<C: Config>(&self, j: u32, tile: TileRing, t: u32) -> [f32; 2] {
+        let scales = self.smem + (const { C::SMEM.k_scale_offset as u32 } + tile.index * K_SCALE_BYTES as u32);
+        // Four scales a key block: one for each t. One: both of the tile in one vector's half.
+        // SAFETY: scales exist for every padded block.
+        let k_scale = unsafe {
+            if self.p.k_scales_per_block == 1 {
+                let begin = scales + self.k_scales.begin(j) * 4;
+                [shared::load_f32(begin), shared::load_f32(begin + 4)]
+            } else {
+                let begin = scales + t * 4;
+                [shared::load_f32(begin), shared::load_f32(begin + 16)]
+            }
+        };
+        [k_scale[0] * self.q_factor, k_scale[1] * self.q_factor]
+    }
+
+    /// Address of ΔS of tile `j`.
+    #[inline(always)]
+    pub fn delta_s(&self, j: u32) -> u64 {
+        self.p.delta_s + (self.delta_s + j * (KEYS / 4)) as u64 * 16
     }
 
     /// One tile.
@@ -146,15 +186,12 @@ impl<'a> Item<'a> {
     ) {
         let plan = const { C::SMEM };
         let (p, barriers) = (self.p, self.barriers);
-        // SAFETY: forwarded contract; scales exist for every padded block.
+        // SAFETY: forwarded contract.
         unsafe {
             // Read again and again: a register that lives through the loop costs more.
             let thread = thread::reread_thread_idx_x();
-            let mut s = if C::DELTA_S {
-                scores::delta_s(self.delta_s + j as u64 * KEYS as u64 * 4, self.inverse_q_scale, thread % 4)
-            } else {
-                [0; 64]
-            };
+            let mut s =
+                if C::DELTA_S { scores::delta_s(self.delta_s(j), self.inverse_q_scale, thread % 4) } else { [0; 64] };
             mbarrier::wait(barriers.full_k(tile.index), tile.parity);
             scores::start_product::<C>(&mut s, self.q, self.k + (tile.index * plan.k_bytes as u32 / 16) as u64);
             wgmma::wait_group::<0>();
@@ -168,16 +205,7 @@ impl<'a> Item<'a> {
                 let row = self.first_row + row_in_warpgroup(thread);
                 scores::mask(&mut s, [seen(row), seen(row + 8)], thread % 4);
             }
-            // Four scales a key block: one for each t. One: both of the tile in one vector's half.
-            let scales = self.smem + (plan.k_scale_offset as u32 + tile.index * K_SCALE_BYTES as u32);
-            let k_scale = if p.k_scales_per_block == 1 {
-                let begin = scales + self.k_scales.begin(j) * 4;
-                [shared::load_f32(begin), shared::load_f32(begin + 4)]
-            } else {
-                let begin = scales + thread % 4 * 4;
-                [shared::load_f32(begin), shared::load_f32(begin + 16)]
-            };
-            let factor = [k_scale[0] * self.q_factor, k_scale[1] * self.q_factor];
+            let factor = self.factor::<C>(j, tile, thread % 4);
             // Every lane has its scales, before one of them lets the stage go.
             warp::sync_warp();
             if self.lane.leads {
@@ -198,7 +226,7 @@ impl<'a> Item<'a> {
 
 /// Address of the scales of V's channels that came with buffer `buffer` of Q.
 #[inline(always)]
-fn channels<C: Config>(smem: u32, buffer: u32) -> u32 {
+pub fn channels<C: Config>(smem: u32, buffer: u32) -> u32 {
     let plan = const { C::SMEM };
     smem + plan.v_channel_offset as u32 + buffer * plan.v_channel_bytes as u32
 }
@@ -219,7 +247,7 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
             mbarrier::wait(barriers.full_q(query.index), query.parity);
             let slot = smem + const { C::SMEM.work_offset as u32 } + query.index * WORK_BYTES as u32;
             let Some(work) = Work::load(slot) else { break };
-            let tiles = work.tiles;
+            let tiles = work.end_tile;
             let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32;
             let end = rows_end(p);
             let mut j = 0;
@@ -245,12 +273,14 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
                 }
                 // Without a tile nothing travelled with Q.
                 let channels = if tiles > 0 { Some(channels::<C>(smem, query.index)) } else { None };
-                epilogue::store::<C>(p, &work, Work::load_out(slot), &state, &output, channels);
+                epilogue::store::<C>(p, &work, Work::load_out(slot), &state, &output, channels, Weights::PLAIN);
             }
             // Tiles that only other warpgroups need pass through, in step with the ring.
             while j < tiles {
                 mbarrier::wait(barriers.full_k(tile.index), tile.parity);
                 mbarrier::wait(barriers.full_v(tile.index), tile.parity);
+                // Every lane has seen this round, before one of them lets the next one of the stage begin.
+                warp::sync_warp();
                 if lane.leads {
                     mbarrier::arrive(barriers.empty_k(tile.index));
                     mbarrier::arrive(barriers.empty_v(tile.index));

@@ -42,6 +42,20 @@ impl Place {
     }
 }
 
+/// What the general kernels do differently.
+#[derive(Clone, Copy)]
+pub struct Weights {
+    /// Part of each row's denominator that is the keys', which the mean of V is weighed by.
+    pub keys: [f32; 2],
+    /// Whether scores lack what smoothing K took from them, so that the LSE gets it back.
+    pub shift_lse: bool,
+}
+
+impl Weights {
+    /// Those of the plain kernels.
+    pub const PLAIN: Weights = Weights { keys: [1.0; 2], shift_lse: true };
+}
+
 /// Stores the rows that exist. A row that saw no key becomes zeros, with an LSE of −inf.
 ///
 /// `out` is the address of the head's output; `channels` is the shared address of the scales, then the means, of V's channels; none if no row of the item sees a
@@ -57,6 +71,7 @@ pub unsafe fn store<C: Config>(
     state: &RowState,
     output: &Output,
     channels: Option<u32>,
+    weights: Weights,
 ) {
     // SAFETY: the warp is converged.
     let lane = unsafe { Lane::of_thread() };
@@ -74,7 +89,7 @@ pub unsafe fn store<C: Config>(
         inverse_sum[r] = if sum == 0.0 { 0.0 } else { math::reciprocal(sum) };
         if p.lse != 0 && lane.t == 0 && place.exists[r] {
             // SAFETY: the row exists.
-            unsafe { store_lse(p, work.head_q, first_row + 8 * r as u32, state.max[r], sum) };
+            unsafe { store_lse(p, work.head_q, first_row + 8 * r as u32, state.max[r], sum, weights.shift_lse) };
         }
         r += 1;
     }
@@ -93,7 +108,7 @@ pub unsafe fn store<C: Config>(
         if place.in_vectors && p.head_dim_v == C::HEAD_DIM && p.out_dtype != 2 && !has_mean {
             store_vectors::<C>(p.out_dtype, &place, lane.t, output, inverse_sum, &scale);
         } else {
-            store_pairs::<C>(p, &place, lane.t, output, inverse_sum, is_empty, &scale, &mean);
+            store_pairs::<C>(p, &place, lane.t, output, inverse_sum, is_empty, &scale, &mean, weights);
         }
     }
 }
@@ -198,6 +213,7 @@ unsafe fn store_pairs<C: Config>(
     is_empty: [bool; 2],
     scale: &Channels,
     mean: &Channels,
+    weights: Weights,
 ) {
     let mut c = 0;
     while c < C::HEAD_DIM as usize / 8 {
@@ -207,8 +223,8 @@ unsafe fn store_pairs<C: Config>(
             if channel < p.head_dim_v && place.exists[r] {
                 let [a, b] = at::<C>(output, c, r);
                 let mut values = [
-                    math::fma(a * inverse_sum[r], scale[c][0], mean[c][0]),
-                    math::fma(b * inverse_sum[r], scale[c][1], mean[c][1]),
+                    math::fma(a * inverse_sum[r], scale[c][0], mean[c][0] * weights.keys[r]),
+                    math::fma(b * inverse_sum[r], scale[c][1], mean[c][1] * weights.keys[r]),
                 ];
                 if is_empty[r] {
                     values = [0.0; 2];
@@ -233,17 +249,17 @@ fn at<C: Config>(output: &Output, c: usize, r: usize) -> [f32; 2] {
     }
 }
 
-/// The natural-log LSE of one row, corrected for the mean that was taken from K.
+/// The natural-log LSE of one row, with `shift` corrected for the mean that was taken from K.
 ///
 /// # Safety
 /// The row exists; `p.lse` is f32 `[B, Hq, M]`, `p.qk_mean` null or f32 `[B, Hq, Mp]`.
 #[inline(always)]
-unsafe fn store_lse(p: &Sm90AttentionParams, head_q: u32, row: u32, max: f32, sum: f32) {
+unsafe fn store_lse(p: &Sm90AttentionParams, head_q: u32, row: u32, max: f32, sum: f32, shift: bool) {
     let padded = p.seqlen_q.div_ceil(tiling::BLOCK_Q as u32) as u64 * tiling::BLOCK_Q as u64;
     let mut lse = (max - P_MAX_LOG2 + math::log2(sum)) * core::f32::consts::LN_2;
     // SAFETY: forwarded contract.
     unsafe {
-        if p.qk_mean != 0 {
+        if p.qk_mean != 0 && shift {
             lse = math::fma(global::load_f32(p.qk_mean + (head_q as u64 * padded + row as u64) * 4), p.sm_scale, lse);
         }
         if sum == 0.0 {

@@ -2,11 +2,13 @@
 //! `docs/kernels/sm90_int8_fp8_fwd.md`.
 //!
 //! Read in this order: [`config`] (every number, barriers), [`schedule`] (who works on what), [`producer`],
-//! then [`consumer`] with its parts [`scores`], [`softmax`] and [`output`], and [`epilogue`].
+//! then [`consumer`] with its parts [`scores`], [`softmax`] and [`output`], and [`epilogue`]. [`general`] is the same
+//! with windows, soft-cap, ALiBi, bias, masks and sinks.
 
 pub mod config;
 pub mod consumer;
 pub mod epilogue;
+pub mod general;
 pub mod kernel;
 pub mod output;
 pub mod producer;
@@ -14,7 +16,10 @@ pub mod schedule;
 pub mod scores;
 pub mod softmax;
 
-use config::Config;
+use config::{CONSUMER_REGISTERS, Config};
+use cuda_std::warpgroup;
+use kernel::Algorithm;
+use sage_spec::sm90::{Sm90AttentionParams, WARPGROUPS};
 
 /// Padded head dimension, which pairs of blocks take the exact exponential, and whether there is ΔS.
 pub struct Kernel<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool>;
@@ -25,4 +30,30 @@ impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool> Config
     const HEAD_DIM: u32 = HEAD_DIM;
     const EXACT_PAIRS: u32 = EXACT_PAIRS;
     const DELTA_S: bool = DELTA_S;
+    const WARPGROUPS: usize = WARPGROUPS;
+}
+
+impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool> Algorithm
+    for Kernel<HEAD_DIM, EXACT_PAIRS, DELTA_S>
+{
+    type Params = Sm90AttentionParams;
+
+    #[inline(always)]
+    fn attention(p: &Sm90AttentionParams) -> &Sm90AttentionParams {
+        p
+    }
+
+    #[inline(always)]
+    fn tiles(p: &Sm90AttentionParams, first_row: u32) -> (u32, u32) {
+        (0, schedule::tiles(p, first_row))
+    }
+
+    #[inline(always)]
+    unsafe fn consume(p: &Sm90AttentionParams, smem: u32) {
+        // SAFETY: forwarded contract.
+        unsafe {
+            warpgroup::increase_registers::<CONSUMER_REGISTERS>();
+            consumer::run::<Self>(p, smem)
+        }
+    }
 }

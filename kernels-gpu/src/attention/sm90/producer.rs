@@ -5,6 +5,7 @@ use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParam
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
+use super::kernel::Algorithm;
 use super::schedule::{Items, Work};
 
 /// Scales of K of one head, which travel with K's tiles: with four scales per key block 32 bytes a tile, with one
@@ -115,17 +116,17 @@ impl ItemScales {
 /// Q.
 ///
 /// # Safety
-/// One thread of the CTA calls it, after the barriers were initialised; `maps` is the address of `p`'s
-/// tensor maps.
+/// One thread of the CTA calls it, after the barriers were initialised; `maps` is the address of the
+/// parameters' tensor maps.
 #[inline(always)]
-pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
-    let barriers = Barriers::new::<C>(smem);
+pub unsafe fn run<A: Algorithm>(params: &A::Params, maps: u64, smem: u32) {
+    let (p, barriers) = (A::attention(params), Barriers::new::<A>(smem));
     let (q_map, k_map, v_map) = (
         maps + core::mem::offset_of!(Sm90AttentionParams, q_map) as u64,
         maps + core::mem::offset_of!(Sm90AttentionParams, k_map) as u64,
         maps + core::mem::offset_of!(Sm90AttentionParams, v_map) as u64,
     );
-    let plan = const { C::SMEM };
+    let plan = const { A::SMEM };
     let (k_smem, v_smem) = (smem + plan.k_offset as u32, smem + plan.v_offset as u32);
     let (mut tile, mut query) = (TileRing::start(), QueryRing::start());
     let mut items = Items::start();
@@ -150,23 +151,23 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, maps: u64, smem: u32) {
                 mbarrier::arrive(full);
                 break;
             }
-            let work = Work::of_item(p, item);
+            let work = Work::of_item::<A>(p, item, |first_row| A::tiles(params, first_row));
             Work::store(Some(work), p, slot);
             let head_kv = work.head_kv;
             // Opaque, so that the loop is not unrolled: the producer has few registers.
-            let tiles = hint::opaque(work.tiles);
-            if tiles > 0 {
-                let scales = ItemScales::new::<C>(p, &work);
-                mbarrier::arrive_expect_tx(full, plan.q_bytes as u32 + scales.bytes::<C>());
+            let (first, end) = (work.first_tile, hint::opaque(work.end_tile));
+            if end > first {
+                let scales = ItemScales::new::<A>(p, &work);
+                mbarrier::arrive_expect_tx(full, plan.q_bytes as u32 + scales.bytes::<A>());
                 tma::load_3d(smem + query.index * plan.q_bytes as u32, q_map, 0, work.first_row, work.head_q, full);
-                scales.load::<C>(smem, query.index, full);
+                scales.load::<A>(smem, query.index, full);
             } else {
                 mbarrier::arrive(full);
             }
             query.advance();
             let scales = KScales::new(p, head_kv);
-            let mut j = 0;
-            while j < tiles {
+            let mut j = first;
+            while j < end {
                 mbarrier::wait(barriers.empty_k(tile.index), tile.parity ^ 1);
                 let full = barriers.full_k(tile.index);
                 mbarrier::arrive_expect_tx(full, plan.k_bytes as u32 + scales.bytes());

@@ -5,9 +5,11 @@ use sage_spec::schedule::Progress;
 use sage_spec::sm90::{BLOCK_KV, BLOCK_Q, Sm90AttentionParams};
 use sage_spec::tiling;
 
+use super::config::Config;
+
 const KEYS: u32 = BLOCK_KV as u32;
 
-/// A work item: up to [`BLOCK_Q`] query rows of one head.
+/// A work item: up to [`Config::BLOCK_Q`] query rows of one head.
 #[derive(Clone, Copy)]
 pub struct Work {
     /// First query row.
@@ -16,8 +18,10 @@ pub struct Work {
     pub head_q: u32,
     /// `batch * Hkv + head` of the key/value head.
     pub head_kv: u32,
-    /// Tiles of K and V that the item's rows need together.
-    pub tiles: u32,
+    /// First tile of K and V that the item's rows need together.
+    pub first_tile: u32,
+    /// End of the tiles; none are needed if it is not greater.
+    pub end_tile: u32,
 }
 
 /// Hands out the work items of a CTA. The first is the CTA's own; the others go to whoever comes first, so that
@@ -76,9 +80,9 @@ const NO_MORE: u32 = u32::MAX;
 impl Work {
     /// Items run through a group of heads together. Under a causal mask the last rows, which see the most keys, come
     /// first; else the last ones, which may be fewer, come last: the shorter the last items, the more evenly the
-    /// CTAs end.
+    /// CTAs end. `tiles` says which tiles an item needs whose first row it gets.
     #[inline(always)]
-    pub fn of_item(p: &Sm90AttentionParams, item: u32) -> Self {
+    pub fn of_item<C: Config>(p: &Sm90AttentionParams, item: u32, tiles: impl Fn(u32) -> (u32, u32)) -> Self {
         // SAFETY: the divisors of a launched problem are not zero.
         unsafe {
             let group = math::div_u32(item, p.heads_per_group * p.tiles_per_head);
@@ -91,15 +95,16 @@ impl Work {
             };
             let rank = math::div_u32(in_group, heads);
             let head_q = p.chunk.head_begin + first_head + (in_group - rank * heads);
-            let tile = if p.causal == 0 { rank } else { p.tiles_per_head - 1 - rank };
-            let first_row = p.chunk.block_begin * tiling::BLOCK_Q as u32 + tile * BLOCK_Q as u32;
-            let (end, batch) = (rows_end(p), math::div_u32(head_q, p.num_heads_q));
-            let last_row = if first_row + BLOCK_Q as u32 > end { end } else { first_row + BLOCK_Q as u32 } - 1;
+            let tile = if p.last_rows_first == 0 { rank } else { p.tiles_per_head - 1 - rank };
+            let first_row = p.chunk.block_begin * tiling::BLOCK_Q as u32 + tile * C::BLOCK_Q;
+            let batch = math::div_u32(head_q, p.num_heads_q);
+            let (first_tile, end_tile) = tiles(first_row);
             Work {
                 first_row,
                 head_q,
                 head_kv: batch * p.num_heads_kv + math::div_u32(head_q - batch * p.num_heads_q, p.gqa_group),
-                tiles: visible(p, last_row).div_ceil(KEYS),
+                first_tile,
+                end_tile,
             }
         }
     }
@@ -117,17 +122,16 @@ impl Work {
                 shared::store_u32x4(shared, [NO_MORE, 0, 0, 0]);
                 return;
             };
-            shared::store_u32x4(shared, [work.first_row, work.head_q, work.head_kv, work.tiles]);
+            shared::store_u32x4(shared, [work.first_row, work.head_q, work.head_kv, work.end_tile]);
             let batch = math::div_u32(work.head_q, p.num_heads_q);
             let head = work.head_q - batch * p.num_heads_q;
             let first = batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head;
             let address = p.out.ptr.wrapping_add((first * if p.out_dtype == 2 { 4 } else { 2 }) as u64);
-            shared::store_u32(shared + 16, address as u32);
-            shared::store_u32(shared + 20, (address >> 32) as u32);
+            shared::store_u32x4(shared + 16, [address as u32, (address >> 32) as u32, work.first_tile, 0]);
         }
     }
 
-    /// What [`Work::store`] left, the same in every lane.
+    /// What [`Work::store`] left, but for the first tile, the same in every lane.
     ///
     /// # Safety
     /// The warp is converged; an item was stored at `shared`.
@@ -135,7 +139,7 @@ impl Work {
     pub unsafe fn load(shared: u32) -> Option<Work> {
         // SAFETY: forwarded contract. Through shuffles, so that the assembler knows the words to be uniform.
         unsafe {
-            let [first_row, head_q, head_kv, tiles] = shared::load_u32x4(shared);
+            let [first_row, head_q, head_kv, end_tile] = shared::load_u32x4(shared);
             let first_row = warp::shuffle_idx(first_row, 0);
             if first_row == NO_MORE {
                 return None;
@@ -144,9 +148,20 @@ impl Work {
                 first_row,
                 head_q: warp::shuffle_idx(head_q, 0),
                 head_kv: warp::shuffle_idx(head_kv, 0),
-                tiles: warp::shuffle_idx(tiles, 0),
+                first_tile: 0,
+                end_tile: warp::shuffle_idx(end_tile, 0),
             })
         }
+    }
+
+    /// First tile of the stored item, the same in every lane.
+    ///
+    /// # Safety
+    /// As for [`Work::load`].
+    #[inline(always)]
+    pub unsafe fn load_first_tile(shared: u32) -> u32 {
+        // SAFETY: forwarded contract.
+        unsafe { warp::shuffle_idx(shared::load_u32(shared + 24), 0) }
     }
 
     /// Address of the output of the stored item's head.
@@ -158,6 +173,14 @@ impl Work {
         // SAFETY: forwarded contract.
         unsafe { shared::load_u32(shared + 16) as u64 | (shared::load_u32(shared + 20) as u64) << 32 }
     }
+}
+
+/// Tiles that the rows of a plain kernel's item see together.
+#[inline(always)]
+pub fn tiles(p: &Sm90AttentionParams, first_row: u32) -> u32 {
+    let end = rows_end(p);
+    let last_row = if first_row + BLOCK_Q as u32 > end { end } else { first_row + BLOCK_Q as u32 } - 1;
+    visible(p, last_row).div_ceil(KEYS)
 }
 
 /// End of the rows that this launch covers.

@@ -24,6 +24,25 @@ pub struct RowState {
     pub alpha: [f32; 2],
 }
 
+impl RowState {
+    /// Takes `max`, the largest of the lane's scores of row `row`, into the row's maximum.
+    ///
+    /// # Safety
+    /// The warp is converged.
+    #[inline(always)]
+    pub unsafe fn raise(&mut self, row: usize, max: f32) {
+        let mut max = max;
+        // SAFETY: forwarded contract. The four lanes of a quad hold the row.
+        unsafe {
+            max = math::max_propagate_nan(max, warp::shuffle_xor_f32(max, 1));
+            max = math::max_propagate_nan(max, warp::shuffle_xor_f32(max, 2));
+        }
+        let new = math::max_propagate_nan(self.max[row], max);
+        self.alpha[row] = math::exp2(self.max[row] - new);
+        self.max[row] = new;
+    }
+}
+
 /// Largest score of one row among the 64 keys that share scales. Each line becomes one three-input maximum.
 #[inline(always)]
 fn largest(scores: &Scores, row: usize, half: usize) -> u32 {
@@ -57,14 +76,8 @@ pub unsafe fn update_max<const IS_MASKED: bool>(scores: &Scores, factor: [f32; 2
             }
             half += 1;
         }
-        // SAFETY: forwarded contract. The four lanes of a quad hold the row.
-        unsafe {
-            max = math::max_propagate_nan(max, warp::shuffle_xor_f32(max, 1));
-            max = math::max_propagate_nan(max, warp::shuffle_xor_f32(max, 2));
-        }
-        let new = math::max_propagate_nan(state.max[row], max);
-        state.alpha[row] = math::exp2(state.max[row] - new);
-        state.max[row] = new;
+        // SAFETY: forwarded contract.
+        unsafe { state.raise(row, max) };
         row += 1;
     }
 }
