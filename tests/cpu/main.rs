@@ -89,14 +89,7 @@ proptest! {
 /// Every ratio of query to key/value heads up to 40: a head has the bits that it has with keys and values of its own.
 #[test]
 fn every_ratio_of_heads_is_repeated_heads() {
-    use sage_attn::reference::Options;
-    use sage_spec::{Dims, Precision, PvFormat, ScaleGranularity};
-
     for ratio in 1..=40 {
-        let (num_heads_kv, head_dim) = (1 + ratio % 2, 8);
-        let num_heads_q = num_heads_kv * ratio;
-        let dims =
-            Dims { batch: 1, num_heads_q, num_heads_kv, seqlen_q: 3, seqlen_kv: 5, head_dim, head_dim_v: head_dim };
         let options = Options {
             causal: ratio % 2 == 0,
             sm_scale: 0.5,
@@ -107,11 +100,9 @@ fn every_ratio_of_heads_is_repeated_heads() {
             smooth_k: true,
             smooth_v: false,
         };
-        let grouped = Problem { dims, options, seed: ratio as u64 };
+        let grouped = Problem::of_ratio(ratio, 1 + ratio % 2, options);
         let t = grouped.tensors();
-        let repeat = |x: &[f32]| -> Vec<f32> { x.chunks(5 * head_dim).flat_map(|x| x.repeat(ratio)).collect() };
-        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k), v: repeat(&t.v) };
-        let single = Problem { dims: Dims { num_heads_kv: num_heads_q, ..dims }, ..grouped.clone() };
+        let (single, repeated) = grouped.with_repeated_heads(&t);
         for path in Path::available() {
             for attend in [quantized, exact] {
                 let (grouped, single) = (attend(path, &grouped, &t), attend(path, &single, &repeated));

@@ -134,13 +134,8 @@ proptest! {
 
     #[test]
     fn grouped_heads_equal_repeated_heads(problem in problems()) {
-        let (d, t) = (&problem.dims, problem.tensors());
-        let repeat = |x: &[f32], width: usize| -> Vec<f32> {
-            x.chunks(d.seqlen_kv * width).flat_map(|x| x.repeat(d.gqa_group())).collect()
-        };
-        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k, d.head_dim), v: repeat(&t.v, d.head_dim_v) };
-        let dims = Dims { num_heads_kv: d.num_heads_q, ..*d };
-        let wide = Problem { dims, ..problem.clone() };
+        let t = problem.tensors();
+        let (wide, repeated) = problem.with_repeated_heads(&t);
         prop_assert_eq!(bits(&problem.attend(&t)), bits(&wide.attend(&repeated)));
         prop_assert_eq!(bits(&attend_f32(&problem, &t)), bits(&attend_f32(&wide, &repeated)));
         prop_assert_eq!(problem.f64(&t), wide.f64(&repeated));
@@ -353,10 +348,6 @@ fn empty_extents_give_empty_or_zero_outputs() {
 #[test]
 fn every_ratio_of_heads_is_repeated_heads() {
     for ratio in 1..=40 {
-        let (num_heads_kv, head_dim) = (1 + ratio % 3, 8);
-        let num_heads_q = num_heads_kv * ratio;
-        let dims =
-            Dims { batch: 1, num_heads_q, num_heads_kv, seqlen_q: 3, seqlen_kv: 5, head_dim, head_dim_v: head_dim };
         let options = Options {
             causal: ratio % 2 == 0,
             sm_scale: 0.5,
@@ -367,11 +358,9 @@ fn every_ratio_of_heads_is_repeated_heads() {
             smooth_k: true,
             smooth_v: false,
         };
-        let grouped = Problem { dims, options, seed: ratio as u64 };
+        let grouped = Problem::of_ratio(ratio, 1 + ratio % 3, options);
         let t = grouped.tensors();
-        let repeat = |x: &[f32]| -> Vec<f32> { x.chunks(5 * head_dim).flat_map(|x| x.repeat(ratio)).collect() };
-        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k), v: repeat(&t.v) };
-        let single = Problem { dims: Dims { num_heads_kv: num_heads_q, ..dims }, ..grouped.clone() };
+        let (single, repeated) = grouped.with_repeated_heads(&t);
         assert_eq!(bits(&grouped.attend(&t)), bits(&single.attend(&repeated)), "{ratio}");
         assert_eq!(bits(&attend_f32(&grouped, &t)), bits(&attend_f32(&single, &repeated)), "{ratio}");
         assert_eq!(grouped.f64(&t), single.f64(&repeated), "{ratio}");

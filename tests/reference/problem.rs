@@ -106,6 +106,23 @@ impl Problem {
     pub fn attend(&self, t: &Tensors) -> Output {
         attention_quantized(&self.dims, &self.quantize(t), &t.k(&self.dims), &self.options)
     }
+
+    /// The same with keys and values of its own for every query head.
+    pub fn with_repeated_heads(&self, t: &Tensors) -> (Problem, Tensors) {
+        let d = &self.dims;
+        let repeat = |x: &[f32], width: usize| -> Vec<f32> {
+            x.chunks(d.seqlen_kv * width).flat_map(|x| x.repeat(d.gqa_group())).collect()
+        };
+        let repeated = Tensors { q: t.q.clone(), k: repeat(&t.k, d.head_dim), v: repeat(&t.v, d.head_dim_v) };
+        (Problem { dims: Dims { num_heads_kv: d.num_heads_q, ..*d }, ..self.clone() }, repeated)
+    }
+
+    /// A few tokens of `ratio` query heads to each of `num_heads_kv` others.
+    pub fn of_ratio(ratio: usize, num_heads_kv: usize, options: Options) -> Problem {
+        let num_heads_q = num_heads_kv * ratio;
+        let dims = Dims { batch: 1, num_heads_q, num_heads_kv, seqlen_q: 3, seqlen_kv: 5, head_dim: 8, head_dim_v: 8 };
+        Problem { dims, options, seed: ratio as u64 }
+    }
 }
 
 impl Tensors {
