@@ -231,6 +231,29 @@ pub fn channels<C: Config>(smem: u32, buffer: u32) -> u32 {
     smem + plan.v_channel_offset as u32 + buffer * plan.v_channel_bytes as u32
 }
 
+/// Lets tiles `j .. end`, which only other warpgroups need, pass through, in step with the ring.
+///
+/// # Safety
+/// The warpgroup owns the tile `j`, which the producer puts at `tile`.
+#[inline(always)]
+pub unsafe fn pass(barriers: Barriers, lane: Lane, j: &mut u32, end: u32, tile: &mut TileRing) {
+    // SAFETY: forwarded contract.
+    unsafe {
+        while *j < end {
+            mbarrier::wait(barriers.full_k(tile.index), tile.parity);
+            mbarrier::wait(barriers.full_v(tile.index), tile.parity);
+            // Every lane has seen this round, before one of them lets the next one of the stage begin.
+            warp::sync_warp();
+            if lane.leads {
+                mbarrier::arrive(barriers.empty_k(tile.index));
+                mbarrier::arrive(barriers.empty_v(tile.index));
+            }
+            tile.advance();
+            *j += 1;
+        }
+    }
+}
+
 /// Attends for every work item of the CTA.
 ///
 /// # Safety
@@ -275,19 +298,7 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
                 let channels = if tiles > 0 { Some(channels::<C>(smem, query.index)) } else { None };
                 epilogue::store::<C>(p, &work, Work::load_out(slot), &state, &output, channels, Weights::PLAIN);
             }
-            // Tiles that only other warpgroups need pass through, in step with the ring.
-            while j < tiles {
-                mbarrier::wait(barriers.full_k(tile.index), tile.parity);
-                mbarrier::wait(barriers.full_v(tile.index), tile.parity);
-                // Every lane has seen this round, before one of them lets the next one of the stage begin.
-                warp::sync_warp();
-                if lane.leads {
-                    mbarrier::arrive(barriers.empty_k(tile.index));
-                    mbarrier::arrive(barriers.empty_v(tile.index));
-                }
-                tile.advance();
-                j += 1;
-            }
+            pass(barriers, lane, &mut j, tiles, &mut tile);
             // Every lane has read the item, before one of them lets its slot go.
             warp::sync_warp();
             if lane.leads {

@@ -10,7 +10,7 @@ use sage_spec::sm90::{
 };
 
 use super::config::{Barriers, CONSUMER_REGISTERS_OF_TWO, Config, QueryRing, TileRing};
-use super::consumer::{Item, Lane, channels, row_in_warpgroup};
+use super::consumer::{Item, Lane, channels, pass, row_in_warpgroup};
 use super::epilogue::{self, Weights};
 use super::kernel::Algorithm;
 use super::output::{self, Output};
@@ -309,29 +309,6 @@ unsafe fn add_sinks(p: &Sm90GeneralParams, work: &Work, state: &mut RowState, ou
     output.high[32] = sums[0];
     output.high[34] = sums[1];
     weights
-}
-
-/// Lets tiles `j .. end`, which only other warpgroups need, pass through, in step with the ring.
-///
-/// # Safety
-/// The warpgroup owns the tile `j`, which the producer puts at `tile`.
-#[inline(always)]
-unsafe fn pass(barriers: Barriers, lane: Lane, j: &mut u32, end: u32, tile: &mut TileRing) {
-    // SAFETY: forwarded contract.
-    unsafe {
-        while *j < end {
-            mbarrier::wait(barriers.full_k(tile.index), tile.parity);
-            mbarrier::wait(barriers.full_v(tile.index), tile.parity);
-            // Every lane has seen this round, before one of them lets the next one of the stage begin.
-            warp::sync_warp();
-            if lane.leads {
-                mbarrier::arrive(barriers.empty_k(tile.index));
-                mbarrier::arrive(barriers.empty_v(tile.index));
-            }
-            tile.advance();
-            *j += 1;
-        }
-    }
 }
 
 /// Attends for every work item of the CTA.
