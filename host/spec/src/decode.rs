@@ -1,9 +1,9 @@
 //! Attention of a few queries over the cache of [`crate::cache`].
 //!
 //! The query heads of a key/value head, times the query tokens, are the rows of one product: a *row tile* has up
-//! to 16 of them. The keys of a sequence are split among CTAs by whole pages; in a CTA warp `w` has group `w` of
-//! every page. Sums are combined in this order: keys of a warp, warps of a CTA, splits of a sequence (by the CTA
-//! that finishes last).
+//! to 16 of them. The keys of a sequence are split among CTAs by whole pages. In a split, a warp adds [`warp_groups`]
+//! neighbouring groups at a time: warp `w` the `w`-th, then the `w + 4`-th, and so on. Sums are combined in this order:
+//! keys of a warp, warps of a CTA, splits of a sequence (by the CTA that finishes last).
 
 use crate::cache::{CacheArg, PAGE_GROUPS, PAGE_TOKENS, PageLayout};
 use crate::launch::Cta;
@@ -19,9 +19,12 @@ pub const WARPS: usize = PAGE_GROUPS;
 pub const THREADS: usize = 32 * WARPS;
 /// CTAs that a multiprocessor of compute capability 9.0 holds.
 pub const CTAS_PER_SM: usize = 3;
-/// Binary logarithm of the largest P: spends FP16's exponents on small probabilities.
+/// Binary logarithm of the largest P when a row's reference is set: spends FP16's exponents on small probabilities.
 pub const P_MAX_LOG2: f32 = 12.0;
-/// Maximum of a row that has seen no key. Finite, so that differences of maxima are never NaN.
+/// Binary logarithm of the largest P at all, just below FP16's largest number. While no P of a row would exceed it the
+/// row keeps its reference, and nothing has to be scaled anew.
+pub const P_LIMIT_LOG2: f32 = 15.0;
+/// Reference of a row that has seen no key. Finite, so that differences of references are never NaN.
 pub const EMPTY_MAX: f32 = -1e30;
 
 /// `decode_*`.
@@ -69,10 +72,20 @@ pub struct DecodeParams {
     pub reserved: u32,
 }
 
-/// Groups that a warp has under way at a time: about 16 KiB.
+/// Neighbouring groups that a warp adds at a time. What a warp does once for each time costs as much as reading a small
+/// group; two large groups would leave room for too few copies ahead.
+pub const fn warp_groups(layout: &PageLayout) -> usize {
+    if layout.head_dim == 64 { 2 } else { 1 }
+}
+
+/// Bytes of the groups that a warp adds at a time.
+pub const fn stage_bytes(layout: &PageLayout) -> usize {
+    warp_groups(layout) * layout.group_bytes()
+}
+
+/// Stages of a warp's ring: about 16 KiB.
 pub const fn stages(layout: &PageLayout) -> usize {
-    let stages = 17_408 / layout.group_bytes();
-    if stages > 8 { 8 } else { stages }
+    17_408 / stage_bytes(layout)
 }
 
 /// Dynamic shared memory of `decode_*`, in bytes from its start. The ring of the warps is free when their sums are
@@ -93,7 +106,7 @@ pub struct DecodeSmem {
 
 /// See [`DecodeSmem`].
 pub const fn smem(layout: &PageLayout) -> DecodeSmem {
-    let ring = WARPS * stages(layout) * layout.group_bytes();
+    let ring = WARPS * stages(layout) * stage_bytes(layout);
     let rows = WARPS * TILE_ROWS * (layout.head_dim + 4) * 4;
     let end = rows + WARPS * TILE_ROWS * 8;
     let mean_scores = if ring > end { ring } else { end };

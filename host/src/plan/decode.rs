@@ -1,7 +1,7 @@
 //! Plans for attention over a quantized cache: which kernel, and how the keys are split among CTAs.
 
 use sage_spec::cache::{CacheShape, HEAD_DIMS, PageLayout};
-use sage_spec::decode::{self, CTAS_PER_SM, MAX_SEQLEN_Q};
+use sage_spec::decode::{self, CTAS_PER_SM, MAX_SEQLEN_Q, warp_groups};
 use sage_spec::limits::{MAX_GRID, MAX_GRID_Y, MAX_SEQLEN};
 use sage_spec::symbol::Arch;
 
@@ -163,17 +163,20 @@ pub fn plan_decode(request: &DecodeRequest, capability: &Capability) -> Result<D
 ///
 /// In units of the time of a page at a multiprocessor's share of bandwidth; the constants are fitted to times of an
 /// H200. One CTA for each multiprocessor reads fastest where a page is large: more CTAs have more copies under way than
-/// memory serves in order. But a CTA takes a time for a page however small that is (`latency`), so that small pages
-/// need several CTAs. Counts just below a multiple of the multiprocessors' number leave none of them idle. More CTAs
+/// memory serves in order. But a CTA takes a time for a page however small that is (`latency`; less if its warps add two
+/// groups at a time), so that small pages need several CTAs. Counts just below a multiple of the multiprocessors' number leave none of them idle. More CTAs
 /// than fit at once lose a part of the last wave, and each wave about seven pages at its ends.
 fn best_split(pages: usize, tiles: usize, sm_count: usize, layout: &PageLayout, is_tall: bool) -> usize {
     let sm_count = sm_count.max(1);
     let slots = sm_count * CTAS_PER_SM;
     let tall = if is_tall { 1.17 } else { 1.0 };
-    let latency = tall * (9_900 + 50 * layout.head_dim) as f64 / layout.page_bytes() as f64;
+    let at_once = warp_groups(layout);
+    let paired = if at_once == 2 { 0.7 } else { 1.0 };
+    let latency = tall * paired * (9_900 + 50 * layout.head_dim) as f64 / layout.page_bytes() as f64;
     let cost = |split_pages: usize| {
         let splits = pages.div_ceil(split_pages);
-        let (ctas, split_pages) = (tiles * splits, split_pages as f64);
+        // The warps of a CTA have this many pages at a time between them: of an odd number, half of them have none.
+        let (ctas, split_pages) = (tiles * splits, split_pages.next_multiple_of(at_once) as f64);
         let work = if ctas <= slots {
             let per_sm = ctas.div_ceil(sm_count);
             let latency = latency * (1.0 + 0.15 * per_sm.saturating_sub(1) as f64);

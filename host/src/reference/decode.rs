@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 use sage_spec::Precision;
-use sage_spec::cache::{CacheShape, GROUP_TOKENS, PAGE_GROUPS, PAGE_TOKENS};
-use sage_spec::decode::{EMPTY_MAX, P_MAX_LOG2};
+use sage_spec::cache::{CacheShape, GROUP_TOKENS, PAGE_TOKENS};
+use sage_spec::decode::{EMPTY_MAX, P_LIMIT_LOG2, P_MAX_LOG2, WARPS, warp_groups};
 use sage_spec::quant::{LOG2_E, qk_scale};
 
 use super::convert::{E4M3, f16_from_f32, int_code, unpack_int4};
@@ -68,11 +68,11 @@ impl Part {
     }
 }
 
-/// A group of the cache, unpacked.
-struct Group {
+/// Tokens of the cache that a warp adds at a time, unpacked.
+struct Tokens {
     k: Vec<i8>,
     v: Vec<f32>,
-    scales: [[f32; 2]; GROUP_TOKENS],
+    scales: Vec<[f32; 2]>,
 }
 
 /// A quantized query row.
@@ -114,16 +114,13 @@ fn head(
     let pages = length.div_ceil(PAGE_TOKENS);
     let mut splits: Vec<Vec<Part>> = vec![Vec::new(); rows.len()];
     for first in (0..pages).step_by(options.split_pages.max(1)) {
-        let mut warps = vec![vec![Part::empty(head_dim); PAGE_GROUPS]; rows.len()];
-        for page in first..(first + options.split_pages).min(pages) {
-            for warp in 0..PAGE_GROUPS {
-                let token = page * PAGE_TOKENS + warp * GROUP_TOKENS;
-                if token < length {
-                    let group = unpack(cache, (batch, head), token, length);
-                    for (row, parts) in rows.iter().zip(&mut warps) {
-                        add(row, &group, token, &mut parts[warp]);
-                    }
-                }
+        let mut warps = vec![vec![Part::empty(head_dim); WARPS]; rows.len()];
+        let (first, end) = (first * PAGE_TOKENS, (first + options.split_pages) * PAGE_TOKENS);
+        let at_once = warp_groups(&cache.shape.layout) * GROUP_TOKENS;
+        for (index, token) in (first..end.min(length)).step_by(at_once).enumerate() {
+            let tokens = unpack(cache, (batch, head), token, (length - token).min(at_once));
+            for (row, parts) in rows.iter().zip(&mut warps) {
+                add(row, &tokens, token, &mut parts[index % WARPS]);
             }
         }
         for (splits, warps) in splits.iter_mut().zip(&warps) {
@@ -174,56 +171,53 @@ fn quantize(
     rows
 }
 
-/// The group that begins with token `first`; V and the scales of tokens from `length` on are zero.
-fn unpack(cache: &HostCache<'_>, (batch, head): (usize, usize), first: usize, length: usize) -> Group {
+/// The `count` tokens from token `first` on, of one page.
+fn unpack(cache: &HostCache<'_>, (batch, head): (usize, usize), first: usize, count: usize) -> Tokens {
     let (shape, layout) = (&cache.shape, cache.shape.layout);
     let id = shape.page_id(cache.block_table, batch, first / PAGE_TOKENS);
     let page = &cache.pages[shape.page_offset(id, head)..][..layout.page_bytes()];
-    let mut group = Group {
-        k: vec![0; GROUP_TOKENS * layout.head_dim],
-        v: vec![0.0; GROUP_TOKENS * layout.head_dim],
-        scales: [[0.0; 2]; GROUP_TOKENS],
-    };
-    for (n, scales) in group.scales.iter_mut().enumerate().take(length - first) {
-        let token = first + n;
+    let mut tokens = Tokens { k: Vec::new(), v: Vec::new(), scales: Vec::new() };
+    for token in first..first + count {
         let word = layout.scale_byte(token);
         let word = u32::from_le_bytes([page[word], page[word + 1], page[word + 2], page[word + 3]]);
-        *scales = [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)];
+        tokens.scales.push([f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]);
         for d in 0..layout.head_dim {
             let code = page[layout.k_byte(token, d)];
-            group.k[n * layout.head_dim + d] = match layout.precision {
+            tokens.k.push(match layout.precision {
                 Precision::Int8 => code as i8,
                 Precision::Int4 => <[i8; 2]>::from(unpack_int4(code))[d % 2],
-            };
-            group.v[n * layout.head_dim + d] = E4M3[usize::from(page[layout.v_byte(token, d)])];
+            });
+            tokens.v.push(E4M3[usize::from(page[layout.v_byte(token, d)])]);
         }
     }
-    group
+    tokens
 }
 
-/// Adds a group to a row's sums.
-fn add(row: &Row, group: &Group, first: usize, part: &mut Part) {
+/// Adds tokens to a row's sums.
+fn add(row: &Row, tokens: &Tokens, first: usize, part: &mut Part) {
     let head_dim = row.codes.len();
-    let mut u = [f32::NEG_INFINITY; GROUP_TOKENS];
+    let mut u = vec![f32::NEG_INFINITY; tokens.scales.len()];
     for (n, u) in u.iter_mut().enumerate().filter(|(n, _)| first + n < row.visible) {
-        let keys = &group.k[n * head_dim..][..head_dim];
+        let keys = &tokens.k[n * head_dim..][..head_dim];
         let score: i32 = row.codes.iter().zip(keys).map(|(&q, &k)| i32::from(q) * i32::from(k)).sum();
-        let [k_scale, inverse] = group.scales[n];
+        let [k_scale, inverse] = tokens.scales[n];
         // V's scale is 2^exponent: a power of two has no mantissa, and NaN stays NaN.
         let exponent = 127.0 - (inverse.to_bits() >> 23) as f32;
         *u = (score as f32 * k_scale).mul_add(row.scale_log2, exponent);
     }
     let largest = u.iter().fold(f32::NEG_INFINITY, |max, &u| max.max(u));
-    let max = part.max.max(largest - P_MAX_LOG2);
-    let alpha = (part.max - max).exp2();
-    part.max = max;
-    part.sum *= alpha;
-    part.out.iter_mut().for_each(|x| *x *= alpha);
+    if largest - part.max > P_LIMIT_LOG2 {
+        let max = largest - P_MAX_LOG2;
+        let alpha = (part.max - max).exp2();
+        part.max = max;
+        part.sum *= alpha;
+        part.out.iter_mut().for_each(|x| *x *= alpha);
+    }
     for (n, u) in u.iter().enumerate() {
-        let p = (u - max).exp2();
-        part.sum = p.mul_add(group.scales[n][1], part.sum);
+        let p = (u - part.max).exp2();
+        part.sum = p.mul_add(tokens.scales[n][1], part.sum);
         let p = f16_from_f32(p).to_f32();
-        let values = &group.v[n * head_dim..][..head_dim];
+        let values = &tokens.v[n * head_dim..][..head_dim];
         part.out.iter_mut().zip(values).for_each(|(x, v)| *x = p.mul_add(*v, *x));
     }
 }

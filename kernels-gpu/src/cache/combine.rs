@@ -15,10 +15,16 @@ const ROWS: u32 = TILE_ROWS as u32;
 /// # Safety
 /// All threads call it; nobody uses the ring any more.
 #[inline(always)]
-pub unsafe fn warps<const HEAD_DIM: u32, const INT4: bool>(base: u32, warp: u32, lane: u32, tile: &Tile, sums: &Sums) {
+pub unsafe fn warps<const HEAD_DIM: u32, const INT4: bool, const HALVES: usize>(
+    base: u32,
+    warp: u32,
+    lane: u32,
+    tile: &Tile,
+    sums: &Sums,
+) {
     let smem = const { decode::smem(&layout::<HEAD_DIM, INT4>()) };
     let mut half = 0;
-    while half < 2 {
+    while half < HALVES {
         let mut sum = sums.sum[half];
         // SAFETY: the warp is whole.
         unsafe {

@@ -4,52 +4,63 @@
 
 use cuda_std::{cp_async, global, math, shared, thread, warp};
 use sage_spec::cache::{PAGE_GROUPS, PAGE_TOKENS};
-use sage_spec::decode::{DecodeParams, TILE_ROWS, WARPS, smem, stages};
+use sage_spec::decode::{DecodeParams, TILE_ROWS, WARPS, smem, stage_bytes, stages, warp_groups};
 
 use super::combine;
-use super::keys::{self, Sums};
+use super::keys::{self, Sums, Tokens};
+use super::layout;
 use super::query::{Query, Tile};
-use super::{layout, page_address};
 
-/// A lane's copies of its warp's groups, one page after the other.
-struct Copies<'a> {
-    p: &'a DecodeParams,
-    tile: &'a Tile,
-    group: u32,
+const PAGE: u32 = PAGE_TOKENS as u32;
+
+/// A lane's copies of its warp's groups.
+struct Copies {
+    /// Where the lane's bytes of page 0 are: of K, of V, and of the scales.
+    from: [u64; 3],
+    /// Bytes from page to page.
+    page_bytes: u32,
     lane: u32,
-    /// Entry of the block table before the sequence's first page.
+    /// Block table; 0 without one.
+    table: u64,
+    /// Entry of the block table, or page without one, of the sequence's first page.
     entries: u32,
-    /// The next page, and what the block table says about it.
+    /// Entries that the sequence can have.
+    most: u32,
+    /// Which pages 0..32 of the split are, one a lane, later 32..64 and so on, and which the 32 after those.
+    ids: u32,
+    next_ids: u32,
+    /// Entry of the block table of the first of `next_ids`, counted within the sequence.
+    next_entry: u32,
+    /// The next page of the split that the warp has groups of, and that after its last one.
     page: u32,
-    id: u32,
     end: u32,
 }
 
-impl Copies<'_> {
-    /// Reads the entry of the next page, if there is one, long before it is needed.
+impl Copies {
+    /// Takes the next pages up, and reads which those after them are, long before they are needed.
     #[inline(always)]
     unsafe fn look_up(&mut self) {
-        let entry = self.entries + self.page;
-        self.id = entry;
-        if self.p.cache.block_table != 0 && self.page < self.end {
-            // SAFETY: a page of the sequence.
-            self.id = unsafe { global::load_u32(self.p.cache.block_table + entry as u64 * 4) };
+        self.ids = self.next_ids;
+        let entry = self.next_entry + self.lane;
+        self.next_ids = self.entries + entry;
+        if self.table != 0 && entry < self.most {
+            // SAFETY: an entry of the sequence, if not of a page that is in use.
+            self.next_ids = unsafe { global::load_u32(self.table + self.next_ids as u64 * 4) };
         }
+        self.next_entry += 32;
     }
 
-    /// Starts the copy of the next page's group to `stage`, and closes the group of copies.
+    /// Starts the copies of the warp's next groups to `stage`, and closes the group of copies.
     #[inline(always)]
     unsafe fn start<const HEAD_DIM: u32, const INT4: bool>(&mut self, stage: u32) {
+        let groups = const { warp_groups(&layout::<HEAD_DIM, INT4>()) as u32 };
         let layout = const { layout::<HEAD_DIM, INT4>() };
-        let first = self.page * PAGE_TOKENS as u32 + self.group * 16;
-        if self.page < self.end && first < self.tile.length {
-            let page =
-                page_address::<HEAD_DIM, INT4>(&self.p.cache, self.id, self.tile.head_kv) + self.lane as u64 * 16;
-            let to = stage + self.lane * 16;
-            let (k_bytes, v_bytes) = (layout.k_group_bytes() as u32, layout.v_group_bytes() as u32);
-            let (k, v) =
-                (page + (self.group * k_bytes) as u64, page + layout.v_offset() as u64 + (self.group * v_bytes) as u64);
-            let scales = page + layout.scales_offset() as u64 + (self.group * 64) as u64;
+        let (k_bytes, v_bytes) = (groups * layout.k_group_bytes() as u32, groups * layout.v_group_bytes() as u32);
+        let to = stage + self.lane * 16;
+        // SAFETY: the warp is whole.
+        let id = unsafe { warp::shuffle_idx(self.ids, self.page % 32) };
+        let [k, v, scales] = self.from.map(|from| from + id as u64 * self.page_bytes as u64);
+        if self.page < self.end {
             // SAFETY: a page of the cache; the stage is free.
             unsafe {
                 let mut byte = 0;
@@ -62,16 +73,91 @@ impl Copies<'_> {
                     cp_async::copy16(to + k_bytes + byte, v + byte as u64);
                     byte += 512;
                 }
-                if self.lane < 4 {
+                if self.lane < 4 * groups {
                     cp_async::copy16(to + k_bytes + v_bytes, scales);
                 }
             }
         }
         cp_async::commit_group();
-        self.page += 1;
-        // SAFETY: forwarded contract.
-        unsafe { self.look_up() };
+        self.page += groups;
+        if self.page % 32 < groups {
+            // SAFETY: forwarded contract.
+            unsafe { self.look_up() };
+        }
     }
+}
+
+/// What the warps of a CTA do.
+struct Work<'a> {
+    p: &'a DecodeParams,
+    tile: &'a Tile,
+    /// Token at which the warp's groups of the split's first page would begin.
+    first: u32,
+    base: u32,
+    warp: u32,
+    lane: u32,
+}
+
+impl Work<'_> {
+    /// Sums over the keys of a warp, put into shared memory, of `HALVES` times eight rows. The first copies are under
+    /// way.
+    #[inline(always)]
+    unsafe fn sum<const HEAD_DIM: u32, const INT4: bool, const HALVES: usize>(&self, mut copies: Copies) {
+        let Work { p, tile, first, base, warp, lane } = *self;
+        let depth = const { stages(&layout::<HEAD_DIM, INT4>()) as u32 };
+        let stage_bytes = const { stage_bytes(&layout::<HEAD_DIM, INT4>()) as u32 };
+        let groups = const { warp_groups(&layout::<HEAD_DIM, INT4>()) as u32 };
+        let mean_scores = const { smem(&layout::<HEAD_DIM, INT4>()).mean_scores as u32 };
+        // SAFETY: the warp is whole.
+        let query = unsafe { Query::new::<HEAD_DIM, INT4, HALVES>(p, tile, lane) };
+        if p.lse != 0 && warp == 0 && lane % 4 == 0 {
+            let mut half = 0;
+            while half < HALVES {
+                let at = base + mean_scores + (lane / 4 + 8 * half as u32) * 4;
+                // SAFETY: one lane a row.
+                unsafe { shared::store_f32(at, query.mean_score[half]) };
+                half += 1;
+            }
+        }
+        let length = tile.length;
+        let all_visible = if p.causal == 0 { length } else { length.saturating_sub(p.seqlen_q - 1) };
+        let mut sums = Sums::EMPTY;
+        let ring = base + warp * depth * stage_bytes;
+        let last = ring + (depth - 1) * stage_bytes;
+        // The stage that a copy goes to is the one that was read in the last round.
+        let (mut from, mut to) = (ring, last);
+        let (mut page, end) = (first_page(warp, groups), copies.end);
+        while page < end {
+            let tokens = Tokens { first: first + page * PAGE, length, all_visible };
+            // SAFETY: the lane's copies, then the warp's. What the next copy overwrites was read in the last round,
+            // before the warp met.
+            unsafe {
+                wait_for_oldest::<HEAD_DIM, INT4>();
+                warp::sync_warp();
+                copies.start::<HEAD_DIM, INT4>(to);
+                if groups == 2 {
+                    keys::add::<HEAD_DIM, INT4, HALVES, 2>(&query, from, lane, tokens, &mut sums);
+                } else {
+                    keys::add::<HEAD_DIM, INT4, HALVES, 1>(&query, from, lane, tokens, &mut sums);
+                }
+            }
+            to = from;
+            from = if from == last { ring } else { from + stage_bytes };
+            page += groups;
+        }
+        cp_async::wait_group::<0>();
+        // SAFETY: all threads are here.
+        unsafe {
+            thread::sync_threads();
+            combine::warps::<HEAD_DIM, INT4, HALVES>(base, warp, lane, tile, &sums);
+        }
+    }
+}
+
+/// Page of the split that has the first `groups` groups of a warp: in all four warps have `groups` pages at a time.
+#[inline(always)]
+fn first_page(warp: u32, groups: u32) -> u32 {
+    warp * groups / PAGE_GROUPS as u32
 }
 
 /// One thread.
@@ -81,9 +167,11 @@ impl Copies<'_> {
 /// key/value heads.
 #[inline(always)]
 pub unsafe fn decode<const HEAD_DIM: u32, const INT4: bool>(p: &DecodeParams) {
-    const { assert!(stages(&layout::<HEAD_DIM, INT4>()) >= 2 && WARPS == PAGE_GROUPS) };
-    let stage_bytes = const { layout::<HEAD_DIM, INT4>().group_bytes() as u32 };
+    const { assert!(WARPS == PAGE_GROUPS) };
+    let groups = const { warp_groups(&layout::<HEAD_DIM, INT4>()) as u32 };
+    let stage_bytes = const { stage_bytes(&layout::<HEAD_DIM, INT4>()) as u32 };
     let depth = const { stages(&layout::<HEAD_DIM, INT4>()) as u32 };
+    let layout = const { layout::<HEAD_DIM, INT4>() };
     let (thread, lane) = (thread::thread_idx_x(), warp::lane_id());
     let warp = thread / 32;
     // SAFETY: there are heads and row tiles; the lengths are there.
@@ -92,16 +180,12 @@ pub unsafe fn decode<const HEAD_DIM: u32, const INT4: bool>(p: &DecodeParams) {
         let split = math::div_u32(thread::block_idx_x(), p.row_tiles);
         let length = global::load_u32(p.lengths + batch as u64 * 4);
         // Whatever the lengths say, nothing beyond the plan or the cache is touched.
-        let most = (p.splits * p.split_pages).min(p.cache.pages_per_sequence) * PAGE_TOKENS as u32;
+        let most = (p.splits * p.split_pages).min(p.cache.pages_per_sequence) * PAGE;
         (split, batch, length.min(most))
     };
     let row_tile = thread::block_idx_x() - split * p.row_tiles;
-    let pages = (length + PAGE_TOKENS as u32 - 1) / PAGE_TOKENS as u32;
+    let pages = (length + PAGE - 1) / PAGE;
     let begin = split * p.split_pages;
-    // A sequence without tokens has one split with nothing in it.
-    if begin >= pages && split > 0 {
-        return;
-    }
     let first_row = row_tile * TILE_ROWS as u32;
     let tile = Tile {
         batch,
@@ -110,18 +194,38 @@ pub unsafe fn decode<const HEAD_DIM: u32, const INT4: bool>(p: &DecodeParams) {
         rows: (p.gqa_group * p.seqlen_q - first_row).min(TILE_ROWS as u32),
         length,
     };
-    let end = (begin + p.split_pages).min(pages);
-    let mean_scores = const { smem(&layout::<HEAD_DIM, INT4>()).mean_scores as u32 };
     let base = shared::dynamic_shared_mem();
-    let ring = base + warp * depth * stage_bytes;
-    let ring_end = ring + depth * stage_bytes;
 
-    let entries = batch * p.cache.pages_per_sequence;
-    let mut copies = Copies { p, tile: &tile, group: warp, lane, entries, page: begin, id: 0, end };
-    let mut to = ring;
+    // The warp's groups of a page, and the token at which they begin in the split's first page.
+    let group = warp * groups % PAGE_GROUPS as u32;
+    let first = begin * PAGE + group * 16;
+    let end = length.min((begin + p.split_pages) * PAGE);
+    let page = p.cache.pages + tile.head_kv as u64 * layout.page_bytes() as u64;
+    // In 32 bits: no compiler then takes the sums apart, to add their constants anew for each copy.
+    let of_group = |offset: usize, bytes: usize| page + (offset as u32 + group * bytes as u32 + lane * 16) as u64;
+    let mut copies = Copies {
+        from: [
+            of_group(0, layout.k_group_bytes()),
+            of_group(layout.v_offset(), layout.v_group_bytes()),
+            of_group(layout.scales_offset(), layout.scales_group_bytes()),
+        ],
+        page_bytes: p.cache.num_heads_kv * layout.page_bytes() as u32,
+        lane,
+        table: p.cache.block_table,
+        entries: batch * p.cache.pages_per_sequence,
+        most: p.cache.pages_per_sequence,
+        ids: 0,
+        next_ids: 0,
+        next_entry: begin,
+        page: first_page(warp, groups),
+        end: (end.max(first) - first + PAGE - 1) / PAGE,
+    };
     // SAFETY: forwarded contract; stages are used in turn.
     unsafe {
+        // Both reads, and that of the length, are under way together.
         copies.look_up();
+        copies.look_up();
+        let mut to = base + warp * depth * stage_bytes;
         let mut i = 0;
         while i < depth - 1 {
             copies.start::<HEAD_DIM, INT4>(to);
@@ -129,42 +233,18 @@ pub unsafe fn decode<const HEAD_DIM: u32, const INT4: bool>(p: &DecodeParams) {
             i += 1;
         }
     }
-    // SAFETY: the warp is whole.
-    let query = unsafe { Query::new::<HEAD_DIM, INT4>(p, &tile, lane) };
-    if p.lse != 0 && warp == 0 && lane % 4 == 0 {
-        let mut half = 0;
-        while half < 2 {
-            let at = base + mean_scores + (lane / 4 + 8 * half as u32) * 4;
-            // SAFETY: one lane a row.
-            unsafe { shared::store_f32(at, query.mean_score[half]) };
-            half += 1;
-        }
+    // A sequence without tokens has one split with nothing in it. No copy is under way here.
+    if begin >= pages && split > 0 {
+        return;
     }
-    let all_visible = if p.causal == 0 { length } else { length.saturating_sub(p.seqlen_q - 1) };
-    let mut sums = Sums::EMPTY;
-    let mut from = ring;
-    let mut page = begin;
-    while page < end {
-        // SAFETY: the lane's copies, then the warp's. What the next copy overwrites was read in the last round,
-        // before the warp met.
-        unsafe {
-            wait_for_oldest::<HEAD_DIM, INT4>();
-            warp::sync_warp();
-            copies.start::<HEAD_DIM, INT4>(to);
-            to = if to + stage_bytes == ring_end { ring } else { to + stage_bytes };
-            let first = page * PAGE_TOKENS as u32 + warp * 16;
-            if first < length {
-                keys::add::<HEAD_DIM, INT4>(&query, from, lane, first, length, all_visible, &mut sums);
-            }
-        }
-        from = if from + stage_bytes == ring_end { ring } else { from + stage_bytes };
-        page += 1;
-    }
-    cp_async::wait_group::<0>();
+    let work = Work { p, tile: &tile, first, base, warp, lane };
     // SAFETY: all threads are here.
     unsafe {
-        thread::sync_threads();
-        combine::warps::<HEAD_DIM, INT4>(base, warp, lane, &tile, &sums);
+        if tile.rows > 8 {
+            work.sum::<HEAD_DIM, INT4, 2>(copies);
+        } else {
+            work.sum::<HEAD_DIM, INT4, 1>(copies);
+        }
         thread::sync_threads();
         combine::finish::<HEAD_DIM, INT4>(p, base, &tile, split, row_tile, pages);
     }
@@ -176,7 +256,6 @@ fn wait_for_oldest<const HEAD_DIM: u32, const INT4: bool>() {
     // `wait_group` takes a literal, which no constant of a generic function can be.
     match const { stages(&layout::<HEAD_DIM, INT4>()) } {
         4 => cp_async::wait_group::<2>(),
-        5 => cp_async::wait_group::<3>(),
-        _ => cp_async::wait_group::<6>(),
+        _ => cp_async::wait_group::<3>(),
     }
 }

@@ -2,7 +2,7 @@
 
 use cuda_std::{convert, global, math, warp};
 use sage_spec::Precision;
-use sage_spec::decode::{DecodeParams, TILE_ROWS};
+use sage_spec::decode::DecodeParams;
 use sage_spec::quant::{SCORE_BIAS, qk_scale};
 
 use crate::rows::{bytes, load8, row_address};
@@ -56,8 +56,6 @@ pub struct Query {
     pub scale: [f32; 2],
     /// Keys that the rows see.
     pub visible: [u32; 2],
-    /// Whether there are rows from 8 on. If not, nothing is computed for them.
-    pub is_tall: bool,
     /// Score of the rows with K's mean, where somebody asks for it.
     pub mean_score: [f32; 2],
 }
@@ -70,21 +68,24 @@ fn low_bytes(x: [u32; 4]) -> u32 {
 }
 
 impl Query {
-    /// Reads and quantizes the rows of lane `lane`.
+    /// Reads and quantizes the rows of lane `lane`: the first eight rows of the tile are its first half.
     ///
     /// # Safety
     /// The whole warp calls it; `p` describes valid device buffers.
     #[inline(always)]
-    pub unsafe fn new<const HEAD_DIM: u32, const INT4: bool>(p: &DecodeParams, tile: &Tile, lane: u32) -> Query {
+    pub unsafe fn new<const HEAD_DIM: u32, const INT4: bool, const HALVES: usize>(
+        p: &DecodeParams,
+        tile: &Tile,
+        lane: u32,
+    ) -> Query {
         let (g, t) = (lane / 4, lane % 4);
         let quarter = HEAD_DIM / 4;
         let eights = (quarter / 8) as usize;
         // Codes of INT4 keys are widened to sixteen times their value.
         let widened = if INT4 { 1.0 / 16.0 } else { 1.0 };
-        let is_tall = tile.rows > 8;
-        let mut query = Query { a: [[0; 4]; STEPS], scale: [0.0; 2], visible: [0; 2], is_tall, mean_score: [0.0; 2] };
+        let mut query = Query { a: [[0; 4]; STEPS], scale: [0.0; 2], visible: [0; 2], mean_score: [0.0; 2] };
         let mut half = 0;
-        while half < TILE_ROWS / 8 {
+        while half < HALVES {
             let row = g + 8 * half as u32;
             let mut x = [[0.0f32; 8]; STEPS];
             if row < tile.rows {
