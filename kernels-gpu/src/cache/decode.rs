@@ -44,7 +44,7 @@ impl Copies {
         let entry = self.next_entry + self.lane;
         self.next_ids = self.entries + entry;
         if self.table != 0 && entry < self.most {
-            // SAFETY: an entry of the sequence, if not of a page that is in use.
+            // SAFETY: an entry of the sequence, perhaps of a page that is not in use and that nobody will copy then.
             self.next_ids = unsafe { global::load_u32(self.table + self.next_ids as u64 * 4) };
         }
         self.next_entry += 32;
@@ -154,7 +154,7 @@ impl Work<'_> {
     }
 }
 
-/// Page of the split that has the first `groups` groups of a warp: in all four warps have `groups` pages at a time.
+/// Page of the split in which the first `groups` groups of a warp are. The four warps have `groups` pages at a time.
 #[inline(always)]
 fn first_page(warp: u32, groups: u32) -> u32 {
     warp * groups / PAGE_GROUPS as u32
@@ -167,7 +167,7 @@ fn first_page(warp: u32, groups: u32) -> u32 {
 /// key/value heads.
 #[inline(always)]
 pub unsafe fn decode<const HEAD_DIM: u32, const INT4: bool>(p: &DecodeParams) {
-    const { assert!(WARPS == PAGE_GROUPS) };
+    const { assert!(WARPS == PAGE_GROUPS && matches!(stages(&layout::<HEAD_DIM, INT4>()), 4 | 5)) };
     let groups = const { warp_groups(&layout::<HEAD_DIM, INT4>()) as u32 };
     let stage_bytes = const { stage_bytes(&layout::<HEAD_DIM, INT4>()) as u32 };
     let depth = const { stages(&layout::<HEAD_DIM, INT4>()) as u32 };
@@ -222,7 +222,7 @@ pub unsafe fn decode<const HEAD_DIM: u32, const INT4: bool>(p: &DecodeParams) {
     };
     // SAFETY: forwarded contract; stages are used in turn.
     unsafe {
-        // Both reads, and that of the length, are under way together.
+        // The table is read beside the length, not after it: which of the pages exist, nobody asks before the copies.
         copies.look_up();
         copies.look_up();
         let mut to = base + warp * depth * stage_bytes;

@@ -1,4 +1,4 @@
-//! One or two groups of 16 tokens: scores, their exponentials, and the product with V.
+//! One or two groups of 16 tokens at a time: scores, their exponentials, and the product with V.
 
 use cuda_std::{convert, math, mma, shared, warp};
 use sage_spec::decode::{EMPTY_MAX, P_LIMIT_LOG2, P_MAX_LOG2};
