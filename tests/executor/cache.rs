@@ -4,7 +4,7 @@ use cuda_std::executor::Memory;
 use proptest::prelude::*;
 use sage_attn::device::{AppendArgs, DecodeArgs, DeviceTensor};
 use sage_attn::plan::{Capability, DecodePlan, DecodeRequest, plan_decode};
-use sage_spec::cache::{MEAN_CTA, MEAN_SYMBOL, MeanParams};
+use sage_spec::cache::{MEAN_CTA, MEAN_SYMBOL, MeanParams, PAGE_TOKENS};
 use sage_tests::cache::{CacheCase, Machine, attend, check, fill};
 use sage_tests::generate::config;
 
@@ -126,6 +126,19 @@ fn every_length_of_the_last_page() {
             case.request.max_length = length;
             check(&case, &mut Executor::new(seed));
         }
+    }
+}
+
+/// A warp holds 32 entries of the block table at a time; these splits need them three times.
+#[test]
+fn a_split_of_many_pages_finds_all_of_them() {
+    // INT8 with 64 features and INT4 with 128, found by trying.
+    for seed in [1441, 4001] {
+        let mut case = CacheCase::random(seed, 80);
+        let longest = case.lengths.iter().max().copied().unwrap_or(0);
+        assert!(case.table.is_some() && longest > 66 * PAGE_TOKENS, "{}", case.describe());
+        case.request.split_pages = Some(case.shape.pages_per_sequence);
+        check(&case, &mut Executor::new(seed));
     }
 }
 
