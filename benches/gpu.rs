@@ -170,6 +170,7 @@ fn bytes(plan: &Plan, symbol: &str) -> Option<f64> {
         return None;
     }
     let code = plan.stem().storage().bytes(depth);
+    let q = if plan.quantizes_q() { 0 } else { q };
     let read = (q + 2 * kv) * dims.head_dim * element;
     let bytes = read + (q + kv) * code + kv * depth * plan.stem().pv.bytes();
     Some(bytes as f64)

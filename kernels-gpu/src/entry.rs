@@ -84,9 +84,9 @@ pub mod hopper {
     use super::*;
     use sage_spec::sm90::{Exponential, Sm90AttentionParams, Sm90GeneralParams};
 
-    /// Symbol, padded head dimension, exponential, whether there is ΔS.
+    /// Symbol, padded head dimension, exponential, whether there is ΔS, whether the kernel quantizes Q.
     macro_rules! hopper {
-        ($($name:ident = $head_dim:literal, $exponential:ident, $delta_s:literal;)*) => { $(
+        ($($name:ident = $head_dim:literal, $exponential:ident, $delta_s:literal, $quantizes_q:literal;)*) => { $(
             /// Forward attention, persistent: each CTA takes work items from a fixed schedule.
             ///
             /// # Safety
@@ -97,7 +97,12 @@ pub mod hopper {
                 // SAFETY: forwarded contract.
                 unsafe {
                     crate::attention::sm90::kernel::kernel::<
-                        crate::attention::sm90::Kernel<$head_dim, { Exponential::$exponential.exact_pairs($head_dim) }, $delta_s>,
+                        crate::attention::sm90::Kernel<
+                            $head_dim,
+                            { Exponential::$exponential.exact_pairs($head_dim) },
+                            $delta_s,
+                            $quantizes_q,
+                        >,
                     >(&p, maps)
                 }
             }
@@ -105,14 +110,16 @@ pub mod hopper {
     }
 
     hopper! {
-        sm90_int8_fp8_fwd_d64 = 64, Mixed, false;
-        sm90_int8_fp8_fwd_d128 = 128, Mixed, false;
-        sm90_int8_fp8_fwd_delta_s_d64 = 64, Mixed, true;
-        sm90_int8_fp8_fwd_delta_s_d128 = 128, Mixed, true;
-        sm90_int8_fp8_exp2_fwd_d64 = 64, Exact, false;
-        sm90_int8_fp8_exp2_fwd_d128 = 128, Exact, false;
-        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 64, Exact, true;
-        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 128, Exact, true;
+        sm90_int8_fp8_fwd_d64 = 64, Mixed, false, false;
+        sm90_int8_fp8_fwd_fused_q_d64 = 64, Mixed, false, true;
+        sm90_int8_fp8_fwd_d128 = 128, Mixed, false, false;
+        sm90_int8_fp8_fwd_fused_q_d128 = 128, Mixed, false, true;
+        sm90_int8_fp8_fwd_delta_s_d64 = 64, Mixed, true, false;
+        sm90_int8_fp8_fwd_delta_s_d128 = 128, Mixed, true, false;
+        sm90_int8_fp8_exp2_fwd_d64 = 64, Exact, false, false;
+        sm90_int8_fp8_exp2_fwd_d128 = 128, Exact, false, false;
+        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 64, Exact, true, false;
+        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 128, Exact, true, false;
     }
 
     /// Symbol, padded head dimension.
@@ -149,7 +156,7 @@ macro_rules! quantizers {
         #[kernel(max_threads = $threads, min_blocks = $ctas)]
         pub unsafe fn $name(p: QuantizeParams) {
             // SAFETY: forwarded contract.
-            unsafe { crate::quant::quantize::quantize::<crate::quant::element::$element, $head_dim, $v_is_f16>(&p) }
+            unsafe { crate::quant::quantize::quantize::<crate::element::$element, $head_dim, $v_is_f16>(&p) }
         }
     )* };
 }
@@ -201,7 +208,7 @@ macro_rules! delta_s {
         #[kernel(max_threads = $threads, min_blocks = 2)]
         pub unsafe fn $name(p: DeltaSParams) {
             // SAFETY: forwarded contract.
-            unsafe { crate::quant::delta_s::delta_s::<crate::quant::element::$element, $head_dim, $blocks>(&p) }
+            unsafe { crate::quant::delta_s::delta_s::<crate::element::$element, $head_dim, $blocks>(&p) }
         }
     )* };
 }

@@ -8,6 +8,7 @@ mod device;
 mod edges;
 mod far;
 mod faults;
+mod fused;
 mod kernels;
 mod merge;
 mod modifiers;

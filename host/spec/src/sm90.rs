@@ -36,6 +36,12 @@ pub const Q_SCALE_BYTES: usize = 256;
 /// Bytes of a work item in shared memory: which rows, of which head, and what the consumers would have to divide for.
 pub const WORK_BYTES: usize = 32;
 
+/// Warps that quantize Q in the kernels that do: the last of the producer's warpgroup. (Of the others one copies, and one
+/// takes the items.)
+pub const QUERY_WARPS: usize = 2;
+/// Query rows that one of them has in hand: those that share a scale, or several groups that do.
+pub const QUERY_ROWS: usize = 32;
+
 /// Query rows of a work item for `warpgroups` consumer warpgroups.
 pub const fn block_q(warpgroups: usize) -> usize {
     warpgroups * WARPGROUP_Q
@@ -69,10 +75,14 @@ pub struct SmemPlan {
     pub v_channel_offset: usize,
     /// Bytes of one head's scales and means of V.
     pub v_channel_bytes: usize,
-    /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q (a buffer each).
+    /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q and items (a buffer each).
     pub barrier_offset: usize,
     /// Work items; [`WORK_BYTES`] for each buffer of Q.
     pub work_offset: usize,
+    /// Rows of Q as the caller has them, of each of [`QUERY_WARPS`].
+    pub query_offset: usize,
+    /// Bytes of such a warp's rows.
+    pub query_bytes: usize,
     /// All of it.
     pub bytes: usize,
 }
@@ -91,8 +101,10 @@ impl SmemPlan {
         let v_channel_offset = q_scale_offset + Q_BUFFERS * Q_SCALE_BYTES;
         let v_channel_bytes = 2 * head_dim_padded * 4;
         let barrier_offset = v_channel_offset + Q_BUFFERS * v_channel_bytes;
-        let work_offset = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
-        let bytes = work_offset + Q_BUFFERS * WORK_BYTES;
+        let work_offset = barrier_offset + (4 * STAGES + 3 * Q_BUFFERS) * 8;
+        let query_offset = work_offset + Q_BUFFERS * WORK_BYTES;
+        let query_bytes = if block_q == BLOCK_Q { QUERY_ROWS * head_dim_padded * 2 } else { 0 };
+        let bytes = query_offset + QUERY_WARPS * query_bytes;
         SmemPlan {
             q_bytes,
             k_bytes,
@@ -106,6 +118,8 @@ impl SmemPlan {
             v_channel_bytes,
             barrier_offset,
             work_offset,
+            query_offset,
+            query_bytes,
             bytes,
         }
     }
@@ -194,13 +208,13 @@ pub struct TensorMap(pub [u64; 16]);
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sm90AttentionParams {
     /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, BLOCK_Q, Dp]` (or [`GENERAL_BLOCK_Q`]), swizzled by
-    /// its row of Dp bytes.
+    /// its row of Dp bytes. Not `*_fused_q_*`.
     pub q_map: TensorMap,
     /// Codes of K, one byte each, `[B·Hkv, Np, Dp]`; box `[1, BLOCK_KV, Dp]`, swizzled likewise.
     pub k_map: TensorMap,
     /// Codes of V, `[B·Hkv, Dp, Np]`; box `[1, Dp, BLOCK_KV]`, 128-byte swizzle.
     pub v_map: TensorMap,
-    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`, 16-byte aligned.
+    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`, 16-byte aligned. Not `*_fused_q_*`.
     pub q_scale: u64,
     /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`, 16-byte aligned and readable up to a multiple of 16 bytes.
     pub k_scale: u64,
@@ -219,6 +233,9 @@ pub struct Sm90AttentionParams {
     pub progress: u64,
     /// Out: `[B, Hq, M, Dv]`.
     pub out: TensorArg,
+    /// Only `*_fused_q_*`: Q as the caller has it, `[B, Hq, M, D]`, 16 bits an element. These take more than one scale a
+    /// block, and no `qk_mean`.
+    pub q: TensorArg,
     /// Hq.
     pub num_heads_q: u32,
     /// Hkv.
@@ -229,8 +246,16 @@ pub struct Sm90AttentionParams {
     pub seqlen_q: u32,
     /// N.
     pub seqlen_kv: u32,
-    /// Dv. (D is in the zeros of the codes.)
+    /// Dv.
     pub head_dim_v: u32,
+    /// D, of `q`. (Otherwise it is in the zeros of the codes.)
+    pub head_dim: u32,
+    /// Type of `q`: 0 f16, 1 bf16.
+    pub q_dtype: u32,
+    /// 1 if the address and all strides of `q` are multiples of 16 bytes and D of 8 elements.
+    pub q_vectorized: u32,
+    /// [`crate::Precision::max_code`], for `q`.
+    pub max_code: f32,
     /// The part of the work this launch covers, in query blocks of 128 rows.
     pub chunk: Chunk,
     /// Work items per head of the chunk: its rows over [`BLOCK_Q`] or [`GENERAL_BLOCK_Q`], rounded up.

@@ -16,11 +16,12 @@ pub(crate) use select::check_heads;
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
 
+use sage_spec::ScaleGranularity;
 use sage_spec::launch::{self, Cta};
 use sage_spec::limits::MAX_GRID;
 use sage_spec::params::Chunk;
 use sage_spec::schedule::{self, Schedule};
-use sage_spec::sm90;
+use sage_spec::sm90::{self, Exponential};
 use sage_spec::symbol::{Arch, Stem};
 
 use crate::error::{Error, PlanError};
@@ -112,6 +113,7 @@ pub struct Plan {
     capability: Capability,
     stem: Stem,
     candidates: Vec<Candidate>,
+    quantizes_q: bool,
     entries: Vec<Entry>,
     chunks: Chunks,
     workspace: Workspace,
@@ -144,8 +146,21 @@ pub struct Plan {
 /// # Ok::<(), sage_attn::Error>(())
 /// ```
 pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
+    plan_with(problem, capability, mean_keys(problem) >= FUSED_Q_KEYS)
+}
+
+/// [`plan`] for tests and benchmarks: they say whether attention quantizes Q, where it can ([`Plan::quantizes_q`]), instead
+/// of the rule that it does for long sequences. Results do not depend on it.
+///
+/// # Errors
+///
+/// As [`plan`].
+///
+/// Example: [`plan`](crate::plan::plan()).
+pub fn plan_with(problem: &Problem, capability: &Capability, fuse_q: bool) -> Result<Plan, Error> {
     let (stem, candidates) = select::select(problem, capability)?;
-    let entries = entries(problem, &stem);
+    let quantizes_q = fuse_q && can_quantize_q(problem, &stem);
+    let entries = entries(problem, &stem, quantizes_q);
     check_tiles(problem, &stem)?;
     for entry in &entries {
         if entry.cta.smem_bytes > capability.smem_opt_in {
@@ -154,8 +169,9 @@ pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
         }
     }
     let chunks = Chunks::new(problem);
-    let workspace = Workspace::new(problem, &stem, &chunks)?;
-    let plan = Plan { problem: problem.clone(), capability: *capability, stem, candidates, entries, chunks, workspace };
+    let workspace = Workspace::new(problem, &stem, &chunks, quantizes_q)?;
+    let (problem, capability) = (problem.clone(), *capability);
+    let plan = Plan { problem, capability, stem, candidates, quantizes_q, entries, chunks, workspace };
     plan.check_grids()?;
     Ok(plan)
 }
@@ -171,7 +187,7 @@ fn check_tiles(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
 }
 
 /// The kernels of `problem` in launch order.
-fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
+fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
     let (smoothing, dims) = (problem.smoothing(), problem.dims());
     let d = dims.head_dim_padded();
     let (pv, dtype) = (stem.pv.name(), problem.input_dtype());
@@ -196,14 +212,44 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
             add(Kernel::General, format!("{}_general_d{d}", stem.general_symbol()), cta);
         }
         Arch::Sm90a => {
-            let delta_s = if smoothing.q && dims.seqlen_kv > 0 { "_delta_s" } else { "" };
-            add(Kernel::Attention, format!("{}{delta_s}_d{d}", stem.symbol), sm90_cta(sm90::WARPGROUPS, d));
+            let variant = match () {
+                () if smoothing.q && dims.seqlen_kv > 0 => "_delta_s",
+                () if quantizes_q => "_fused_q",
+                () => "",
+            };
+            add(Kernel::Attention, format!("{}{variant}_d{d}", stem.symbol), sm90_cta(sm90::WARPGROUPS, d));
         }
         Arch::Sm80 | Arch::Sm89 => {
             add(Kernel::Attention, format!("{}_d{d}", stem.symbol), launch::attention(d, stem.qk, stem.pv));
         }
     }
     entries
+}
+
+/// Keys that a query must see, on average, for attention to quantize Q: with fewer, the few warps that do it beside the
+/// producer are not done when the consumers are (docs/kernels/sm90_int8_fp8_fwd.md has the measurements).
+const FUSED_Q_KEYS: usize = 5120;
+
+/// Keys that a query sees, on average, of a problem without modifiers.
+fn mean_keys(problem: &Problem) -> usize {
+    let dims = problem.dims();
+    if problem.causal() { dims.seqlen_kv - dims.seqlen_q.min(dims.seqlen_kv) / 2 } else { dims.seqlen_kv }
+}
+
+/// Whether the attention kernel can quantize Q, instead of reading codes that the quantizer has written: the plain kernels
+/// for Hopper can, from 16-bit types, unless something more is wanted of Q (its mean, its product with K's mean) or its
+/// scales are those of 128 rows, which two work items may share. Those of the exact exponential cannot: at 64 features it
+/// made them slower.
+fn can_quantize_q(problem: &Problem, stem: &Stem) -> bool {
+    let smoothing = problem.smoothing();
+    stem.arch == Arch::Sm90a
+        && stem.exponential == Exponential::Mixed
+        && !problem.needs_general_kernel()
+        && !smoothing.q
+        && !(smoothing.k && problem.needs_whole_scores())
+        && problem.granularity() != ScaleGranularity::PerBlock
+        && problem.input_dtype().bytes() == 2
+        && problem.dims().seqlen_kv > 0
 }
 
 /// Query rows of a work item of the attention kernel `kernel` for Hopper.
@@ -256,6 +302,11 @@ impl Plan {
     /// Scratch memory.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
+    }
+
+    /// Whether the attention kernel quantizes Q itself; else there are codes of it in the workspace.
+    pub fn quantizes_q(&self) -> bool {
+        self.quantizes_q
     }
 
     /// The launches that prepare the quantized tensors, in order; each runs once.
@@ -325,9 +376,11 @@ impl Plan {
         let dims = self.problem.dims();
         let token_bytes = 2 * dims.head_dim * self.problem.input_dtype().bytes();
         let kv_bytes = dims.seqlen_kv.saturating_mul(token_bytes);
-        // Half of it, as codes pass through as well.
-        let cached_heads = L2_BUDGET_BYTES / 2 / kv_bytes.max(1);
-        Schedule::new(dims, self.problem.smoothing().k, self.quantize_resident(), cached_heads)
+        let with_q = !self.quantizes_q();
+        // Not all of it, as codes pass through as well.
+        let budget = if with_q { L2_BUDGET_BYTES / 2 } else { L2_BUDGET_BYTES * 3 / 4 };
+        let cached_heads = budget / kv_bytes.max(1);
+        Schedule::new(dims, self.problem.smoothing().k, with_q, self.quantize_resident(), cached_heads)
     }
 
     /// Fails if a grid is too large. The first chunk is the largest.

@@ -10,6 +10,8 @@ pub trait Config {
     const EXACT_PAIRS: u32;
     /// Whether scores get ΔS of smooth-Q.
     const DELTA_S: bool;
+    /// Whether the kernel quantizes Q itself.
+    const QUANTIZES_Q: bool;
     /// Consumer warpgroups.
     const WARPGROUPS: usize;
 
@@ -79,6 +81,12 @@ impl Barriers {
     pub fn empty_q(self, buffer: u32) -> u32 {
         self.first + (4 * STAGES + Q_BUFFERS) as u32 * 8 + buffer * 8
     }
+
+    /// The item of Q's buffer `buffer` is known. Only where the kernel quantizes Q.
+    #[inline(always)]
+    pub fn full_item(self, buffer: u32) -> u32 {
+        self.first + (4 * STAGES + 2 * Q_BUFFERS) as u32 * 8 + buffer * 8
+    }
 }
 
 /// Position in a ring of `LENGTH` buffers: which buffer, and the parity of its barriers' phase.
@@ -97,6 +105,13 @@ impl<const LENGTH: u32> Ring<LENGTH> {
     #[inline(always)]
     pub fn start() -> Self {
         Ring { index: 0, parity: 0 }
+    }
+
+    /// The buffer of round `round`.
+    #[inline(always)]
+    pub fn of_round(round: u32) -> Self {
+        const { assert!(LENGTH.is_power_of_two()) };
+        Ring { index: round % LENGTH, parity: round / LENGTH % 2 }
     }
 
     /// Moves to the next buffer.

@@ -1,7 +1,7 @@
 //! Quantized attention for Hopper: `wgmma`, the tensor memory accelerator and memory barriers; see
 //! `docs/kernels/sm90_int8_fp8_fwd.md`.
 //!
-//! Read in this order: [`config`] (every number, barriers), [`schedule`] (who works on what), [`producer`],
+//! Read in this order: [`config`] (every number, barriers), [`schedule`] (who works on what), [`producer`], [`query`],
 //! then [`consumer`] with its parts [`scores`], [`softmax`] and [`output`], and [`epilogue`]. [`general`] is the same
 //! with windows, soft-cap, ALiBi, bias, masks and sinks.
 
@@ -12,6 +12,7 @@ pub mod general;
 pub mod kernel;
 pub mod output;
 pub mod producer;
+pub mod query;
 pub mod schedule;
 pub mod scores;
 pub mod softmax;
@@ -21,20 +22,22 @@ use cuda_std::warpgroup;
 use kernel::Algorithm;
 use sage_spec::sm90::{Sm90AttentionParams, WARPGROUPS};
 
-/// Padded head dimension, which pairs of blocks take the exact exponential, and whether there is ΔS.
-pub struct Kernel<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool>;
+/// Padded head dimension, which pairs of blocks take the exact exponential, whether there is ΔS, and whether the kernel
+/// quantizes Q.
+pub struct Kernel<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool, const QUANTIZES_Q: bool>;
 
-impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool> Config
-    for Kernel<HEAD_DIM, EXACT_PAIRS, DELTA_S>
+impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool, const QUANTIZES_Q: bool> Config
+    for Kernel<HEAD_DIM, EXACT_PAIRS, DELTA_S, QUANTIZES_Q>
 {
     const HEAD_DIM: u32 = HEAD_DIM;
     const EXACT_PAIRS: u32 = EXACT_PAIRS;
     const DELTA_S: bool = DELTA_S;
+    const QUANTIZES_Q: bool = QUANTIZES_Q;
     const WARPGROUPS: usize = WARPGROUPS;
 }
 
-impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool> Algorithm
-    for Kernel<HEAD_DIM, EXACT_PAIRS, DELTA_S>
+impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool, const QUANTIZES_Q: bool> Algorithm
+    for Kernel<HEAD_DIM, EXACT_PAIRS, DELTA_S, QUANTIZES_Q>
 {
     type Params = Sm90AttentionParams;
 
