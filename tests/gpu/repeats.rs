@@ -16,7 +16,7 @@ use crate::embedding::Session;
 use crate::harness::{gpu, number, record};
 
 /// Launches between two moves of all buffers.
-const LAUNCHES_PER_MOVE: usize = 250;
+const LAUNCHES_PER_MOVE: usize = 1000;
 
 #[test]
 fn repeats_under_load_have_the_same_bits() {
