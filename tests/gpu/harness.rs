@@ -90,6 +90,12 @@ impl Buffer {
     }
 }
 
+/// A plan of `case`: attention quantizes Q in every other case, where it can.
+pub fn plan_of(gpu: &Gpu, case: &Case) -> Plan {
+    plan_with(&case.problem, gpu.capability(), !case.seed.is_multiple_of(2))
+        .unwrap_or_else(|error| panic!("{}: {error}", case.describe()))
+}
+
 /// Runs `case` on `gpu` with every buffer poisoned and fenced in.
 pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
     run_with(gpu, case, None)
@@ -97,9 +103,7 @@ pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
 
 /// [`run`] with modifiers.
 pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
-    // Attention quantizes Q in every other case, where it can.
-    let plan = plan_with(&case.problem, gpu.capability(), !case.seed.is_multiple_of(2))
-        .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let plan = plan_of(gpu, case);
     let stream = gpu.context().new_stream().expect("stream");
     let poison = poison(case.seed);
     let upload = |tensor: &Tensor| Buffer::between(gpu, &stream, &tensor.bytes(), poison);
@@ -149,9 +153,7 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
 pub fn run_bare(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) {
     use cudarc::driver::result;
 
-    // Attention quantizes Q in every other case, where it can.
-    let plan = plan_with(&case.problem, gpu.capability(), !case.seed.is_multiple_of(2))
-        .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let plan = plan_of(gpu, case);
     let stream = gpu.context().new_stream().expect("stream");
     gpu.context().bind_to_thread().expect("the context");
     let mut allocations = Vec::new();
