@@ -23,6 +23,8 @@ mod attention;
 #[cfg(all(any(target_arch = "nvptx64", feature = "executor"), any(feature = "sm_89", feature = "sm_90a")))]
 mod cache;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
+mod codes;
+#[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod element;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 pub mod entry;

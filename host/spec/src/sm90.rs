@@ -79,7 +79,7 @@ pub struct SmemPlan {
     pub barrier_offset: usize,
     /// Work items; [`WORK_BYTES`] for each buffer of Q.
     pub work_offset: usize,
-    /// Rows of Q as the caller has them, of each of [`QUERY_WARPS`].
+    /// Rows of Q as the caller has them, of each of [`QUERY_WARPS`], where the kernel quantizes them.
     pub query_offset: usize,
     /// Bytes of such a warp's rows.
     pub query_bytes: usize,
@@ -88,8 +88,9 @@ pub struct SmemPlan {
 }
 
 impl SmemPlan {
-    /// The plan for a padded head dimension of 64 or 128 and work items of `block_q` rows.
-    pub const fn new(head_dim_padded: usize, block_q: usize) -> SmemPlan {
+    /// The plan for a padded head dimension of 64 or 128 and work items of `block_q` rows, of a kernel that quantizes Q or
+    /// does not.
+    pub const fn new(head_dim_padded: usize, block_q: usize, quantizes_q: bool) -> SmemPlan {
         let q_bytes = block_q * head_dim_padded;
         let k_bytes = BLOCK_KV * head_dim_padded;
         let v_copy_bytes = head_dim_padded * BLOCK_KV;
@@ -103,7 +104,7 @@ impl SmemPlan {
         let barrier_offset = v_channel_offset + Q_BUFFERS * v_channel_bytes;
         let work_offset = barrier_offset + (4 * STAGES + 3 * Q_BUFFERS) * 8;
         let query_offset = work_offset + Q_BUFFERS * WORK_BYTES;
-        let query_bytes = if block_q == BLOCK_Q { QUERY_ROWS * head_dim_padded * 2 } else { 0 };
+        let query_bytes = if quantizes_q { QUERY_ROWS * head_dim_padded * 2 } else { 0 };
         let bytes = query_offset + QUERY_WARPS * query_bytes;
         SmemPlan {
             q_bytes,
@@ -299,7 +300,7 @@ mod tests {
     #[test]
     fn the_plan_fits_a_multiprocessor() {
         for (head_dim, block_q) in [(64, BLOCK_Q), (128, BLOCK_Q), (64, GENERAL_BLOCK_Q), (128, GENERAL_BLOCK_Q)] {
-            let plan = SmemPlan::new(head_dim, block_q);
+            let plan = SmemPlan::new(head_dim, block_q, true);
             assert!(plan.bytes <= 227 << 10, "{plan:?}");
             for offset in [plan.q_bytes, plan.k_offset, plan.k_bytes, plan.v_offset, plan.v_bytes] {
                 assert_eq!(offset % 1024, 0, "{plan:?}");

@@ -146,7 +146,8 @@ pub struct Plan {
 /// # Ok::<(), sage_attn::Error>(())
 /// ```
 pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
-    plan_with(problem, capability, mean_keys(problem) >= FUSED_Q_KEYS)
+    let rows = problem.dims().seqlen_q;
+    plan_with(problem, capability, problem.band().pairs(rows) >= FUSED_Q_KEYS * rows.max(1) as f64)
 }
 
 /// [`plan`] for tests and benchmarks: they say whether attention quantizes Q, where it can ([`Plan::quantizes_q`]), instead
@@ -207,7 +208,7 @@ fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
         _ if problem.needs_general_kernel() => {
             let cta = match stem.arch {
                 Arch::Sm80 | Arch::Sm89 => launch::attention(d, stem.qk, stem.pv),
-                Arch::Sm90a => sm90_cta(sm90::GENERAL_WARPGROUPS, d),
+                Arch::Sm90a => sm90_cta(sm90::GENERAL_WARPGROUPS, false, d),
             };
             add(Kernel::General, format!("{}_general_d{d}", stem.general_symbol()), cta);
         }
@@ -217,7 +218,11 @@ fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
                 () if quantizes_q => "_fused_q",
                 () => "",
             };
-            add(Kernel::Attention, format!("{}{variant}_d{d}", stem.symbol), sm90_cta(sm90::WARPGROUPS, d));
+            add(
+                Kernel::Attention,
+                format!("{}{variant}_d{d}", stem.symbol),
+                sm90_cta(sm90::WARPGROUPS, quantizes_q, d),
+            );
         }
         Arch::Sm80 | Arch::Sm89 => {
             add(Kernel::Attention, format!("{}_d{d}", stem.symbol), launch::attention(d, stem.qk, stem.pv));
@@ -228,13 +233,7 @@ fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
 
 /// Keys that a query must see, on average, for attention to quantize Q: with fewer, the few warps that do it beside the
 /// producer are not done when the consumers are (docs/kernels/sm90_int8_fp8_fwd.md has the measurements).
-const FUSED_Q_KEYS: usize = 5120;
-
-/// Keys that a query sees, on average, of a problem without modifiers.
-fn mean_keys(problem: &Problem) -> usize {
-    let dims = problem.dims();
-    if problem.causal() { dims.seqlen_kv - dims.seqlen_q.min(dims.seqlen_kv) / 2 } else { dims.seqlen_kv }
-}
+const FUSED_Q_KEYS: f64 = 5120.0;
 
 /// Whether the attention kernel can quantize Q, instead of reading codes that the quantizer has written: the plain kernels
 /// for Hopper can, from 16-bit types, unless something more is wanted of Q (its mean, its product with K's mean) or its
@@ -257,9 +256,9 @@ pub(crate) fn sm90_block_q(kernel: Kernel) -> usize {
     if kernel == Kernel::General { sm90::GENERAL_BLOCK_Q } else { sm90::BLOCK_Q }
 }
 
-/// A CTA of a kernel for Hopper with `warpgroups` consumers.
-fn sm90_cta(warpgroups: usize, head_dim_padded: usize) -> Cta {
-    let smem_bytes = sm90::SmemPlan::new(head_dim_padded, sm90::block_q(warpgroups)).bytes;
+/// A CTA of a kernel for Hopper with `warpgroups` consumers, which quantizes Q or does not.
+fn sm90_cta(warpgroups: usize, quantizes_q: bool, head_dim_padded: usize) -> Cta {
+    let smem_bytes = sm90::SmemPlan::new(head_dim_padded, sm90::block_q(warpgroups), quantizes_q).bytes;
     Cta { threads: sm90::threads(warpgroups), smem_bytes }
 }
 

@@ -7,6 +7,7 @@ use sage_spec::cache::{AppendParams, GROUP_TOKENS, PAGE_GROUPS, PAGE_TOKENS, inv
 use sage_spec::quant::SCORE_BIAS;
 
 use super::{layout, page_address};
+use crate::codes::low_bytes;
 use crate::rows::{bytes, load, load8, row_address};
 
 /// Threads of a token.
@@ -61,13 +62,6 @@ unsafe fn amax(x: &[f32; FEATURES]) -> f32 {
         mask *= 2;
     }
     largest
-}
-
-/// The low bytes of four words.
-#[inline(always)]
-fn low_bytes(x: [u32; 4]) -> u32 {
-    let (a, b) = (convert::permute_bytes::<0x0040>(x[0], x[1]), convert::permute_bytes::<0x0040>(x[2], x[3]));
-    convert::permute_bytes::<0x5410>(a, b)
 }
 
 /// Words of codes of the thread's features of K, in the order of `PageLayout::k_byte`.

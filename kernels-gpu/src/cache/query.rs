@@ -1,10 +1,11 @@
 //! Queries as the A operands of `m16n8k32`, quantized on the way: one scale a row, in INT8 whatever K is in.
 
-use cuda_std::{convert, global, math, warp};
+use cuda_std::{global, math, warp};
 use sage_spec::Precision;
 use sage_spec::decode::DecodeParams;
 use sage_spec::quant::{SCORE_BIAS, qk_scale};
 
+use crate::codes::low_bytes;
 use crate::rows::{bytes, load8, row_address};
 
 /// Products of 32 features that a row takes, at most.
@@ -58,13 +59,6 @@ pub struct Query {
     pub visible: [u32; 2],
     /// Score of the rows with K's mean, where somebody asks for it.
     pub mean_score: [f32; 2],
-}
-
-/// The low bytes of four words.
-#[inline(always)]
-fn low_bytes(x: [u32; 4]) -> u32 {
-    let (a, b) = (convert::permute_bytes::<0x0040>(x[0], x[1]), convert::permute_bytes::<0x0040>(x[2], x[3]));
-    convert::permute_bytes::<0x5410>(a, b)
 }
 
 impl Query {

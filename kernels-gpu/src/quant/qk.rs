@@ -1,12 +1,13 @@
 //! Q and K to INT4 or INT8, from a tile in shared memory.
 
-use cuda_std::{convert, global, math, shared, thread, warp};
+use cuda_std::{global, math, shared, thread, warp};
 use sage_spec::params::QuantizeParams;
 use sage_spec::quant::{SCORE_BIAS, qk_scale};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::lanes::{LANES, PER_THREAD, Position, TOKENS, amax, load8, read8, reduce_lanes, reduce_row};
 use super::tile::{self, Job, smem};
+use crate::codes::low_bytes;
 use crate::element::Element;
 
 /// Whether this module has attention kernels that read two codes from a byte.
@@ -20,11 +21,7 @@ const _: () = assert!(BLOCK_Q as u32 == TOKENS && 2 * BLOCK_KV as u32 == TOKENS)
 /// never exceeds the largest code, because `scale >= amax / max_code`.
 #[inline(always)]
 unsafe fn store_codes<const PACKED: bool>(codes: u64, element: u64, x: &[f32; 8], inverse_scale: f32) {
-    // Low bytes of four words.
-    let pack = |a: f32, b: f32, c: f32, d: f32| {
-        let [a, b, c, d] = [a, b, c, d].map(f32::to_bits);
-        convert::permute_bytes::<0x5410>(convert::permute_bytes::<0x0040>(a, b), convert::permute_bytes::<0x0040>(c, d))
-    };
+    let pack = |a: f32, b: f32, c: f32, d: f32| low_bytes([a, b, c, d].map(f32::to_bits));
     // SAFETY: the caller vouches for eight codes of the padded tensor.
     unsafe {
         if PACKED {

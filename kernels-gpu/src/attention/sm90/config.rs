@@ -22,7 +22,7 @@ pub trait Config {
     /// Warps of the consumer warpgroups; each signals for itself.
     const CONSUMER_WARPS: u32 = 4 * Self::WARPGROUPS as u32;
     /// Where everything lies in shared memory.
-    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize, Self::BLOCK_Q as usize);
+    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize, Self::BLOCK_Q as usize, Self::QUANTIZES_Q);
 }
 
 /// Registers of a producer thread; the consumers get what it leaves: 32 · 128 + 160 · 384 = 65,536.

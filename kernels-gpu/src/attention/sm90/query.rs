@@ -6,7 +6,7 @@
 //! that share a scale, and rounds. It has the producer's registers, 32 a thread, so it does so eight features at a time,
 //! and reads the rows twice.
 
-use cuda_std::{convert, cp_async, hint, math, mbarrier, shared, thread, tma, warp};
+use cuda_std::{cp_async, hint, math, mbarrier, shared, thread, tma, warp};
 use sage_spec::quant::{SCORE_BIAS, qk_scale};
 use sage_spec::sm90::{BLOCK_Q, Q_SCALE_BYTES, QUERY_ROWS, QUERY_WARPS, Sm90AttentionParams, WORK_BYTES};
 use sage_spec::tiling;
@@ -14,6 +14,7 @@ use sage_spec::tiling;
 use super::config::{Barriers, Config, QueryRing};
 use super::kernel::Algorithm;
 use super::schedule::{Items, Work};
+use crate::codes::low_bytes;
 use crate::element::{Bf16, Element, F16};
 use crate::tile::swizzle::chunk_offset;
 
@@ -354,9 +355,7 @@ unsafe fn store<E: Element<Raw = [u32; 4]>, C: Config>(
                     // As in `crate::quant::qk`: the low bytes of numbers near 1.5 · 2²³.
                     let z =
                         [0, 1, 2, 3].map(|i| math::fma(E::element(&x, 4 * half + i), inverse, SCORE_BIAS).to_bits());
-                    let low = convert::permute_bytes::<0x0040>(z[0], z[1]);
-                    let high = convert::permute_bytes::<0x0040>(z[2], z[3]);
-                    shared::store_u32(to + half as u32 * 4, convert::permute_bytes::<0x5410>(low, high));
+                    shared::store_u32(to + half as u32 * 4, low_bytes(z));
                     half += 1;
                 }
                 i += 1;

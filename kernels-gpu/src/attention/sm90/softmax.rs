@@ -7,6 +7,7 @@ use sage_spec::sm90::{DIRECT_MAX_CODE, P_MAX_LOG2, rounds_in_f16};
 
 use super::config::Config;
 use super::scores::{MASKED, Scores};
+use crate::codes::low_bytes;
 
 /// P of a tile: `p[4k + i]` is operand register `i` of step `k` over 32 keys. V's tokens are stored in the
 /// order that makes this layout equal to the accumulator's (`sage_spec::layout::v_slot`).
@@ -110,9 +111,7 @@ fn direct_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) 
         codes[i] = math::fma(u, 128.0, SCORE_BIAS).to_bits();
         i += 1;
     }
-    let low = convert::permute_bytes::<0x0040>(codes[0], codes[1]);
-    let high = convert::permute_bytes::<0x0040>(codes[2], codes[3]);
-    convert::permute_bytes::<0x5410>(low, high)
+    low_bytes(codes)
 }
 
 /// [`direct_codes`] in four instructions less, rounded to f16 on the way: clamped below where it becomes f16, two at
