@@ -17,7 +17,7 @@ use sage_attn::Window;
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, driver_version};
 use sage_attn::error::Operand;
 use sage_attn::metrics::Metrics;
-use sage_attn::plan::{Plan, plan};
+use sage_attn::plan::{Plan, plan, plan_with};
 use sage_attn::problem::{DType, Layout, Modifiers, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::{self, Data, HostTensor};
 use sage_spec::Dims;
@@ -64,6 +64,9 @@ struct Options {
     /// Query tokens of each sequence, with --decode.
     #[arg(long, default_value_t = 1)]
     decode_tokens: usize,
+    /// Whether attention quantizes Q, where it can; the plan says if absent.
+    #[arg(long)]
+    fuse_q: Option<bool>,
     /// Timed launches of each configuration.
     #[arg(long, default_value_t = 10)]
     repeats: usize,
@@ -273,7 +276,10 @@ fn run(
     };
     request.smoothing = Some(Smoothing { q: stem.qk == sage_spec::Precision::Int4, k: true, v: false });
     let problem = Problem::new(request)?;
-    let plan = plan(&problem, gpu.capability())?;
+    let plan = match options.fuse_q {
+        Some(fuse_q) => plan_with(&problem, gpu.capability(), fuse_q)?,
+        None => plan(&problem, gpu.capability())?,
+    };
     let out = gpu.alloc(stream, spec.span_elems(Operand::Out)? * 2)?;
     let workspace = gpu.alloc(stream, plan.workspace().total_bytes())?;
     let tensor = |memory: &CudaSlice<u8>| DeviceTensor { ptr: memory.device_ptr(stream).0, spec };

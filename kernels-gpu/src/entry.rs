@@ -82,44 +82,37 @@ attention! {
 #[cfg(feature = "sm_90a")]
 pub mod hopper {
     use super::*;
-    use sage_spec::sm90::{Exponential, Sm90AttentionParams, Sm90GeneralParams};
+    use sage_spec::sm90::{Sm90AttentionParams, Sm90GeneralParams};
 
-    /// Symbol, padded head dimension, exponential, whether there is ΔS, whether the kernel quantizes Q.
+    /// Symbol, threads, padded head dimension, whether every key takes the exact exponential, whether there is ΔS, whether
+    /// the kernel quantizes Q.
     macro_rules! hopper {
-        ($($name:ident = $head_dim:literal, $exponential:ident, $delta_s:literal, $quantizes_q:literal;)*) => { $(
+        ($($name:ident = $threads:literal, $head_dim:literal, $exact:literal, $delta_s:literal, $quantizes_q:literal;)*) => { $(
             /// Forward attention, persistent: each CTA takes work items from a fixed schedule.
             ///
             /// # Safety
             /// `sage_spec::sm90::Sm90AttentionParams`.
-            #[kernel(max_threads = 512, min_blocks = 1, parameter_align = 64)]
+            #[kernel(max_threads = $threads, min_blocks = 1, parameter_align = 64)]
             pub unsafe fn $name(p: Sm90AttentionParams) {
+                type Algorithm = crate::attention::sm90::Kernel<$head_dim, $exact, $delta_s, $quantizes_q>;
+                const { assert!(<Algorithm as crate::attention::sm90::config::Config>::THREADS == $threads) };
                 let maps = cuda_std::parameter_address!($name, p);
                 // SAFETY: forwarded contract.
-                unsafe {
-                    crate::attention::sm90::kernel::kernel::<
-                        crate::attention::sm90::Kernel<
-                            $head_dim,
-                            { Exponential::$exponential.exact_pairs($head_dim) },
-                            $delta_s,
-                            $quantizes_q,
-                        >,
-                    >(&p, maps)
-                }
+                unsafe { crate::attention::sm90::kernel::kernel::<Algorithm>(&p, maps) }
             }
         )* };
     }
 
     hopper! {
-        sm90_int8_fp8_fwd_d64 = 64, Mixed, false, false;
-        sm90_int8_fp8_fwd_fused_q_d64 = 64, Mixed, false, true;
-        sm90_int8_fp8_fwd_d128 = 128, Mixed, false, false;
-        sm90_int8_fp8_fwd_fused_q_d128 = 128, Mixed, false, true;
-        sm90_int8_fp8_fwd_delta_s_d64 = 64, Mixed, true, false;
-        sm90_int8_fp8_fwd_delta_s_d128 = 128, Mixed, true, false;
-        sm90_int8_fp8_exp2_fwd_d64 = 64, Exact, false, false;
-        sm90_int8_fp8_exp2_fwd_d128 = 128, Exact, false, false;
-        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 64, Exact, true, false;
-        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 128, Exact, true, false;
+        sm90_int8_fp8_fwd_d64 = 640, 64, false, false, false;
+        sm90_int8_fp8_fwd_d128 = 512, 128, false, false, false;
+        sm90_int8_fp8_fwd_fused_q_d128 = 512, 128, false, false, true;
+        sm90_int8_fp8_fwd_delta_s_d64 = 512, 64, false, true, false;
+        sm90_int8_fp8_fwd_delta_s_d128 = 512, 128, false, true, false;
+        sm90_int8_fp8_exp2_fwd_d64 = 512, 64, true, false, false;
+        sm90_int8_fp8_exp2_fwd_d128 = 512, 128, true, false, false;
+        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 512, 64, true, true, false;
+        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 512, 128, true, true, false;
     }
 
     /// Symbol, padded head dimension.

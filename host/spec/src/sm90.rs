@@ -6,18 +6,21 @@ use crate::params::{Chunk, TensorArg};
 
 /// Query rows of a consumer warpgroup; a multiple of it is a block of smooth-Q's means.
 pub const WARPGROUP_Q: usize = 64;
-/// Consumer warpgroups of the plain kernels.
-pub const WARPGROUPS: usize = 3;
+/// Consumer warpgroups of the plain kernel of a padded head dimension of 64 or 128 with and without ΔS: as many as have
+/// registers enough. With 64 features they have fewer sums to keep, and four do without spills unless ΔS or the exact
+/// exponential wants more.
+pub const fn warpgroups(head_dim_padded: usize, exponential: Exponential, delta_s: bool) -> usize {
+    match exponential {
+        Exponential::Mixed if head_dim_padded == 64 && !delta_s => 4,
+        _ => 3,
+    }
+}
 /// Consumer warpgroups of the general kernels, whose modifiers need more registers than three leave to each.
 pub const GENERAL_WARPGROUPS: usize = 2;
-/// Query rows of a work item of the plain kernels.
-pub const BLOCK_Q: usize = block_q(WARPGROUPS);
 /// Query rows of a work item of the general kernels.
 pub const GENERAL_BLOCK_Q: usize = block_q(GENERAL_WARPGROUPS);
 /// Key/value tokens of a tile; divides [`crate::tiling::KV_PAD`].
 pub const BLOCK_KV: usize = 128;
-/// Threads of a CTA of the plain kernels.
-pub const THREADS: usize = threads(WARPGROUPS);
 /// Threads of a CTA of the general kernels.
 pub const GENERAL_THREADS: usize = threads(GENERAL_WARPGROUPS);
 /// Stages of the ring of K and of the ring of V.
@@ -137,22 +140,20 @@ pub enum Exponential {
 }
 
 impl Exponential {
-    /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential, for a padded head dimension of
-    /// 64 or 128: five in eight. All direct would cost 8 % more error on standard normal inputs (relative L1 0.0414 where
-    /// exact is 0.0381); five in eight keep it below 0.040, at no cost of time at 128, where the special function unit
-    /// works beside the others, and 4 % at 64. Which ones was tried out: other patterns of as many are up to 7 % slower,
-    /// as ptxas schedules them.
-    pub const fn exact_pairs(self, head_dim_padded: usize) -> u32 {
+    /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential: five in eight. All direct would cost
+    /// 8 % more error on standard normal inputs (relative L1 0.0414 where exact is 0.0381); five in eight cost half of that,
+    /// and no time, as the special function unit works beside the others. Which ones was tried out, all 56: others are up to
+    /// 9 % slower, as ptxas schedules them.
+    pub const fn exact_pairs(self) -> u32 {
         match self {
             Exponential::Exact => 0xff,
-            Exponential::Mixed if head_dim_padded == 64 => 0x6d,
-            Exponential::Mixed => 0xd5,
+            Exponential::Mixed => 0xb6,
         }
     }
 
     /// Whether key `key` of its head takes the exact exponential.
-    pub const fn is_exact_key(self, key: usize, head_dim_padded: usize) -> bool {
-        self.exact_pairs(head_dim_padded) >> (key % BLOCK_KV / 16) & 1 == 1
+    pub const fn is_exact_key(self, key: usize) -> bool {
+        self.exact_pairs() >> (key % BLOCK_KV / 16) & 1 == 1
     }
 }
 
@@ -164,16 +165,11 @@ pub const P_MAX_LOG2: f32 = 8.807_355;
 /// mean error over an octave is zero, so that both halves of a mixed row weigh the same.
 pub const DIRECT_MAX_CODE: f32 = 126.0;
 
-/// Whether direct codes are rounded to f16 before they are rounded to whole ones. That saves a fifth of their
-/// instructions and costs 0.0002 of relative L1 on standard normal inputs. At 64 ptxas makes slower code of it.
-pub const fn rounds_in_f16(head_dim_padded: usize) -> bool {
-    head_dim_padded == 128
-}
-
-/// E4M3 code of P for a score `below_max ≤ 0` octaves below the row's maximum.
-pub fn direct_code(below_max: f32, head_dim_padded: usize) -> u8 {
-    let code = 8.0 * below_max + DIRECT_MAX_CODE;
-    if rounds_in_f16(head_dim_padded) { round_code(round_to_f16(code)) } else { round_code(code) }
+/// E4M3 code of P for a score `below_max ≤ 0` octaves below the row's maximum. It is rounded to f16 before it is rounded to a
+/// whole one: that saves a fifth of the kernels' instructions for it, and costs 0.0002 of relative L1 on standard normal
+/// inputs.
+pub fn direct_code(below_max: f32) -> u8 {
+    round_code(round_to_f16(8.0 * below_max + DIRECT_MAX_CODE))
 }
 
 /// Nearest f16 (ties to even) of a positive number of at most 127 codes, a multiple of a sixteenth from 64 on; zero
@@ -204,11 +200,11 @@ pub const fn work_items(heads: usize, rows: usize, block_q: usize) -> usize {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TensorMap(pub [u64; 16]);
 
-/// `sm90_int8_fp8_fwd_*`: [`THREADS`] threads, as many CTAs as fit the device.
+/// `sm90_int8_fp8_fwd_*`: [`threads`] for [`warpgroups`], as many CTAs as fit the device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sm90AttentionParams {
-    /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, BLOCK_Q, Dp]` (or [`GENERAL_BLOCK_Q`]), swizzled by
+    /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, block_q, Dp]`, swizzled by
     /// its row of Dp bytes. Not `*_fused_q_*`.
     pub q_map: TensorMap,
     /// Codes of K, one byte each, `[B·Hkv, Np, Dp]`; box `[1, BLOCK_KV, Dp]`, swizzled likewise.
@@ -259,7 +255,7 @@ pub struct Sm90AttentionParams {
     pub max_code: f32,
     /// The part of the work this launch covers, in query blocks of 128 rows.
     pub chunk: Chunk,
-    /// Work items per head of the chunk: its rows over [`BLOCK_Q`] or [`GENERAL_BLOCK_Q`], rounded up.
+    /// Work items per head of the chunk: its rows over [`block_q`], rounded up.
     pub tiles_per_head: u32,
     /// Work items of the launch.
     pub work_items: u32,
@@ -299,8 +295,11 @@ mod tests {
 
     #[test]
     fn the_plan_fits_a_multiprocessor() {
-        for (head_dim, block_q) in [(64, BLOCK_Q), (128, BLOCK_Q), (64, GENERAL_BLOCK_Q), (128, GENERAL_BLOCK_Q)] {
-            let plan = SmemPlan::new(head_dim, block_q, true);
+        let plain = |d, quantizes_q| (d, block_q(warpgroups(d, Exponential::Mixed, false)), quantizes_q);
+        let general = |d| (d, GENERAL_BLOCK_Q, false);
+        let all = [plain(64, false), plain(128, false), plain(128, true), general(64), general(128)];
+        for (head_dim, block_q, quantizes_q) in all {
+            let plan = SmemPlan::new(head_dim, block_q, quantizes_q);
             assert!(plan.bytes <= 227 << 10, "{plan:?}");
             for offset in [plan.q_bytes, plan.k_offset, plan.k_bytes, plan.v_offset, plan.v_bytes] {
                 assert_eq!(offset % 1024, 0, "{plan:?}");
@@ -310,13 +309,7 @@ mod tests {
 
     #[test]
     fn direct_codes_end_at_both_ends() {
-        for d in [64, 128] {
-            assert_eq!(direct_code(0.0, d), 126);
-            assert_eq!(direct_code(-1.0, d), 118);
-            assert_eq!(direct_code(-15.75, d), 0);
-            assert_eq!(direct_code(-1e30, d), 0);
-            assert_eq!(direct_code(f32::NAN, d), 0);
-        }
+        assert_eq!([0.0, -1.0, -15.75, -1e30, f32::NAN].map(direct_code), [126, 118, 0, 0, 0]);
     }
 
     #[test]
@@ -332,8 +325,7 @@ mod tests {
 
     #[test]
     fn part_of_the_keys_is_exact_in_a_mixed_row() {
-        let exact = |e: Exponential, d| (0..BLOCK_KV).filter(|&key| e.is_exact_key(key, d)).count();
-        assert_eq!([64, 128].map(|d| exact(Exponential::Mixed, d)), [80, 80]);
-        assert_eq!([64, 128].map(|d| exact(Exponential::Exact, d)), [BLOCK_KV; 2]);
+        let exact = |e: Exponential| (0..BLOCK_KV).filter(|&key| e.is_exact_key(key)).count();
+        assert_eq!([Exponential::Mixed, Exponential::Exact].map(exact), [80, BLOCK_KV]);
     }
 }

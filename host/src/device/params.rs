@@ -187,7 +187,7 @@ impl ParamsBuilder<'_> {
     ///
     /// [`DeviceError`] if the driver refuses a tensor map.
     fn attention_sm90(&self, step: &Step<'_>) -> Result<Sm90AttentionParams, DeviceError> {
-        let (dims, chunk, block_q) = (self.dims(), step.chunk, sm90_block_q(step.entry.kernel));
+        let (dims, chunk, block_q) = (self.dims(), step.chunk, sm90_block_q(step.entry.cta.threads));
         let rows = chunk_rows(dims, &chunk);
         let (q_map, k_map, v_map) = self.tensor_maps(block_q)?;
         let heads = chunk.head_count as usize;

@@ -213,15 +213,16 @@ fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
             add(Kernel::General, format!("{}_general_d{d}", stem.general_symbol()), cta);
         }
         Arch::Sm90a => {
+            let delta_s = smoothing.q && dims.seqlen_kv > 0;
             let variant = match () {
-                () if smoothing.q && dims.seqlen_kv > 0 => "_delta_s",
+                () if delta_s => "_delta_s",
                 () if quantizes_q => "_fused_q",
                 () => "",
             };
             add(
                 Kernel::Attention,
                 format!("{}{variant}_d{d}", stem.symbol),
-                sm90_cta(sm90::WARPGROUPS, quantizes_q, d),
+                sm90_cta(sm90::warpgroups(d, stem.exponential, delta_s), quantizes_q, d),
             );
         }
         Arch::Sm80 | Arch::Sm89 => {
@@ -237,8 +238,7 @@ const FUSED_Q_KEYS: f64 = 5120.0;
 
 /// Whether the attention kernel can quantize Q, instead of reading codes that the quantizer has written: the plain kernels
 /// for Hopper can, from 16-bit types, unless something more is wanted of Q (its mean, its product with K's mean) or its
-/// scales are those of 128 rows, which two work items may share. Those of the exact exponential cannot: at 64 features it
-/// made them slower.
+/// scales are those of 128 rows, which two work items may share. It is worth it for 128 features and the mixed exponential.
 fn can_quantize_q(problem: &Problem, stem: &Stem) -> bool {
     let smoothing = problem.smoothing();
     stem.arch == Arch::Sm90a
@@ -248,12 +248,13 @@ fn can_quantize_q(problem: &Problem, stem: &Stem) -> bool {
         && !(smoothing.k && problem.needs_whole_scores())
         && problem.granularity() != ScaleGranularity::PerBlock
         && problem.input_dtype().bytes() == 2
+        && problem.dims().head_dim_padded() == 128
         && problem.dims().seqlen_kv > 0
 }
 
-/// Query rows of a work item of the attention kernel `kernel` for Hopper.
-pub(crate) fn sm90_block_q(kernel: Kernel) -> usize {
-    if kernel == Kernel::General { sm90::GENERAL_BLOCK_Q } else { sm90::BLOCK_Q }
+/// Query rows of a work item of an attention kernel for Hopper that runs `threads` threads.
+pub(crate) fn sm90_block_q(threads: usize) -> usize {
+    sm90::block_q(threads / 128 - 1)
 }
 
 /// A CTA of a kernel for Hopper with `warpgroups` consumers, which quantizes Q or does not.
@@ -332,18 +333,18 @@ impl Plan {
 
     fn step<'a>(&'a self, index: usize, entry: &'a Entry, chunk: Chunk) -> Step<'a> {
         // Planning checked that every grid is at most MAX_GRID.
-        Step { index, entry, grid: self.grid(entry.kernel, chunk).map(|extent| extent as u32), chunk }
+        Step { index, entry, grid: self.grid(entry, chunk).map(|extent| extent as u32), chunk }
     }
 
-    /// CTAs of one launch of `kernel` on `chunk`. Products fit: workspace planning has bounded the
+    /// CTAs of one launch of `entry` on `chunk`. Products fit: workspace planning has bounded the
     /// padded element counts, which are larger.
-    fn grid(&self, kernel: Kernel, chunk: Chunk) -> [usize; 2] {
+    fn grid(&self, entry: &Entry, chunk: Chunk) -> [usize; 2] {
         let dims = self.problem.dims();
         let (heads, blocks) = (chunk.head_count as usize, chunk.block_count as usize);
-        let ctas = match kernel {
+        let ctas = match entry.kernel {
             Kernel::Attention | Kernel::General if self.stem.arch == Arch::Sm90a => {
                 // Persistent: a CTA for every multiprocessor, or for every work item if those are fewer.
-                let (rows, block_q) = (chunk_rows(dims, &chunk), sm90_block_q(kernel));
+                let (rows, block_q) = (chunk_rows(dims, &chunk), sm90_block_q(entry.cta.threads));
                 sm90::work_items(heads, rows, block_q).min(self.capability.sm_count.max(1) as usize)
             }
             Kernel::Attention => return launch::attention_grid(heads, blocks),
@@ -388,7 +389,7 @@ impl Plan {
             return Ok(());
         };
         for entry in &self.entries {
-            let [ctas, _] = self.grid(entry.kernel, first);
+            let [ctas, _] = self.grid(entry, first);
             if ctas > MAX_GRID {
                 let symbol = entry.symbol.clone();
                 return Err(PlanError::GridTooLarge { symbol, ctas: ctas as u128, max: MAX_GRID });

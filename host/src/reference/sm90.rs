@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use sage_spec::Dims;
 use sage_spec::quant::{LOG2_E, SCORE_BIAS};
 use sage_spec::sm90::{
-    BLOCK_KV as TILE, DIRECT_MAX_CODE, Exponential, P_MAX_LOG2, round_code, round_to_f16, rounds_in_f16,
+    BLOCK_KV as TILE, DIRECT_MAX_CODE, Exponential, P_MAX_LOG2, round_code, round_to_f16,
 };
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
@@ -122,7 +122,7 @@ impl Scratch {
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
         let q_scales = problem.q_scales(flat_block);
 
-        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(key, depth));
+        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(key));
 
         unpack_int(problem.q_codes(flat_block), options.precision, q);
         out.fill(0.0);
@@ -150,7 +150,6 @@ impl Scratch {
                     k_scale: &k_scale,
                     delta_s: &shift,
                     sm_scale_log2: options.sm_scale * LOG2_E,
-                    rounds_in_f16: rounds_in_f16(depth),
                 };
                 let state = &mut states[row];
                 if plain {
@@ -210,8 +209,6 @@ struct Dequantize<'a> {
     /// ΔS of each key over its scale; 0 if Q is not smoothed.
     delta_s: &'a [f32; TILE],
     sm_scale_log2: f32,
-    /// [`rounds_in_f16`] of the head dimension.
-    rounds_in_f16: bool,
 }
 
 /// The larger number, NaN if either is.
@@ -243,7 +240,7 @@ fn softmax_row(
         *x = if is_exact[key] {
             round_e4m3(exp2_fast(x.mul_add(factor, P_MAX_LOG2 - max)))
         } else {
-            direct_p(*x, factor, max, dequantize.rounds_in_f16)
+            direct_p(*x, factor, max)
         };
         sum += *x;
     }
@@ -285,15 +282,9 @@ fn general_row(
 
 /// P of a score without an exponential (`sage_spec::sm90::direct_code`), in the kernels' own operations. NaN becomes
 /// 0 here; the row is NaN through its maximum.
-fn direct_p(score: f32, factor: f32, max: f32, rounds_in_f16: bool) -> f32 {
-    let code = if rounds_in_f16 {
-        round_to_f16(score.mul_add(factor * 8.0, max.mul_add(-8.0, DIRECT_MAX_CODE)))
-    } else {
-        // In units of 128 codes, clamped to 0..=1.
-        let u = score.mul_add(factor * (8.0 / 128.0), max.mul_add(-8.0 / 128.0, DIRECT_MAX_CODE / 128.0));
-        if u > 0.0 { u.min(1.0) * 128.0 } else { 0.0 }
-    };
-    E4M3[usize::from(round_code(code))]
+fn direct_p(score: f32, factor: f32, max: f32) -> f32 {
+    let code = score.mul_add(factor * 8.0, max.mul_add(-8.0, DIRECT_MAX_CODE));
+    E4M3[usize::from(round_code(round_to_f16(code)))]
 }
 
 #[cfg(test)]
@@ -307,34 +298,29 @@ mod tests {
         for step in 0..4000 {
             let below = -(step as f32) / 200.0;
             // Exact powers of two keep the operations' rounding out of the comparison.
-            for d in [64, 128] {
-                let p = direct_p(below, 1.0, 0.0, rounds_in_f16(d));
-                assert_eq!(p, E4M3[usize::from(direct_code(below, d))], "{below}, {d}");
-            }
+            assert_eq!(direct_p(below, 1.0, 0.0), E4M3[usize::from(direct_code(below))], "{below}");
         }
     }
 
     #[test]
     fn both_halves_of_a_mixed_row_weigh_the_same() {
-        let sum = |key: usize, head_dim: usize| -> f64 {
+        let sum = |is_exact: bool| -> f64 {
             (0..8000)
                 .map(|i| {
                     let below = -8.0 * (i as f32 + 0.5) / 8000.0;
-                    let p = if Exponential::Mixed.is_exact_key(key, head_dim) {
+                    let p = if is_exact {
                         round_e4m3(exp2_fast(below + P_MAX_LOG2))
                     } else {
-                        direct_p(below, 1.0, 0.0, rounds_in_f16(head_dim))
+                        direct_p(below, 1.0, 0.0)
                     };
                     f64::from(p) / f64::from(below + P_MAX_LOG2).exp2()
                 })
                 .sum::<f64>()
                 / 8000.0
         };
-        for head_dim in [64, 128] {
-            let (exact, direct) = (sum(0, head_dim), sum(16, head_dim));
-            assert!((exact - 1.0).abs() < 1e-3, "{exact}");
-            assert!((direct - 1.0).abs() < 2e-3, "{direct}");
-        }
+        let (exact, direct) = (sum(true), sum(false));
+        assert!((exact - 1.0).abs() < 1e-3, "{exact}");
+        assert!((direct - 1.0).abs() < 2e-3, "{direct}");
     }
 
     #[test]
@@ -348,7 +334,6 @@ mod tests {
                 k_scale: &k_scale,
                 delta_s: &[0.0; TILE],
                 sm_scale_log2: 1.0,
-                rounds_in_f16: true,
             };
             let mut state = RowState::new(ROW_MAX_START);
             softmax_row(&mut scores, visible, &dequantize, &[true; TILE], &mut state);

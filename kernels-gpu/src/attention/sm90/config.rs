@@ -29,6 +29,8 @@ pub trait Config {
 pub const PRODUCER_REGISTERS: u32 = 32;
 /// Registers of a thread of three consumer warpgroups.
 pub const CONSUMER_REGISTERS: u32 = 160;
+/// Registers of a thread of four: 32 · 128 + 112 · 512 = 61,440, all that 640 threads of 96 start with.
+pub const CONSUMER_REGISTERS_OF_FOUR: u32 = 112;
 /// Registers of a thread of two: 32 · 128 + 232 · 256 = 63,488 of the 64,512 that 384 threads start with.
 pub const CONSUMER_REGISTERS_OF_TWO: u32 = 232;
 

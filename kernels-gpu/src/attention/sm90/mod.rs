@@ -17,27 +17,32 @@ pub mod schedule;
 pub mod scores;
 pub mod softmax;
 
-use config::{CONSUMER_REGISTERS, Config};
+use config::{CONSUMER_REGISTERS, CONSUMER_REGISTERS_OF_FOUR, Config};
 use cuda_std::warpgroup;
 use kernel::Algorithm;
-use sage_spec::sm90::{Sm90AttentionParams, WARPGROUPS};
+use sage_spec::sm90::{Exponential, Sm90AttentionParams, warpgroups};
 
-/// Padded head dimension, which pairs of blocks take the exact exponential, whether there is ΔS, and whether the kernel
+/// Padded head dimension, whether every key takes the exact exponential, whether there is ΔS, and whether the kernel
 /// quantizes Q.
-pub struct Kernel<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool, const QUANTIZES_Q: bool>;
+pub struct Kernel<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool, const QUANTIZES_Q: bool>;
 
-impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool, const QUANTIZES_Q: bool> Config
-    for Kernel<HEAD_DIM, EXACT_PAIRS, DELTA_S, QUANTIZES_Q>
-{
-    const HEAD_DIM: u32 = HEAD_DIM;
-    const EXACT_PAIRS: u32 = EXACT_PAIRS;
-    const DELTA_S: bool = DELTA_S;
-    const QUANTIZES_Q: bool = QUANTIZES_Q;
-    const WARPGROUPS: usize = WARPGROUPS;
+/// How the kernel computes exponentials.
+const fn exponential(exact: bool) -> Exponential {
+    if exact { Exponential::Exact } else { Exponential::Mixed }
 }
 
-impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool, const QUANTIZES_Q: bool> Algorithm
-    for Kernel<HEAD_DIM, EXACT_PAIRS, DELTA_S, QUANTIZES_Q>
+impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool, const QUANTIZES_Q: bool> Config
+    for Kernel<HEAD_DIM, EXACT, DELTA_S, QUANTIZES_Q>
+{
+    const HEAD_DIM: u32 = HEAD_DIM;
+    const EXACT_PAIRS: u32 = exponential(EXACT).exact_pairs();
+    const DELTA_S: bool = DELTA_S;
+    const QUANTIZES_Q: bool = QUANTIZES_Q;
+    const WARPGROUPS: usize = warpgroups(HEAD_DIM as usize, exponential(EXACT), DELTA_S);
+}
+
+impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool, const QUANTIZES_Q: bool> Algorithm
+    for Kernel<HEAD_DIM, EXACT, DELTA_S, QUANTIZES_Q>
 {
     type Params = Sm90AttentionParams;
 
@@ -48,14 +53,17 @@ impl<const HEAD_DIM: u32, const EXACT_PAIRS: u32, const DELTA_S: bool, const QUA
 
     #[inline(always)]
     fn tiles(p: &Sm90AttentionParams, first_row: u32) -> (u32, u32) {
-        (0, schedule::tiles(p, first_row))
+        (0, schedule::tiles::<Self>(p, first_row))
     }
 
     #[inline(always)]
     unsafe fn consume(p: &Sm90AttentionParams, smem: u32) {
         // SAFETY: forwarded contract.
         unsafe {
-            warpgroup::increase_registers::<CONSUMER_REGISTERS>();
+            match Self::WARPGROUPS {
+                4 => warpgroup::increase_registers::<CONSUMER_REGISTERS_OF_FOUR>(),
+                _ => warpgroup::increase_registers::<CONSUMER_REGISTERS>(),
+            }
             consumer::run::<Self>(p, smem)
         }
     }

@@ -8,7 +8,7 @@
 
 use cuda_std::{cp_async, hint, math, mbarrier, shared, thread, tma, warp};
 use sage_spec::quant::{SCORE_BIAS, qk_scale};
-use sage_spec::sm90::{BLOCK_Q, Q_SCALE_BYTES, QUERY_ROWS, QUERY_WARPS, Sm90AttentionParams, WORK_BYTES};
+use sage_spec::sm90::{Q_SCALE_BYTES, QUERY_ROWS, QUERY_WARPS, Sm90AttentionParams, WORK_BYTES};
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing};
@@ -20,10 +20,18 @@ use crate::tile::swizzle::chunk_offset;
 
 /// Rows in hand.
 const ROWS: u32 = QUERY_ROWS as u32;
+/// Features of a row; only kernels of so many quantize Q.
+const HEAD_DIM: u32 = 128;
 /// Features of a thread: one 16-byte copy.
 const FEATURES: u32 = 8;
+/// Threads that share a row.
+const COLUMNS: u32 = HEAD_DIM / FEATURES;
+/// From one of a thread's rows to the next.
+const STEP: u32 = 32 / COLUMNS;
 /// Groups of rows where not all in hand share a scale: every eighth row is in the same one.
 const GROUPS: u32 = 8;
+/// Groups of a thread: each has every eighth row.
+const OWN_GROUPS: usize = (GROUPS / STEP) as usize;
 
 /// Takes the CTA's work items, one ahead of the consumers.
 ///
@@ -56,6 +64,7 @@ pub unsafe fn take_items<A: Algorithm>(params: &A::Params, smem: u32) {
 /// The last [`QUERY_WARPS`] warps of the producer's warpgroup call it, after the barriers were initialised.
 #[inline(always)]
 pub unsafe fn run<A: Algorithm>(params: &A::Params, smem: u32) {
+    const { assert!(!A::QUANTIZES_Q || A::HEAD_DIM == HEAD_DIM) };
     let (p, barriers) = (A::attention(params), Barriers::new::<A>(smem));
     let mut round = 0;
     // SAFETY: an item is known only after its buffer's empty barrier has completed.
@@ -70,7 +79,7 @@ pub unsafe fn run<A: Algorithm>(params: &A::Params, smem: u32) {
                 && work.end_tile > 0
             {
                 let mut rows = number() * ROWS;
-                while rows < hint::opaque(BLOCK_Q as u32) {
+                while rows < hint::opaque(A::BLOCK_Q) {
                     if p.q_dtype == 0 {
                         quantize::<F16, A>(p, slot, rows, smem, query.index);
                     } else {
@@ -107,28 +116,18 @@ fn number() -> u32 {
 
 /// A thread's place among the rows in hand.
 struct Place {
-    /// First of its rows; the others are [`Place::step`] apart.
+    /// First of its rows; the others are [`STEP`] apart.
     row: u32,
     /// First of its features.
     feature: u32,
 }
 
 impl Place {
-    /// Threads that share a row.
-    const fn columns<C: Config>() -> u32 {
-        C::HEAD_DIM / FEATURES
-    }
-
-    /// From one of a thread's rows to the next.
-    const fn step<C: Config>() -> u32 {
-        32 / Self::columns::<C>()
-    }
-
     /// Of this thread. Read again and again: there are few registers.
     #[inline(always)]
-    fn of_thread<C: Config>() -> Self {
+    fn of_thread() -> Self {
         let lane = thread::reread_thread_idx_x() % 32;
-        Place { row: lane / Self::columns::<C>(), feature: lane % Self::columns::<C>() * FEATURES }
+        Place { row: lane / COLUMNS, feature: lane % COLUMNS * FEATURES }
     }
 }
 
@@ -154,12 +153,12 @@ unsafe fn quantize<E: Element<Raw = [u32; 4]>, C: Config>(
     let plan = const { C::SMEM };
     // SAFETY: forwarded contract. What the parts have in common they work out again: there are few registers.
     unsafe {
-        copy::<E, C>(p, slot, rows, raw::<C>(smem));
-        let largest = largest::<E, C>(exist(p, slot, rows), raw::<C>(smem));
+        copy::<E>(p, slot, rows, raw::<C>(smem));
+        let largest = largest::<E>(exist(p, slot, rows), raw::<C>(smem));
         let scales = smem + plan.q_scale_offset as u32 + buffer * Q_SCALE_BYTES as u32;
-        let inverse = scale::<E, C>(p, slot, rows, scales, largest);
+        let inverse = scale::<E>(p, slot, rows, scales, largest);
         let codes = smem + buffer * plan.q_bytes as u32;
-        store::<E, C>(exist(p, slot, rows), raw::<C>(smem), codes, rows, inverse);
+        store::<E>(exist(p, slot, rows), raw::<C>(smem), codes, rows, inverse);
     }
 }
 
@@ -176,9 +175,9 @@ unsafe fn exist(p: &Sm90AttentionParams, slot: u32, rows: u32) -> u32 {
 /// # Safety
 /// The whole warp calls it; there are rows; `raw` is the warp's own.
 #[inline(always)]
-unsafe fn copy<E: Element<Raw = [u32; 4]>, C: Config>(p: &Sm90AttentionParams, slot: u32, rows: u32, raw: u32) {
-    let place = Place::of_thread::<C>();
-    let (mut row, mut to) = (place.row, raw + (place.row * C::HEAD_DIM + place.feature) * E::BYTES);
+unsafe fn copy<E: Element<Raw = [u32; 4]>>(p: &Sm90AttentionParams, slot: u32, rows: u32, raw: u32) {
+    let place = Place::of_thread();
+    let (mut row, mut to) = (place.row, raw + (place.row * HEAD_DIM + place.feature) * E::BYTES);
     // SAFETY: head counts of a launched problem are not zero; rows that exist.
     unsafe {
         let head_q = Work::load_head_q(slot);
@@ -205,7 +204,7 @@ unsafe fn copy<E: Element<Raw = [u32; 4]>, C: Config>(p: &Sm90AttentionParams, s
                     word += 1;
                 }
             }
-            row += const { Place::step::<C>() };
+            row += STEP;
             to += const { 32 * FEATURES } * E::BYTES;
             // Meeting keeps the compiler from unrolling the loop: there are few registers.
             warp::sync_warp();
@@ -216,13 +215,8 @@ unsafe fn copy<E: Element<Raw = [u32; 4]>, C: Config>(p: &Sm90AttentionParams, s
     }
 }
 
-/// Groups of a thread: each has every eighth row. (Of [`Groups`], D = 64 uses two.)
-const fn groups<C: Config>() -> usize {
-    (GROUPS / Place::step::<C>()) as usize
-}
-
 /// A value for each group of a thread.
-type Groups<T> = [T; 4];
+type Groups<T> = [T; OWN_GROUPS];
 
 /// Largest magnitudes of the thread's features in its rows, group by group, as bits that compare like them: the
 /// magnitude's fifteen, then others that decide nothing.
@@ -230,9 +224,9 @@ type Groups<T> = [T; 4];
 /// # Safety
 /// The whole warp calls it; the rows are there.
 #[inline(always)]
-unsafe fn largest<E: Element<Raw = [u32; 4]>, C: Config>(exist: u32, raw: u32) -> Groups<u32> {
-    let place = Place::of_thread::<C>();
-    let mut largest = [0; 4];
+unsafe fn largest<E: Element<Raw = [u32; 4]>>(exist: u32, raw: u32) -> Groups<u32> {
+    let place = Place::of_thread();
+    let mut largest = [0; OWN_GROUPS];
     let mut first = place.row;
     while first < hint::opaque(ROWS) {
         // SAFETY: forwarded contract.
@@ -241,10 +235,10 @@ unsafe fn largest<E: Element<Raw = [u32; 4]>, C: Config>(exist: u32, raw: u32) -
             warp::sync_warp();
             let from = hint::opaque(first);
             let mut i = 0;
-            while i < const { groups::<C>() } {
-                let row = from + i as u32 * const { Place::step::<C>() };
+            while i < OWN_GROUPS {
+                let row = from + i as u32 * STEP;
                 if row < exist {
-                    let x = E::raw8(raw + (row * C::HEAD_DIM + place.feature) * E::BYTES);
+                    let x = E::raw8(raw + (row * HEAD_DIM + place.feature) * E::BYTES);
                     // The signs fall out.
                     let x = x.map(|pair| (pair << 1).max(pair << 17));
                     largest[i] = largest[i].max(x[0]).max(x[1]).max(x[2]).max(x[3]);
@@ -262,22 +256,22 @@ unsafe fn largest<E: Element<Raw = [u32; 4]>, C: Config>(exist: u32, raw: u32) -
 /// # Safety
 /// The whole warp calls it; `scales` is the item's.
 #[inline(always)]
-unsafe fn scale<E: Element<Raw = [u32; 4]>, C: Config>(
+unsafe fn scale<E: Element<Raw = [u32; 4]>>(
     p: &Sm90AttentionParams,
     slot: u32,
     rows: u32,
     scales: u32,
     mut largest: Groups<u32>,
 ) -> Groups<f32> {
-    let place = Place::of_thread::<C>();
+    let place = Place::of_thread();
     let column = place.feature / FEATURES;
     // With four scales a block all rows in hand share one.
     let all = p.q_scales_per_block == 4;
     // SAFETY: forwarded contract.
     unsafe {
         // A step at a time half of the groups go to the other half of a row's threads, until each quad has one.
-        let mut mask = const { Place::columns::<C>() } / 2;
-        let mut count = const { groups::<C>() };
+        let mut mask = COLUMNS / 2;
+        let mut count = OWN_GROUPS;
         while count > 1 {
             count /= 2;
             let upper = column & mask != 0;
@@ -305,7 +299,7 @@ unsafe fn scale<E: Element<Raw = [u32; 4]>, C: Config>(
         let scale = qk_scale(E::element(&[amax >> 17, 0, 0, 0], 0), p.max_code);
         // Where the consumers look: see `Item::new`.
         let segment = (Work::load_first_row(slot) % tiling::BLOCK_Q as u32 + rows) / ROWS;
-        let group = column / 4 * const { Place::step::<C>() } + place.row;
+        let group = column / 4 * STEP + place.row;
         if all {
             if place.row + column == 0 {
                 shared::store_f32(scales + segment * 4, scale);
@@ -314,9 +308,9 @@ unsafe fn scale<E: Element<Raw = [u32; 4]>, C: Config>(
             shared::store_f32(scales + (segment * GROUPS + group) * 4, scale);
         }
         let inverse = (1.0 / scale).to_bits();
-        let row_lane = warp::lane_id() & !(const { Place::columns::<C>() } - 1);
+        let row_lane = warp::lane_id() & !(COLUMNS - 1);
         let mut i = 0;
-        while i < const { groups::<C>() } {
+        while i < OWN_GROUPS {
             largest[i] = warp::shuffle_idx(inverse, row_lane + 4 * i as u32);
             i += 1;
         }
@@ -329,14 +323,14 @@ unsafe fn scale<E: Element<Raw = [u32; 4]>, C: Config>(
 /// # Safety
 /// The whole warp calls it; the rows are there; the buffer is this item's.
 #[inline(always)]
-unsafe fn store<E: Element<Raw = [u32; 4]>, C: Config>(
+unsafe fn store<E: Element<Raw = [u32; 4]>>(
     exist: u32,
     raw: u32,
     codes: u32,
     rows: u32,
     inverse: Groups<f32>,
 ) {
-    let place = Place::of_thread::<C>();
+    let place = Place::of_thread();
     let mut first = place.row;
     while first < hint::opaque(ROWS) {
         // SAFETY: forwarded contract; the thread's own words.
@@ -345,11 +339,11 @@ unsafe fn store<E: Element<Raw = [u32; 4]>, C: Config>(
             warp::sync_warp();
             let from = hint::opaque(first);
             let mut i = 0;
-            while i < const { groups::<C>() } {
-                let row = from + i as u32 * const { Place::step::<C>() };
+            while i < OWN_GROUPS {
+                let row = from + i as u32 * STEP;
                 let inverse = if row < exist { inverse[i] } else { 0.0 };
-                let to = codes + chunk_offset(C::HEAD_DIM, rows + row, place.feature / 16) + place.feature % 16;
-                let x = E::raw8(raw + (row * C::HEAD_DIM + place.feature) * E::BYTES);
+                let to = codes + chunk_offset(HEAD_DIM, rows + row, place.feature / 16) + place.feature % 16;
+                let x = E::raw8(raw + (row * HEAD_DIM + place.feature) * E::BYTES);
                 let mut half = 0;
                 while half < 2 {
                     // As in `crate::quant::qk`: the low bytes of numbers near 1.5 · 2²³.

@@ -2,7 +2,7 @@
 
 use cuda_std::{atomic, math, shared, thread, warp};
 use sage_spec::schedule::Progress;
-use sage_spec::sm90::{BLOCK_KV, BLOCK_Q, Sm90AttentionParams};
+use sage_spec::sm90::{BLOCK_KV, Sm90AttentionParams};
 use sage_spec::tiling;
 
 use super::config::Config;
@@ -234,9 +234,9 @@ impl Work {
 
 /// Tiles that the rows of a plain kernel's item see together.
 #[inline(always)]
-pub fn tiles(p: &Sm90AttentionParams, first_row: u32) -> u32 {
+pub fn tiles<C: Config>(p: &Sm90AttentionParams, first_row: u32) -> u32 {
     let end = rows_end(p);
-    let last_row = if first_row + BLOCK_Q as u32 > end { end } else { first_row + BLOCK_Q as u32 } - 1;
+    let last_row = if first_row + C::BLOCK_Q > end { end } else { first_row + C::BLOCK_Q } - 1;
     visible(p, last_row).div_ceil(KEYS)
 }
 

@@ -2,12 +2,10 @@
 //! the product with V. Row sums come from the tensor core, as the product of P with a column of ones.
 
 use cuda_std::{convert, math, warp};
-use sage_spec::quant::SCORE_BIAS;
-use sage_spec::sm90::{DIRECT_MAX_CODE, P_MAX_LOG2, rounds_in_f16};
+use sage_spec::sm90::{DIRECT_MAX_CODE, P_MAX_LOG2};
 
 use super::config::Config;
 use super::scores::{MASKED, Scores};
-use crate::codes::low_bytes;
 
 /// P of a tile: `p[4k + i]` is operand register `i` of step `k` over 32 keys. V's tokens are stored in the
 /// order that makes this layout equal to the accumulator's (`sage_spec::layout::v_slot`).
@@ -96,28 +94,10 @@ fn exact_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -
     convert::f32_to_e4m3x4(p)
 }
 
-/// The same without the special function unit (`sage_spec::sm90::direct_code`): the code is a linear function
-/// of the score, clamped below by saturation, rounded by adding 1.5 · 2²³, which leaves it in the low byte.
+/// The same without the special function unit (`sage_spec::sm90::direct_code`): the code is a linear function of the score,
+/// clamped below where it becomes f16, two at a time, and rounded by adding 1024, which leaves it in the low byte.
 #[inline(always)]
 fn direct_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -> u32 {
-    // In units of 128 codes: 8 codes an octave.
-    let slope = factor * (8.0 / 128.0);
-    let offset = math::fma(max, -8.0 / 128.0, DIRECT_MAX_CODE / 128.0);
-    let mut codes = [0u32; 4];
-    let mut i = 0;
-    while i < 4 {
-        let u = math::fma_saturate(scores[i] as i32 as f32, slope, offset);
-        let u = if IS_MASKED && scores[i] == MASKED { 0.0 } else { u };
-        codes[i] = math::fma(u, 128.0, SCORE_BIAS).to_bits();
-        i += 1;
-    }
-    low_bytes(codes)
-}
-
-/// [`direct_codes`] in four instructions less, rounded to f16 on the way: clamped below where it becomes f16, two at
-/// a time, and rounded by adding 1024, which leaves it in the low byte.
-#[inline(always)]
-fn direct_codes_f16<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -> u32 {
     /// 1024 in f16, twice. Between 1024 and 2048 neighbouring f16 differ by one.
     const ROUNDING: u32 = 0x6400_6400;
     // 8 codes an octave.
@@ -148,8 +128,6 @@ pub fn probabilities<C: Config, const IS_MASKED: bool>(scores: &Scores, factor: 
         let (factor, max) = (factor[pair / 4], max[row]);
         p[i] = if C::EXACT_PAIRS >> pair & 1 == 1 {
             exact_codes::<IS_MASKED>(four, factor, max)
-        } else if rounds_in_f16(C::HEAD_DIM as usize) {
-            direct_codes_f16::<IS_MASKED>(four, factor, max)
         } else {
             direct_codes::<IS_MASKED>(four, factor, max)
         };
