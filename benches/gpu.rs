@@ -17,7 +17,7 @@ use sage_attn::Window;
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, driver_version};
 use sage_attn::error::Operand;
 use sage_attn::metrics::Metrics;
-use sage_attn::plan::{Plan, plan, plan_with};
+use sage_attn::plan::{Plan, plan};
 use sage_attn::problem::{DType, Layout, Modifiers, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::{self, Data, HostTensor};
 use sage_spec::Dims;
@@ -64,9 +64,6 @@ struct Options {
     /// Query tokens of each sequence, with --decode.
     #[arg(long, default_value_t = 1)]
     decode_tokens: usize,
-    /// Whether attention quantizes Q, where it can; the plan says if absent.
-    #[arg(long)]
-    fuse_q: Option<bool>,
     /// Timed launches of each configuration.
     #[arg(long, default_value_t = 10)]
     repeats: usize,
@@ -173,7 +170,6 @@ fn bytes(plan: &Plan, symbol: &str) -> Option<f64> {
         return None;
     }
     let code = plan.stem().storage().bytes(depth);
-    let q = if plan.quantizes_q() { 0 } else { q };
     let read = (q + 2 * kv) * dims.head_dim * element;
     let bytes = read + (q + kv) * code + kv * depth * plan.stem().pv.bytes();
     Some(bytes as f64)
@@ -276,10 +272,7 @@ fn run(
     };
     request.smoothing = Some(Smoothing { q: stem.qk == sage_spec::Precision::Int4, k: true, v: false });
     let problem = Problem::new(request)?;
-    let plan = match options.fuse_q {
-        Some(fuse_q) => plan_with(&problem, gpu.capability(), fuse_q)?,
-        None => plan(&problem, gpu.capability())?,
-    };
+    let plan = plan(&problem, gpu.capability())?;
     let out = gpu.alloc(stream, spec.span_elems(Operand::Out)? * 2)?;
     let workspace = gpu.alloc(stream, plan.workspace().total_bytes())?;
     let tensor = |memory: &CudaSlice<u8>| DeviceTensor { ptr: memory.device_ptr(stream).0, spec };

@@ -64,7 +64,6 @@ const RULES: &[Rule] = &[
             "tests/cpu/process.rs", // is an allocator
             "kernels-gpu/src/cache/",
             "kernels-gpu/src/rows.rs",
-            "kernels-gpu/src/element.rs",
             "tests/gpu/cache.rs",     // launches on raw addresses
             "tests/host/dlpack.rs",   // plays the other side of the C struct
             "tests/gpu/harness.rs",   // launches single kernels

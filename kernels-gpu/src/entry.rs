@@ -84,17 +84,16 @@ pub mod hopper {
     use super::*;
     use sage_spec::sm90::{Sm90AttentionParams, Sm90GeneralParams};
 
-    /// Symbol, threads, padded head dimension, whether every key takes the exact exponential, whether there is ΔS, whether
-    /// the kernel quantizes Q.
+    /// Symbol, threads, padded head dimension, whether every key takes the exact exponential, whether there is ΔS.
     macro_rules! hopper {
-        ($($name:ident = $threads:literal, $head_dim:literal, $exact:literal, $delta_s:literal, $quantizes_q:literal;)*) => { $(
+        ($($name:ident = $threads:literal, $head_dim:literal, $exact:literal, $delta_s:literal;)*) => { $(
             /// Forward attention, persistent: each CTA takes work items from a fixed schedule.
             ///
             /// # Safety
             /// `sage_spec::sm90::Sm90AttentionParams`.
             #[kernel(max_threads = $threads, min_blocks = 1, parameter_align = 64)]
             pub unsafe fn $name(p: Sm90AttentionParams) {
-                type Algorithm = crate::attention::sm90::Kernel<$head_dim, $exact, $delta_s, $quantizes_q>;
+                type Algorithm = crate::attention::sm90::Kernel<$head_dim, $exact, $delta_s>;
                 const { assert!(<Algorithm as crate::attention::sm90::config::Config>::THREADS == $threads) };
                 let maps = cuda_std::parameter_address!($name, p);
                 // SAFETY: forwarded contract.
@@ -104,15 +103,14 @@ pub mod hopper {
     }
 
     hopper! {
-        sm90_int8_fp8_fwd_d64 = 640, 64, false, false, false;
-        sm90_int8_fp8_fwd_d128 = 512, 128, false, false, false;
-        sm90_int8_fp8_fwd_fused_q_d128 = 512, 128, false, false, true;
-        sm90_int8_fp8_fwd_delta_s_d64 = 512, 64, false, true, false;
-        sm90_int8_fp8_fwd_delta_s_d128 = 512, 128, false, true, false;
-        sm90_int8_fp8_exp2_fwd_d64 = 512, 64, true, false, false;
-        sm90_int8_fp8_exp2_fwd_d128 = 512, 128, true, false, false;
-        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 512, 64, true, true, false;
-        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 512, 128, true, true, false;
+        sm90_int8_fp8_fwd_d64 = 640, 64, false, false;
+        sm90_int8_fp8_fwd_d128 = 512, 128, false, false;
+        sm90_int8_fp8_fwd_delta_s_d64 = 512, 64, false, true;
+        sm90_int8_fp8_fwd_delta_s_d128 = 512, 128, false, true;
+        sm90_int8_fp8_exp2_fwd_d64 = 512, 64, true, false;
+        sm90_int8_fp8_exp2_fwd_d128 = 512, 128, true, false;
+        sm90_int8_fp8_exp2_fwd_delta_s_d64 = 512, 64, true, true;
+        sm90_int8_fp8_exp2_fwd_delta_s_d128 = 512, 128, true, true;
     }
 
     /// Symbol, padded head dimension.
@@ -149,7 +147,7 @@ macro_rules! quantizers {
         #[kernel(max_threads = $threads, min_blocks = $ctas)]
         pub unsafe fn $name(p: QuantizeParams) {
             // SAFETY: forwarded contract.
-            unsafe { crate::quant::quantize::quantize::<crate::element::$element, $head_dim, $v_is_f16>(&p) }
+            unsafe { crate::quant::quantize::quantize::<crate::quant::element::$element, $head_dim, $v_is_f16>(&p) }
         }
     )* };
 }
@@ -201,7 +199,7 @@ macro_rules! delta_s {
         #[kernel(max_threads = $threads, min_blocks = 2)]
         pub unsafe fn $name(p: DeltaSParams) {
             // SAFETY: forwarded contract.
-            unsafe { crate::quant::delta_s::delta_s::<crate::element::$element, $head_dim, $blocks>(&p) }
+            unsafe { crate::quant::delta_s::delta_s::<crate::quant::element::$element, $head_dim, $blocks>(&p) }
         }
     )* };
 }

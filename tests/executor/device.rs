@@ -3,7 +3,7 @@
 use cuda_std::executor::{self, Fault, Launch, Memory};
 use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs, TiledBytes};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Capability, Plan, Slot, Step, plan_with};
+use sage_attn::plan::{Capability, Plan, Slot, Step, plan};
 use sage_attn::problem::TensorSpec;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
@@ -151,9 +151,7 @@ pub fn run(case: &Case, seed: u64) -> Result<Outcome, Fault> {
 ///
 /// What a kernel did wrong.
 pub fn run_with(case: &Case, side: Option<&Side>, seed: u64) -> Result<Outcome, Fault> {
-    // Attention quantizes Q in every other schedule, where it can: that changes no bit.
-    let plan = plan_with(&case.problem, &CAPABILITY, !seed.is_multiple_of(2))
-        .unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let plan = plan(&case.problem, &CAPABILITY).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let poison = poison(case.seed);
     let memory = &mut Memory::poisoned(poison);
     let [q, k, v] = [("q", &case.q), ("k", &case.k), ("v", &case.v)].map(|(name, x)| upload(memory, name, x));

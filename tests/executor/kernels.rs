@@ -51,7 +51,6 @@ const SCORES: &[Named<ScoresParams>] = kernels![
 const HOPPER: &[Named<Sm90AttentionParams>] = kernels![
     hopper: sm90_int8_fp8_fwd_d64, sm90_int8_fp8_fwd_d128,
     sm90_int8_fp8_fwd_delta_s_d64, sm90_int8_fp8_fwd_delta_s_d128,
-    sm90_int8_fp8_fwd_fused_q_d128,
     sm90_int8_fp8_exp2_fwd_d64, sm90_int8_fp8_exp2_fwd_d128,
     sm90_int8_fp8_exp2_fwd_delta_s_d64, sm90_int8_fp8_exp2_fwd_delta_s_d128;
 ];

@@ -8,7 +8,6 @@ mod device;
 mod edges;
 mod far;
 mod faults;
-mod fused;
 mod kernels;
 mod merge;
 mod modifiers;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs, SideArgs};
 use sage_attn::error::{DeviceError, Operand};
-use sage_attn::plan::{Plan, Slot, plan_with};
+use sage_attn::plan::{Plan, Slot, plan};
 use sage_attn::problem::TensorSpec;
 use sage_tests::case::{Case, Tensor};
 use sage_tests::judge::{Outcome, POISON, f32s, gather_between, poison};
@@ -90,12 +90,6 @@ impl Buffer {
     }
 }
 
-/// A plan of `case`: attention quantizes Q in every other case, where it can.
-pub fn plan_of(gpu: &Gpu, case: &Case) -> Plan {
-    plan_with(&case.problem, gpu.capability(), !case.seed.is_multiple_of(2))
-        .unwrap_or_else(|error| panic!("{}: {error}", case.describe()))
-}
-
 /// Runs `case` on `gpu` with every buffer poisoned and fenced in.
 pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
     run_with(gpu, case, None)
@@ -103,7 +97,7 @@ pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
 
 /// [`run`] with modifiers.
 pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
-    let plan = plan_of(gpu, case);
+    let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let stream = gpu.context().new_stream().expect("stream");
     let poison = poison(case.seed);
     let upload = |tensor: &Tensor| Buffer::between(gpu, &stream, &tensor.bytes(), poison);
@@ -153,7 +147,7 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
 pub fn run_bare(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) {
     use cudarc::driver::result;
 
-    let plan = plan_of(gpu, case);
+    let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
     let stream = gpu.context().new_stream().expect("stream");
     gpu.context().bind_to_thread().expect("the context");
     let mut allocations = Vec::new();

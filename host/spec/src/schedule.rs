@@ -55,13 +55,13 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of `dims`, whose tickets must fit a `u32` ([`tickets`]), without Q if attention quantizes it, for a
-    /// device that runs about `resident` CTAs at a time, each of which has drawn up to three tickets, and whose cache keeps K and V of
+    /// The schedule of `dims`, whose tickets must fit a `u32` ([`tickets`]), for a device that runs about
+    /// `resident` CTAs at a time, each of which has drawn up to three tickets, and whose cache keeps K and V of
     /// `cached_heads` heads.
-    pub const fn new(dims: &Dims, smooth_k: bool, with_q: bool, resident: usize, cached_heads: usize) -> Schedule {
+    pub const fn new(dims: &Dims, smooth_k: bool, resident: usize, cached_heads: usize) -> Schedule {
         let tiles_kv = dims.seqlen_kv_padded() / QUANTIZE_TILE;
         let statistics = if smooth_k { 2 * tiles_kv } else { tiles_kv };
-        let tiles_q = if with_q { dims.num_query_blocks() * dims.gqa_group() } else { 0 };
+        let tiles_q = dims.num_query_blocks() * dims.gqa_group();
         let heads = dims.batch * dims.num_heads_kv;
         // Between the last statistics of a head and its first codes at least the tickets that are worked on and
         // next, and those after them where the cache bears it.
@@ -211,19 +211,15 @@ mod tests {
             for smooth_k in [false, true] {
                 for resident in [1, 7, 40, 1000] {
                     for cached_heads in [0, 5, 100] {
-                        for with_q in [false, true] {
-                            let schedule = Schedule::new(&dims, smooth_k, with_q, resident, cached_heads);
-                            check(&dims, smooth_k, with_q, &schedule);
-                        }
+                        check(&dims, smooth_k, &Schedule::new(&dims, smooth_k, resident, cached_heads));
                     }
                 }
             }
         }
     }
 
-    fn check(dims: &Dims, smooth_k: bool, with_q: bool, schedule: &Schedule) {
-        let of_q = dims.batch * dims.num_heads_q * dims.num_query_blocks();
-        let total = tickets(dims, smooth_k) as u32 - if with_q { 0 } else { of_q as u32 };
+    fn check(dims: &Dims, smooth_k: bool, schedule: &Schedule) {
+        let total = tickets(dims, smooth_k) as u32;
         assert!(schedule.work(total).is_none() && schedule.work(u32::MAX / 2).is_none());
         let count = |role: Role, head_kv: u32, before: u32| {
             (0..before).filter_map(|t| schedule.work(t)).filter(|w| w.role == role && w.head_kv == head_kv).count()

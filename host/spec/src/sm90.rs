@@ -39,12 +39,6 @@ pub const Q_SCALE_BYTES: usize = 256;
 /// Bytes of a work item in shared memory: which rows, of which head, and what the consumers would have to divide for.
 pub const WORK_BYTES: usize = 32;
 
-/// Warps that quantize Q in the kernels that do: the last of the producer's warpgroup. (Of the others one copies, and one
-/// takes the items.)
-pub const QUERY_WARPS: usize = 2;
-/// Query rows that one of them has in hand: those that share a scale, or several groups that do.
-pub const QUERY_ROWS: usize = 32;
-
 /// Query rows of a work item for `warpgroups` consumer warpgroups.
 pub const fn block_q(warpgroups: usize) -> usize {
     warpgroups * WARPGROUP_Q
@@ -78,22 +72,17 @@ pub struct SmemPlan {
     pub v_channel_offset: usize,
     /// Bytes of one head's scales and means of V.
     pub v_channel_bytes: usize,
-    /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q and items (a buffer each).
+    /// First barrier: full and empty K, full and empty V (a stage each), full and empty Q (a buffer each).
     pub barrier_offset: usize,
     /// Work items; [`WORK_BYTES`] for each buffer of Q.
     pub work_offset: usize,
-    /// Rows of Q as the caller has them, of each of [`QUERY_WARPS`], where the kernel quantizes them.
-    pub query_offset: usize,
-    /// Bytes of such a warp's rows.
-    pub query_bytes: usize,
     /// All of it.
     pub bytes: usize,
 }
 
 impl SmemPlan {
-    /// The plan for a padded head dimension of 64 or 128 and work items of `block_q` rows, of a kernel that quantizes Q or
-    /// does not.
-    pub const fn new(head_dim_padded: usize, block_q: usize, quantizes_q: bool) -> SmemPlan {
+    /// The plan for a padded head dimension of 64 or 128 and work items of `block_q` rows.
+    pub const fn new(head_dim_padded: usize, block_q: usize) -> SmemPlan {
         let q_bytes = block_q * head_dim_padded;
         let k_bytes = BLOCK_KV * head_dim_padded;
         let v_copy_bytes = head_dim_padded * BLOCK_KV;
@@ -105,10 +94,8 @@ impl SmemPlan {
         let v_channel_offset = q_scale_offset + Q_BUFFERS * Q_SCALE_BYTES;
         let v_channel_bytes = 2 * head_dim_padded * 4;
         let barrier_offset = v_channel_offset + Q_BUFFERS * v_channel_bytes;
-        let work_offset = barrier_offset + (4 * STAGES + 3 * Q_BUFFERS) * 8;
-        let query_offset = work_offset + Q_BUFFERS * WORK_BYTES;
-        let query_bytes = if quantizes_q { QUERY_ROWS * head_dim_padded * 2 } else { 0 };
-        let bytes = query_offset + QUERY_WARPS * query_bytes;
+        let work_offset = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
+        let bytes = work_offset + Q_BUFFERS * WORK_BYTES;
         SmemPlan {
             q_bytes,
             k_bytes,
@@ -122,8 +109,6 @@ impl SmemPlan {
             v_channel_bytes,
             barrier_offset,
             work_offset,
-            query_offset,
-            query_bytes,
             bytes,
         }
     }
@@ -204,14 +189,13 @@ pub struct TensorMap(pub [u64; 16]);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sm90AttentionParams {
-    /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, block_q, Dp]`, swizzled by
-    /// its row of Dp bytes. Not `*_fused_q_*`.
+    /// Codes of Q, one byte each, `[B·Hq, Mp, Dp]`; box `[1, block_q, Dp]`, swizzled by its row of Dp bytes.
     pub q_map: TensorMap,
     /// Codes of K, one byte each, `[B·Hkv, Np, Dp]`; box `[1, BLOCK_KV, Dp]`, swizzled likewise.
     pub k_map: TensorMap,
     /// Codes of V, `[B·Hkv, Dp, Np]`; box `[1, Dp, BLOCK_KV]`, 128-byte swizzle.
     pub v_map: TensorMap,
-    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`, 16-byte aligned. Not `*_fused_q_*`.
+    /// f32 `[B, Hq, Mp / 128 * q_scales_per_block]`, 16-byte aligned.
     pub q_scale: u64,
     /// f32 `[B, Hkv, Np / 64 * k_scales_per_block]`, 16-byte aligned and readable up to a multiple of 16 bytes.
     pub k_scale: u64,
@@ -230,9 +214,6 @@ pub struct Sm90AttentionParams {
     pub progress: u64,
     /// Out: `[B, Hq, M, Dv]`.
     pub out: TensorArg,
-    /// Only `*_fused_q_*`: Q as the caller has it, `[B, Hq, M, D]`, 16 bits an element. These take more than one scale a
-    /// block, and no `qk_mean`.
-    pub q: TensorArg,
     /// Hq.
     pub num_heads_q: u32,
     /// Hkv.
@@ -243,16 +224,8 @@ pub struct Sm90AttentionParams {
     pub seqlen_q: u32,
     /// N.
     pub seqlen_kv: u32,
-    /// Dv.
+    /// Dv. (D is in the zeros of the codes.)
     pub head_dim_v: u32,
-    /// D, of `q`. (Otherwise it is in the zeros of the codes.)
-    pub head_dim: u32,
-    /// Type of `q`: 0 f16, 1 bf16.
-    pub q_dtype: u32,
-    /// 1 if the address and all strides of `q` are multiples of 16 bytes and D of 8 elements.
-    pub q_vectorized: u32,
-    /// [`crate::Precision::max_code`], for `q`.
-    pub max_code: f32,
     /// The part of the work this launch covers, in query blocks of 128 rows.
     pub chunk: Chunk,
     /// Work items per head of the chunk: its rows over [`block_q`], rounded up.
@@ -295,11 +268,10 @@ mod tests {
 
     #[test]
     fn the_plan_fits_a_multiprocessor() {
-        let plain = |d, quantizes_q| (d, block_q(warpgroups(d, Exponential::Mixed, false)), quantizes_q);
-        let general = |d| (d, GENERAL_BLOCK_Q, false);
-        let all = [plain(64, false), plain(128, false), plain(128, true), general(64), general(128)];
-        for (head_dim, block_q, quantizes_q) in all {
-            let plan = SmemPlan::new(head_dim, block_q, quantizes_q);
+        let plain = |d| (d, block_q(warpgroups(d, Exponential::Mixed, false)));
+        let all = [plain(64), plain(128), (64, GENERAL_BLOCK_Q), (128, GENERAL_BLOCK_Q)];
+        for (head_dim, block_q) in all {
+            let plan = SmemPlan::new(head_dim, block_q);
             assert!(plan.bytes <= 227 << 10, "{plan:?}");
             for offset in [plan.q_bytes, plan.k_offset, plan.k_bytes, plan.v_offset, plan.v_bytes] {
                 assert_eq!(offset % 1024, 0, "{plan:?}");

@@ -1,7 +1,7 @@
 //! Kernel parameters of every step, from a plan and the launch's arguments.
 
 use sage_spec::modifiers::GeneralAttentionParams;
-use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams, TensorArg};
+use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
 use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
 use sage_spec::sm90::{Sm90AttentionParams, Sm90GeneralParams, TensorMap};
 use sage_spec::symbol::Arch;
@@ -217,17 +217,12 @@ impl ParamsBuilder<'_> {
             lse: shared.lse,
             progress: self.at(Slot::Progress),
             out: shared.out,
-            q: if self.plan.quantizes_q() { self.args.q.arg() } else { TensorArg::default() },
             num_heads_q: shared.num_heads_q,
             num_heads_kv: shared.num_heads_kv,
             gqa_group: shared.gqa_group,
             seqlen_q: shared.seqlen_q,
             seqlen_kv: shared.seqlen_kv,
             head_dim_v: shared.head_dim_v,
-            head_dim: shared.head_dim,
-            q_dtype: self.plan.problem().input_dtype().code(),
-            q_vectorized: self.args.q.vectorized(),
-            max_code: self.plan.stem().qk.max_code(),
             chunk,
             tiles_per_head: rows.div_ceil(block_q) as u32,
             work_items: sm90::work_items(chunk.head_count as usize, rows, block_q) as u32,
@@ -242,8 +237,7 @@ impl ParamsBuilder<'_> {
         })
     }
 
-    /// Maps of the codes of Q (empty if there are none), in boxes of `block_q` rows, K and V; empty, and never used, if
-    /// there are no keys.
+    /// Maps of the codes of Q, in boxes of `block_q` rows, K and V; empty, and never used, if there are no keys.
     fn tensor_maps(&self, block_q: usize) -> Result<(TensorMap, TensorMap, TensorMap), DeviceError> {
         let dims = self.dims();
         if dims.seqlen_kv == 0 {
@@ -254,12 +248,8 @@ impl ParamsBuilder<'_> {
         let (rows, keys) = (dims.seqlen_q_padded() as u64, dims.seqlen_kv_padded() as u64);
         let map =
             |slot, extents, box_extents| (self.encode)(&TiledBytes { address: self.at(slot), extents, box_extents });
-        let q_map = match self.plan.quantizes_q() {
-            true => TensorMap::default(),
-            false => map(Slot::QCodes, [depth, rows, heads_q], [depth as u32, block_q as u32])?,
-        };
         Ok((
-            q_map,
+            map(Slot::QCodes, [depth, rows, heads_q], [depth as u32, block_q as u32])?,
             map(Slot::KCodes, [depth, keys, heads_kv], [depth as u32, sm90::BLOCK_KV as u32])?,
             map(Slot::VCodes, [keys, depth, heads_kv], [sm90::BLOCK_KV as u32, depth as u32])?,
         ))

@@ -16,12 +16,11 @@ pub(crate) use select::check_heads;
 pub use select::{Candidate, Verdict};
 pub use workspace::{Buffer, Slot, Workspace};
 
-use sage_spec::ScaleGranularity;
 use sage_spec::launch::{self, Cta};
 use sage_spec::limits::MAX_GRID;
 use sage_spec::params::Chunk;
 use sage_spec::schedule::{self, Schedule};
-use sage_spec::sm90::{self, Exponential};
+use sage_spec::sm90;
 use sage_spec::symbol::{Arch, Stem};
 
 use crate::error::{Error, PlanError};
@@ -113,7 +112,6 @@ pub struct Plan {
     capability: Capability,
     stem: Stem,
     candidates: Vec<Candidate>,
-    quantizes_q: bool,
     entries: Vec<Entry>,
     chunks: Chunks,
     workspace: Workspace,
@@ -146,22 +144,8 @@ pub struct Plan {
 /// # Ok::<(), sage_attn::Error>(())
 /// ```
 pub fn plan(problem: &Problem, capability: &Capability) -> Result<Plan, Error> {
-    let rows = problem.dims().seqlen_q;
-    plan_with(problem, capability, problem.band().pairs(rows) >= FUSED_Q_KEYS * rows.max(1) as f64)
-}
-
-/// [`plan`] for tests and benchmarks: they say whether attention quantizes Q, where it can ([`Plan::quantizes_q`]), instead
-/// of the rule that it does for long sequences. Results do not depend on it.
-///
-/// # Errors
-///
-/// As [`plan`].
-///
-/// Example: [`plan`](crate::plan::plan()).
-pub fn plan_with(problem: &Problem, capability: &Capability, fuse_q: bool) -> Result<Plan, Error> {
     let (stem, candidates) = select::select(problem, capability)?;
-    let quantizes_q = fuse_q && can_quantize_q(problem, &stem);
-    let entries = entries(problem, &stem, quantizes_q);
+    let entries = entries(problem, &stem);
     check_tiles(problem, &stem)?;
     for entry in &entries {
         if entry.cta.smem_bytes > capability.smem_opt_in {
@@ -170,9 +154,8 @@ pub fn plan_with(problem: &Problem, capability: &Capability, fuse_q: bool) -> Re
         }
     }
     let chunks = Chunks::new(problem);
-    let workspace = Workspace::new(problem, &stem, &chunks, quantizes_q)?;
-    let (problem, capability) = (problem.clone(), *capability);
-    let plan = Plan { problem, capability, stem, candidates, quantizes_q, entries, chunks, workspace };
+    let workspace = Workspace::new(problem, &stem, &chunks)?;
+    let plan = Plan { problem: problem.clone(), capability: *capability, stem, candidates, entries, chunks, workspace };
     plan.check_grids()?;
     Ok(plan)
 }
@@ -188,7 +171,7 @@ fn check_tiles(problem: &Problem, stem: &Stem) -> Result<(), PlanError> {
 }
 
 /// The kernels of `problem` in launch order.
-fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
+fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
     let (smoothing, dims) = (problem.smoothing(), problem.dims());
     let d = dims.head_dim_padded();
     let (pv, dtype) = (stem.pv.name(), problem.input_dtype());
@@ -208,22 +191,15 @@ fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
         _ if problem.needs_general_kernel() => {
             let cta = match stem.arch {
                 Arch::Sm80 | Arch::Sm89 => launch::attention(d, stem.qk, stem.pv),
-                Arch::Sm90a => sm90_cta(sm90::GENERAL_WARPGROUPS, false, d),
+                Arch::Sm90a => sm90_cta(sm90::GENERAL_WARPGROUPS, d),
             };
             add(Kernel::General, format!("{}_general_d{d}", stem.general_symbol()), cta);
         }
         Arch::Sm90a => {
             let delta_s = smoothing.q && dims.seqlen_kv > 0;
-            let variant = match () {
-                () if delta_s => "_delta_s",
-                () if quantizes_q => "_fused_q",
-                () => "",
-            };
-            add(
-                Kernel::Attention,
-                format!("{}{variant}_d{d}", stem.symbol),
-                sm90_cta(sm90::warpgroups(d, stem.exponential, delta_s), quantizes_q, d),
-            );
+            let variant = if delta_s { "_delta_s" } else { "" };
+            let warpgroups = sm90::warpgroups(d, stem.exponential, delta_s);
+            add(Kernel::Attention, format!("{}{variant}_d{d}", stem.symbol), sm90_cta(warpgroups, d));
         }
         Arch::Sm80 | Arch::Sm89 => {
             add(Kernel::Attention, format!("{}_d{d}", stem.symbol), launch::attention(d, stem.qk, stem.pv));
@@ -232,34 +208,14 @@ fn entries(problem: &Problem, stem: &Stem, quantizes_q: bool) -> Vec<Entry> {
     entries
 }
 
-/// Keys that a query must see, on average, for attention to quantize Q: with fewer, the few warps that do it beside the
-/// producer are not done when the consumers are (docs/kernels/sm90_int8_fp8_fwd.md has the measurements).
-const FUSED_Q_KEYS: f64 = 5120.0;
-
-/// Whether the attention kernel can quantize Q, instead of reading codes that the quantizer has written: the plain kernels
-/// for Hopper can, from 16-bit types, unless something more is wanted of Q (its mean, its product with K's mean) or its
-/// scales are those of 128 rows, which two work items may share. It is worth it for 128 features and the mixed exponential.
-fn can_quantize_q(problem: &Problem, stem: &Stem) -> bool {
-    let smoothing = problem.smoothing();
-    stem.arch == Arch::Sm90a
-        && stem.exponential == Exponential::Mixed
-        && !problem.needs_general_kernel()
-        && !smoothing.q
-        && !(smoothing.k && problem.needs_whole_scores())
-        && problem.granularity() != ScaleGranularity::PerBlock
-        && problem.input_dtype().bytes() == 2
-        && problem.dims().head_dim_padded() == 128
-        && problem.dims().seqlen_kv > 0
-}
-
 /// Query rows of a work item of an attention kernel for Hopper that runs `threads` threads.
 pub(crate) fn sm90_block_q(threads: usize) -> usize {
     sm90::block_q(threads / 128 - 1)
 }
 
-/// A CTA of a kernel for Hopper with `warpgroups` consumers, which quantizes Q or does not.
-fn sm90_cta(warpgroups: usize, quantizes_q: bool, head_dim_padded: usize) -> Cta {
-    let smem_bytes = sm90::SmemPlan::new(head_dim_padded, sm90::block_q(warpgroups), quantizes_q).bytes;
+/// A CTA of a kernel for Hopper with `warpgroups` consumers.
+fn sm90_cta(warpgroups: usize, head_dim_padded: usize) -> Cta {
+    let smem_bytes = sm90::SmemPlan::new(head_dim_padded, sm90::block_q(warpgroups)).bytes;
     Cta { threads: sm90::threads(warpgroups), smem_bytes }
 }
 
@@ -302,11 +258,6 @@ impl Plan {
     /// Scratch memory.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
-    }
-
-    /// Whether the attention kernel quantizes Q itself; else there are codes of it in the workspace.
-    pub fn quantizes_q(&self) -> bool {
-        self.quantizes_q
     }
 
     /// The launches that prepare the quantized tensors, in order; each runs once.
@@ -376,11 +327,9 @@ impl Plan {
         let dims = self.problem.dims();
         let token_bytes = 2 * dims.head_dim * self.problem.input_dtype().bytes();
         let kv_bytes = dims.seqlen_kv.saturating_mul(token_bytes);
-        let with_q = !self.quantizes_q();
-        // Not all of it, as codes pass through as well.
-        let budget = if with_q { L2_BUDGET_BYTES / 2 } else { L2_BUDGET_BYTES * 3 / 4 };
-        let cached_heads = budget / kv_bytes.max(1);
-        Schedule::new(dims, self.problem.smoothing().k, with_q, self.quantize_resident(), cached_heads)
+        // Half of it, as codes pass through as well.
+        let cached_heads = L2_BUDGET_BYTES / 2 / kv_bytes.max(1);
+        Schedule::new(dims, self.problem.smoothing().k, self.quantize_resident(), cached_heads)
     }
 
     /// Fails if a grid is too large. The first chunk is the largest.

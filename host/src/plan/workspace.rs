@@ -117,16 +117,11 @@ pub struct Workspace {
 
 impl Workspace {
     /// Lays out what `problem` needs with kernel `stem`.
-    pub(super) fn new(
-        problem: &Problem,
-        stem: &Stem,
-        chunks: &Chunks,
-        quantizes_q: bool,
-    ) -> Result<Workspace, PlanError> {
+    pub(super) fn new(problem: &Problem, stem: &Stem, chunks: &Chunks) -> Result<Workspace, PlanError> {
         let mut buffers = Vec::new();
         let mut end: u128 = 0;
         if !problem.is_empty() && problem.dims().seqlen_kv > 0 {
-            let sizes = Sizes::new(problem, stem, chunks, quantizes_q);
+            let sizes = Sizes::new(problem, stem, chunks);
             for slot in Slot::ALL {
                 let Some(bytes) = sizes.bytes(slot) else {
                     continue;
@@ -168,8 +163,6 @@ impl Workspace {
 struct Sizes<'a> {
     problem: &'a Problem,
     stem: &'a Stem,
-    /// Whether attention quantizes Q.
-    quantizes_q: bool,
     /// B * Hq.
     heads_q: u128,
     /// B * Hkv.
@@ -179,12 +172,11 @@ struct Sizes<'a> {
 }
 
 impl Sizes<'_> {
-    fn new<'a>(problem: &'a Problem, stem: &'a Stem, chunks: &Chunks, quantizes_q: bool) -> Sizes<'a> {
+    fn new<'a>(problem: &'a Problem, stem: &'a Stem, chunks: &Chunks) -> Sizes<'a> {
         let dims = problem.dims();
         Sizes {
             problem,
             stem,
-            quantizes_q,
             heads_q: dims.batch as u128 * dims.num_heads_q as u128,
             heads_kv: dims.batch as u128 * dims.num_heads_kv as u128,
             chunk: chunks.largest() as u128,
@@ -205,7 +197,6 @@ impl Sizes<'_> {
             Slot::Progress => Some(Progress::bytes(0) as u128 + product(self.heads_kv, 2, F32)),
             Slot::KSum => smoothing.k.then(|| per_kv(num_chunks(dims), d * F32)),
             Slot::KMean => smoothing.k.then(|| per_kv(1, d * F32)),
-            Slot::QCodes | Slot::QScale if self.quantizes_q => None,
             Slot::QCodes => Some(per_q(m, self.stem.storage().bytes(d))),
             Slot::QScale => Some(per_q(dims.num_query_blocks(), granularity.q_scales_per_block() * F32)),
             Slot::QMean => smoothing.q.then(|| per_q(dims.num_query_blocks(), d * F32)),

@@ -9,7 +9,7 @@ use sage_spec::tiling::{BLOCK_KV, KV_PAD};
 
 use super::lanes::{LANES, Position, TOKENS, load8};
 use super::tile::{Job, read_swizzled};
-use crate::element::Element;
+use super::element::Element;
 
 /// Keys of a thread, 32 apart.
 const KEYS: usize = 2;

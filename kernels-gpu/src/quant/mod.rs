@@ -5,6 +5,7 @@
 //! Sums follow `sage_spec::reduce`, so every result is bit-equal to the CPU reference.
 
 pub mod delta_s;
+pub mod element;
 mod lanes;
 mod qk;
 pub mod quantize;

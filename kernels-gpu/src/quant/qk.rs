@@ -8,7 +8,7 @@ use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 use super::lanes::{LANES, PER_THREAD, Position, TOKENS, amax, load8, read8, reduce_lanes, reduce_row};
 use super::tile::{self, Job, smem};
 use crate::codes::low_bytes;
-use crate::element::Element;
+use super::element::Element;
 
 /// Whether this module has attention kernels that read two codes from a byte.
 const MAY_PACK: bool = cfg!(any(feature = "sm_80", feature = "sm_89"));

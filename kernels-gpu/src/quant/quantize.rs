@@ -8,7 +8,7 @@ use sage_spec::schedule::{Progress, Role};
 use super::lanes::{Position, TOKENS};
 use super::tile::{DONE, Job, code, smem};
 use super::{qk, stats, v};
-use crate::element::Element;
+use super::element::Element;
 
 /// Quantizes Q, K and V, the latter to FP16 or FP8.
 ///

@@ -8,7 +8,7 @@ use sage_spec::schedule::Progress;
 
 use super::lanes::{PER_THREAD, Position, reduce_chunks, reduce_lanes};
 use super::tile::{self, Job, smem};
-use crate::element::Element;
+use super::element::Element;
 
 #[inline(always)]
 fn add(a: f32, b: f32) -> f32 {

@@ -8,7 +8,7 @@ use sage_spec::params::{QuantizeParams, TensorArg};
 use sage_spec::schedule::{Role, Work};
 
 use super::lanes::{PER_THREAD, Position, TOKENS};
-use crate::element::Element;
+use super::element::Element;
 
 /// Where a CTA's tables lie.
 pub const fn smem<E: Element, const HEAD_DIM: u32>() -> QuantizeSmem {

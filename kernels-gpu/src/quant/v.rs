@@ -5,7 +5,7 @@ use sage_spec::params::QuantizeParams;
 
 use super::lanes::{LANES, Position, TOKENS, load8, read8};
 use super::tile::{self, Job, smem};
-use crate::element::Element;
+use super::element::Element;
 
 /// The thread's eight channels: what to subtract and what to multiply by.
 struct Channels {

@@ -9,36 +9,11 @@ const GENERAL_KERNEL: &str = "kernels-gpu/src/attention/sm90/general.rs";
 const KERNEL: &str = "kernels-gpu/src/attention/sm90/kernel.rs";
 const OUTPUT: &str = "kernels-gpu/src/attention/sm90/output.rs";
 const PRODUCER: &str = "kernels-gpu/src/attention/sm90/producer.rs";
-const QUERY: &str = "kernels-gpu/src/attention/sm90/query.rs";
 const SCHEDULE: &str = "kernels-gpu/src/attention/sm90/schedule.rs";
 const SCORES: &str = "kernels-gpu/src/attention/sm90/scores.rs";
 const SOFTMAX: &str = "kernels-gpu/src/attention/sm90/softmax.rs";
 
 pub const FAULTS: &[Fault] = &[
-    Fault {
-        name: "fused-q-rows-exchanged",
-        what: "where attention quantizes Q, neighbouring rows of codes take each other's place",
-        file: QUERY,
-        text: "chunk_offset(C::HEAD_DIM, «rows + row», place.feature / 16)",
-        bad: "rows + (row ^ 1)",
-        tests: &[FUSED, FUSEDROWS, REF],
-    },
-    Fault {
-        name: "fused-q-scale-of-the-first-rows",
-        what: "where attention quantizes Q, every 32 rows leave their scales where the first ones do",
-        file: QUERY,
-        text: "let segment = «(Work::load_first_row(slot) % tiling::BLOCK_Q as u32 + rows) / ROWS»;",
-        bad: "0",
-        tests: &[FUSED, FUSEDROWS, REF],
-    },
-    Fault {
-        name: "fused-q-without-a-fence",
-        what: "where attention quantizes Q, the tensor core may read its codes before they are there",
-        file: QUERY,
-        text: "«tma::fence_proxy_async()»;",
-        bad: "()",
-        tests: &[FUSED, FUSEDROWS, REF],
-    },
     Fault {
         name: "parity-of-k-flipped",
         what: "consumers wait for the wrong phase of K's tiles",

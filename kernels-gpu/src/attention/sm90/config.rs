@@ -10,8 +10,6 @@ pub trait Config {
     const EXACT_PAIRS: u32;
     /// Whether scores get ΔS of smooth-Q.
     const DELTA_S: bool;
-    /// Whether the kernel quantizes Q itself.
-    const QUANTIZES_Q: bool;
     /// Consumer warpgroups.
     const WARPGROUPS: usize;
 
@@ -22,7 +20,7 @@ pub trait Config {
     /// Warps of the consumer warpgroups; each signals for itself.
     const CONSUMER_WARPS: u32 = 4 * Self::WARPGROUPS as u32;
     /// Where everything lies in shared memory.
-    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize, Self::BLOCK_Q as usize, Self::QUANTIZES_Q);
+    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize, Self::BLOCK_Q as usize);
 }
 
 /// Registers of a producer thread; the consumers get what it leaves: 32 · 128 + 160 · 384 = 65,536.
@@ -83,12 +81,6 @@ impl Barriers {
     pub fn empty_q(self, buffer: u32) -> u32 {
         self.first + (4 * STAGES + Q_BUFFERS) as u32 * 8 + buffer * 8
     }
-
-    /// The item of Q's buffer `buffer` is known. Only where the kernel quantizes Q.
-    #[inline(always)]
-    pub fn full_item(self, buffer: u32) -> u32 {
-        self.first + (4 * STAGES + 2 * Q_BUFFERS) as u32 * 8 + buffer * 8
-    }
 }
 
 /// Position in a ring of `LENGTH` buffers: which buffer, and the parity of its barriers' phase.
@@ -107,13 +99,6 @@ impl<const LENGTH: u32> Ring<LENGTH> {
     #[inline(always)]
     pub fn start() -> Self {
         Ring { index: 0, parity: 0 }
-    }
-
-    /// The buffer of round `round`.
-    #[inline(always)]
-    pub fn of_round(round: u32) -> Self {
-        const { assert!(LENGTH.is_power_of_two()) };
-        Ring { index: round % LENGTH, parity: round / LENGTH % 2 }
     }
 
     /// Moves to the next buffer.

@@ -32,7 +32,6 @@ impl<const HEAD_DIM: u32> Config for General<HEAD_DIM> {
     const EXACT_PAIRS: u32 = 0xff;
     // It may be there: whether it is, the launch says.
     const DELTA_S: bool = true;
-    const QUANTIZES_Q: bool = false;
     const WARPGROUPS: usize = GENERAL_WARPGROUPS;
 }
 

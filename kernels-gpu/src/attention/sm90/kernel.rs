@@ -1,10 +1,10 @@
 //! The kernel around producer and consumers.
 
 use cuda_std::{mbarrier, shared, thread, tma, warpgroup};
-use sage_spec::sm90::{BLOCK_KV, ONES_ROWS, Q_BUFFERS, QUERY_WARPS, STAGES, Sm90AttentionParams};
+use sage_spec::sm90::{BLOCK_KV, ONES_ROWS, Q_BUFFERS, STAGES, Sm90AttentionParams};
 
 use super::config::{Barriers, Config, PRODUCER_REGISTERS};
-use super::{producer, query};
+use super::producer;
 
 /// E4M3 code of 1.0, four times.
 const ONES: u32 = 0x3838_3838;
@@ -49,15 +49,10 @@ pub unsafe fn kernel<A: Algorithm>(p: &A::Params, maps: u64) {
                 mbarrier::init(barriers.empty_v(i), A::CONSUMER_WARPS);
                 i += 1;
             }
-            // The producer, and those who quantize.
-            let fillers = const { if A::QUANTIZES_Q { 1 + QUERY_WARPS as u32 } else { 1 } };
             let mut i = 0;
             while i < Q_BUFFERS as u32 {
-                mbarrier::init(barriers.full_q(i), fillers);
+                mbarrier::init(barriers.full_q(i), 1);
                 mbarrier::init(barriers.empty_q(i), A::CONSUMER_WARPS);
-                if A::QUANTIZES_Q {
-                    mbarrier::init(barriers.full_item(i), 1);
-                }
                 i += 1;
             }
             mbarrier::fence_init();
@@ -78,10 +73,6 @@ pub unsafe fn kernel<A: Algorithm>(p: &A::Params, maps: u64) {
             warpgroup::decrease_registers::<PRODUCER_REGISTERS>();
             if thread == 0 {
                 producer::run::<A>(p, maps, smem);
-            } else if A::QUANTIZES_Q && thread == 32 {
-                query::take_items::<A>(p, smem);
-            } else if A::QUANTIZES_Q && thread >= 128 - 32 * QUERY_WARPS as u32 {
-                query::run::<A>(p, smem);
             }
         } else {
             A::consume(p, smem);

@@ -1,7 +1,7 @@
 //! Quantized attention for Hopper: `wgmma`, the tensor memory accelerator and memory barriers; see
 //! `docs/kernels/sm90_int8_fp8_fwd.md`.
 //!
-//! Read in this order: [`config`] (every number, barriers), [`schedule`] (who works on what), [`producer`], [`query`],
+//! Read in this order: [`config`] (every number, barriers), [`schedule`] (who works on what), [`producer`],
 //! then [`consumer`] with its parts [`scores`], [`softmax`] and [`output`], and [`epilogue`]. [`general`] is the same
 //! with windows, soft-cap, ALiBi, bias, masks and sinks.
 
@@ -12,7 +12,6 @@ pub mod general;
 pub mod kernel;
 pub mod output;
 pub mod producer;
-pub mod query;
 pub mod schedule;
 pub mod scores;
 pub mod softmax;
@@ -22,27 +21,22 @@ use cuda_std::warpgroup;
 use kernel::Algorithm;
 use sage_spec::sm90::{Exponential, Sm90AttentionParams, warpgroups};
 
-/// Padded head dimension, whether every key takes the exact exponential, whether there is ΔS, and whether the kernel
-/// quantizes Q.
-pub struct Kernel<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool, const QUANTIZES_Q: bool>;
+/// Padded head dimension, whether every key takes the exact exponential, and whether there is ΔS.
+pub struct Kernel<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool>;
 
 /// How the kernel computes exponentials.
 const fn exponential(exact: bool) -> Exponential {
     if exact { Exponential::Exact } else { Exponential::Mixed }
 }
 
-impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool, const QUANTIZES_Q: bool> Config
-    for Kernel<HEAD_DIM, EXACT, DELTA_S, QUANTIZES_Q>
-{
+impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool> Config for Kernel<HEAD_DIM, EXACT, DELTA_S> {
     const HEAD_DIM: u32 = HEAD_DIM;
     const EXACT_PAIRS: u32 = exponential(EXACT).exact_pairs();
     const DELTA_S: bool = DELTA_S;
-    const QUANTIZES_Q: bool = QUANTIZES_Q;
     const WARPGROUPS: usize = warpgroups(HEAD_DIM as usize, exponential(EXACT), DELTA_S);
 }
 
-impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool, const QUANTIZES_Q: bool> Algorithm
-    for Kernel<HEAD_DIM, EXACT, DELTA_S, QUANTIZES_Q>
+impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool> Algorithm for Kernel<HEAD_DIM, EXACT, DELTA_S> 
 {
     type Params = Sm90AttentionParams;
 

@@ -52,8 +52,8 @@ impl KScales {
     }
 }
 
-/// What travels with an item's Q: the scales of its rows (unless they are made here, or there is one a block, which is
-/// too little to copy), and scales and means of V's channels.
+/// What travels with an item's Q: the scales of its rows (unless there is one a block, which is too little to copy),
+/// and scales and means of V's channels.
 struct ItemScales {
     q: u64,
     q_bytes: u32,
@@ -72,7 +72,7 @@ impl ItemScales {
         let channels = work.head_kv as u64 * Self::row::<C>() as u64;
         ItemScales {
             q: p.q_scale + first * 4,
-            q_bytes: if C::QUANTIZES_Q || p.q_scales_per_block == 1 { 0 } else { count * p.q_scales_per_block * 4 },
+            q_bytes: if p.q_scales_per_block == 1 { 0 } else { count * p.q_scales_per_block * 4 },
             v: p.v_scale + channels,
             v_mean: if p.v_mean == 0 { 0 } else { p.v_mean + channels },
         }
@@ -113,7 +113,7 @@ impl ItemScales {
 }
 
 /// Takes the CTA's work items and copies for each: Q once, then K and V tile by tile. The item itself travels with its
-/// Q. Where the kernel quantizes Q, [`super::query`] takes the items, and makes what would be copied of Q.
+/// Q.
 ///
 /// # Safety
 /// One thread of the CTA calls it, after the barriers were initialised; `maps` is the address of the
@@ -134,9 +134,7 @@ pub unsafe fn run<A: Algorithm>(params: &A::Params, maps: u64, smem: u32) {
     if p.seqlen_kv > 0 {
         // SAFETY: the maps lie in the kernel's parameters.
         unsafe {
-            if !A::QUANTIZES_Q {
-                tma::prefetch_map(q_map);
-            }
+            tma::prefetch_map(q_map);
             tma::prefetch_map(k_map);
             tma::prefetch_map(v_map);
         }
@@ -145,30 +143,23 @@ pub unsafe fn run<A: Algorithm>(params: &A::Params, maps: u64, smem: u32) {
     // empty barrier has completed.
     unsafe {
         loop {
-            let full = barriers.full_q(query.index);
+            mbarrier::wait(barriers.empty_q(query.index), query.parity ^ 1);
+            let (item, full) = (items.next(p), barriers.full_q(query.index));
             let slot = smem + plan.work_offset as u32 + query.index * WORK_BYTES as u32;
-            let work = if A::QUANTIZES_Q {
-                mbarrier::wait(barriers.full_item(query.index), query.parity);
-                Work::load_alone(slot)
-            } else {
-                mbarrier::wait(barriers.empty_q(query.index), query.parity ^ 1);
-                items.take::<A>(params, slot)
-            };
-            let Some(work) = work else {
+            if item >= p.work_items {
+                Work::store(None, p, slot);
                 mbarrier::arrive(full);
                 break;
-            };
+            }
+            let work = Work::of_item::<A>(p, item, |first_row| A::tiles(params, first_row));
+            Work::store(Some(work), p, slot);
             let head_kv = work.head_kv;
             // Opaque, so that the loop is not unrolled: the producer has few registers.
             let (first, end) = (work.first_tile, hint::opaque(work.end_tile));
             if end > first {
                 let scales = ItemScales::new::<A>(p, &work);
-                let q_bytes = if A::QUANTIZES_Q { 0 } else { plan.q_bytes as u32 };
-                mbarrier::arrive_expect_tx(full, q_bytes + scales.bytes::<A>());
-                if !A::QUANTIZES_Q {
-                    let q = smem + query.index * plan.q_bytes as u32;
-                    tma::load_3d(q, q_map, 0, work.first_row, work.head_q, full);
-                }
+                mbarrier::arrive_expect_tx(full, plan.q_bytes as u32 + scales.bytes::<A>());
+                tma::load_3d(smem + query.index * plan.q_bytes as u32, q_map, 0, work.first_row, work.head_q, full);
                 scales.load::<A>(smem, query.index, full);
             } else {
                 mbarrier::arrive(full);
@@ -191,8 +182,6 @@ pub unsafe fn run<A: Algorithm>(params: &A::Params, maps: u64, smem: u32) {
                 j += 1;
             }
         }
-        if !A::QUANTIZES_Q {
-            items.end(p);
-        }
+        items.end(p);
     }
 }

@@ -6,7 +6,6 @@ use sage_spec::sm90::{BLOCK_KV, Sm90AttentionParams};
 use sage_spec::tiling;
 
 use super::config::Config;
-use super::kernel::Algorithm;
 
 const KEYS: u32 = BLOCK_KV as u32;
 
@@ -52,26 +51,6 @@ impl Items {
         }
         // SAFETY: forwarded contract.
         ctas + unsafe { atomic::add_relaxed(p.progress + Progress::ATTENTION_NEXT as u64 * 4, 1) }
-    }
-
-    /// Takes the next item and leaves it at `slot`; `None`, which is left there too, if there are no more.
-    ///
-    /// # Safety
-    /// As for [`Items::next`] and [`Work::store`].
-    #[inline(always)]
-    pub unsafe fn take<A: Algorithm>(&mut self, params: &A::Params, slot: u32) -> Option<Work> {
-        let p = A::attention(params);
-        // SAFETY: forwarded contract.
-        unsafe {
-            let item = self.next(p);
-            let work = if item < p.work_items {
-                Some(Work::of_item::<A>(p, item, |first_row| A::tiles(params, first_row)))
-            } else {
-                None
-            };
-            Work::store(work, p, slot);
-            work
-        }
     }
 
     /// Ends the CTA's share. The last CTA to end leaves the words as the first found them.
@@ -173,42 +152,6 @@ impl Work {
                 end_tile: warp::shuffle_idx(end_tile, 0),
             })
         }
-    }
-
-    /// What [`Work::store`] left, for one thread.
-    ///
-    /// # Safety
-    /// An item was stored at `shared`.
-    #[inline(always)]
-    pub unsafe fn load_alone(shared: u32) -> Option<Work> {
-        // SAFETY: forwarded contract.
-        unsafe {
-            let [first_row, head_q, head_kv, end_tile] = shared::load_u32x4(shared);
-            if first_row == NO_MORE {
-                return None;
-            }
-            Some(Work { first_row, head_q, head_kv, first_tile: shared::load_u32(shared + 24), end_tile })
-        }
-    }
-
-    /// First row of the stored item.
-    ///
-    /// # Safety
-    /// As for [`Work::load_alone`].
-    #[inline(always)]
-    pub unsafe fn load_first_row(shared: u32) -> u32 {
-        // SAFETY: forwarded contract.
-        unsafe { shared::load_u32(shared) }
-    }
-
-    /// Head of the stored item.
-    ///
-    /// # Safety
-    /// As for [`Work::load_alone`].
-    #[inline(always)]
-    pub unsafe fn load_head_q(shared: u32) -> u32 {
-        // SAFETY: forwarded contract.
-        unsafe { shared::load_u32(shared + 4) }
     }
 
     /// First tile of the stored item, the same in every lane.
