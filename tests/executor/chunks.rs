@@ -25,9 +25,11 @@ fn on<'a>(plan: &Plan, step: Step<'a>, chunk: Chunk) -> Step<'a> {
     let grid = match step.entry.kernel {
         Kernel::DeltaS => [launch::delta_s_grid(dims, heads, blocks), 1],
         // Two items a CTA, so that each launch counts them.
-        _ if plan.arch() == Arch::Sm90a => {
-            [sm90::work_items(heads, chunk_rows(dims, &chunk), sm90::block_q(step.entry.cta.threads / 128 - 1)).div_ceil(2), 1]
-        }
+        _ if plan.arch() == Arch::Sm90a => [
+            sm90::work_items(heads, chunk_rows(dims, &chunk), sm90::block_q(step.entry.cta.threads / 128 - 1))
+                .div_ceil(2),
+            1,
+        ],
         _ => launch::attention_grid(heads, blocks),
     };
     Step { chunk, grid: grid.map(|extent| extent as u32), ..step }

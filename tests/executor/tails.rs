@@ -21,12 +21,21 @@ fn check(stem: Stem, seqlen_q: usize, seqlen_kv: usize) {
 
 /// The kernel with the exact exponential of each architecture, in the precision it is made for.
 fn stem(arch: Arch) -> Stem {
-    let name = match arch {
+    named(match arch {
         Arch::Sm80 => "sm80_int8_f16_fwd",
         Arch::Sm89 => "sm89_int4_fp8_fwd",
         Arch::Sm90a => "sm90_int8_fp8_exp2_fwd",
-    };
+    })
+}
+
+fn named(name: &str) -> Stem {
     STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists")
+}
+
+/// The largest work items have four warpgroups: every number of queries up to past one, causal or not.
+#[test]
+fn every_number_of_queries_of_four_warpgroups() {
+    (1..=260).for_each(|queries| check(named("sm90_int8_fp8_fwd"), queries, 133 + queries / 2 % 2));
 }
 
 /// Tests of one architecture, so that a failure says which.

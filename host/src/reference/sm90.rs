@@ -5,9 +5,7 @@
 use rayon::prelude::*;
 use sage_spec::Dims;
 use sage_spec::quant::{LOG2_E, SCORE_BIAS};
-use sage_spec::sm90::{
-    BLOCK_KV as TILE, DIRECT_MAX_CODE, Exponential, P_MAX_LOG2, round_code, round_to_f16,
-};
+use sage_spec::sm90::{BLOCK_KV as TILE, DIRECT_MAX_CODE, Exponential, P_MAX_LOG2, round_code, round_to_f16};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::blocks::{QueryBlock, output_lens, query_blocks};
@@ -308,11 +306,8 @@ mod tests {
             (0..8000)
                 .map(|i| {
                     let below = -8.0 * (i as f32 + 0.5) / 8000.0;
-                    let p = if is_exact {
-                        round_e4m3(exp2_fast(below + P_MAX_LOG2))
-                    } else {
-                        direct_p(below, 1.0, 0.0)
-                    };
+                    let p =
+                        if is_exact { round_e4m3(exp2_fast(below + P_MAX_LOG2)) } else { direct_p(below, 1.0, 0.0) };
                     f64::from(p) / f64::from(below + P_MAX_LOG2).exp2()
                 })
                 .sum::<f64>()
@@ -329,12 +324,7 @@ mod tests {
             let mut scores = [1.0; TILE];
             let mut k_scale = [0.1; TILE];
             k_scale[64] = f32::NAN;
-            let dequantize = Dequantize {
-                q_scale: 0.1,
-                k_scale: &k_scale,
-                delta_s: &[0.0; TILE],
-                sm_scale_log2: 1.0,
-            };
+            let dequantize = Dequantize { q_scale: 0.1, k_scale: &k_scale, delta_s: &[0.0; TILE], sm_scale_log2: 1.0 };
             let mut state = RowState::new(ROW_MAX_START);
             softmax_row(&mut scores, visible, &dequantize, &[true; TILE], &mut state);
             assert_eq!(state.alpha.is_nan(), is_nan);

@@ -7,9 +7,9 @@ use sage_spec::layout::delta_s_slot;
 use sage_spec::params::DeltaSParams;
 use sage_spec::tiling::{BLOCK_KV, KV_PAD};
 
+use super::element::Element;
 use super::lanes::{LANES, Position, TOKENS, load8};
 use super::tile::{Job, read_swizzled};
-use super::element::Element;
 
 /// Keys of a thread, 32 apart.
 const KEYS: usize = 2;

@@ -5,10 +5,10 @@ use sage_spec::params::QuantizeParams;
 use sage_spec::quant::{SCORE_BIAS, qk_scale};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
+use super::element::Element;
 use super::lanes::{LANES, PER_THREAD, Position, TOKENS, amax, load8, read8, reduce_lanes, reduce_row};
 use super::tile::{self, Job, smem};
 use crate::codes::low_bytes;
-use super::element::Element;
 
 /// Whether this module has attention kernels that read two codes from a byte.
 const MAY_PACK: bool = cfg!(any(feature = "sm_80", feature = "sm_89"));

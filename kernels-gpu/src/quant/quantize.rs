@@ -5,10 +5,10 @@ use sage_spec::launch::{WORK_BYTES, quantize_buffers};
 use sage_spec::params::QuantizeParams;
 use sage_spec::schedule::{Progress, Role};
 
+use super::element::Element;
 use super::lanes::{Position, TOKENS};
 use super::tile::{DONE, Job, code, smem};
 use super::{qk, stats, v};
-use super::element::Element;
 
 /// Quantizes Q, K and V, the latter to FP16 or FP8.
 ///

@@ -6,9 +6,9 @@ use sage_spec::params::QuantizeParams;
 use sage_spec::quant::{v_scale_f16, v_scale_fp8};
 use sage_spec::schedule::Progress;
 
+use super::element::Element;
 use super::lanes::{PER_THREAD, Position, reduce_chunks, reduce_lanes};
 use super::tile::{self, Job, smem};
-use super::element::Element;
 
 #[inline(always)]
 fn add(a: f32, b: f32) -> f32 {

@@ -7,8 +7,8 @@ use sage_spec::launch::{QuantizeSmem, quantize_smem};
 use sage_spec::params::{QuantizeParams, TensorArg};
 use sage_spec::schedule::{Role, Work};
 
-use super::lanes::{PER_THREAD, Position, TOKENS};
 use super::element::Element;
+use super::lanes::{PER_THREAD, Position, TOKENS};
 
 /// Where a CTA's tables lie.
 pub const fn smem<E: Element, const HEAD_DIM: u32>() -> QuantizeSmem {

@@ -3,9 +3,9 @@
 use cuda_std::{convert, global, shared, thread};
 use sage_spec::params::QuantizeParams;
 
+use super::element::Element;
 use super::lanes::{LANES, Position, TOKENS, load8, read8};
 use super::tile::{self, Job, smem};
-use super::element::Element;
 
 /// The thread's eight channels: what to subtract and what to multiply by.
 struct Channels {

@@ -36,8 +36,7 @@ impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool> Config for Ker
     const WARPGROUPS: usize = warpgroups(HEAD_DIM as usize, exponential(EXACT), DELTA_S);
 }
 
-impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool> Algorithm for Kernel<HEAD_DIM, EXACT, DELTA_S> 
-{
+impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool> Algorithm for Kernel<HEAD_DIM, EXACT, DELTA_S> {
     type Params = Sm90AttentionParams;
 
     #[inline(always)]
