@@ -87,7 +87,7 @@ pub mod hopper {
     /// Symbol, threads, padded head dimension, whether every key takes the exact exponential, whether there is ΔS.
     macro_rules! hopper {
         ($($name:ident = $threads:literal, $head_dim:literal, $exact:literal, $delta_s:literal;)*) => { $(
-            /// Forward attention, persistent: each CTA takes work items from a fixed schedule.
+            /// Forward attention, persistent: each CTA takes work items until none is left.
             ///
             /// # Safety
             /// `sage_spec::sm90::Sm90AttentionParams`.

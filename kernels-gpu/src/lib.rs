@@ -24,6 +24,7 @@ mod attention;
 mod cache;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod codes;
+#[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 pub mod entry;
 #[cfg(all(any(target_arch = "nvptx64", feature = "executor"), feature = "sm_80"))]
 mod merge;

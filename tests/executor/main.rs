@@ -13,6 +13,7 @@ mod merge;
 mod modifiers;
 mod packed;
 mod pairs;
+mod plain;
 mod reference;
 mod relations;
 mod ring;

@@ -20,9 +20,13 @@ fn schedules() -> u64 {
 }
 
 fn check(name: &str, modifiers: Modifiers) {
+    check_smoothed(name, DIMS, true, modifiers);
+}
+
+fn check_smoothed(name: &str, dims: Dims, q: bool, modifiers: Modifiers) {
     let stem = STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists");
-    let smoothing = Smoothing { q: true, k: true, v: true };
-    let mut case = Setup { causal: true, smoothing, ..Setup::new(stem, DIMS) }.noisy();
+    let smoothing = Smoothing { q, k: true, v: true };
+    let mut case = Setup { causal: true, smoothing, ..Setup::new(stem, dims) }.noisy();
     case.problem = Problem::new(Request { modifiers, ..case.problem.request().clone() }).expect("a valid request");
     let bits = |seed| {
         let outcome = run(&case, seed).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
@@ -39,6 +43,12 @@ fn check(name: &str, modifiers: Modifiers) {
 #[test]
 fn hopper_in_any_order() {
     check("sm90_int8_fp8_fwd", Modifiers::default());
+}
+
+#[test]
+fn hopper_with_four_warpgroups_in_any_order() {
+    let dims = Dims { seqlen_q: 260, ..DIMS };
+    check_smoothed("sm90_int8_fp8_fwd", dims, false, Modifiers::default());
 }
 
 #[test]

@@ -152,7 +152,7 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "one-arrival-too-few",
-        what: "K's stage is free when eleven of twelve warps have given it back",
+        what: "K's stage is free when all warps but one have given it back",
         file: KERNEL,
         text: "mbarrier::init(barriers.empty_k(i), «A::CONSUMER_WARPS»);",
         bad: "A::CONSUMER_WARPS - 1",

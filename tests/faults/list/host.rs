@@ -123,7 +123,7 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "items-of-128-rows",
-        what: "a head has as many work items as query blocks, not as tiles of 192 rows",
+        what: "a head has as many work items as query blocks, not as tiles of a work item's rows",
         file: PARAMS,
         text: "tiles_per_head: «rows.div_ceil(block_q)» as u32,",
         bad: "rows.div_ceil(128)",
