@@ -3,20 +3,32 @@
 use cuda_std::executor::{self, Fault, Launch, Memory};
 use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs, TiledBytes};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Capability, Plan, Slot, Step, plan};
+use sage_attn::plan::{Capability, Kernel, Plan, Slot, Step, plan};
 use sage_attn::problem::TensorSpec;
 use sage_spec::launch::{self, Cta};
 use sage_spec::params::ScoresParams;
 use sage_spec::sm90::TensorMap;
 use sage_spec::symbol::Arch;
 use sage_tests::case::{Case, Tensor};
-use sage_tests::judge::{Outcome, f32s, gather_between, poison};
+use sage_tests::judge::{Outcome, f32s, gather_between, judge, poison};
 use sage_tests::side::Side;
 
 use crate::kernels;
 
 /// What the executor offers: everything.
 pub const CAPABILITY: Capability = Capability { major: 9, minor: 0, sm_count: 4, smem_opt_in: 232_448 };
+
+/// What `case` gives in schedule `seed`; fails unless it is what the reference allows.
+pub fn judged(case: &Case, seed: u64) -> Outcome {
+    let outcome = run(case, seed).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
+    judge(case, &outcome).unwrap_or_else(|what| panic!("{}: {what}", case.describe()));
+    outcome
+}
+
+/// Threads of a CTA of the plan's attention kernel, if it is not the general one.
+pub fn attention_threads(plan: &Plan) -> Option<usize> {
+    plan.entries().iter().find(|entry| entry.kernel == Kernel::Attention).map(|entry| entry.cta.threads)
+}
 
 /// Uploads a tensor. The gaps of its strides, and their NaNs, may not even be looked at.
 pub fn upload(memory: &mut Memory, name: &str, tensor: &Tensor) -> DeviceTensor {

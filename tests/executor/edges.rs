@@ -4,19 +4,17 @@ use sage_attn::problem::{DType, Smoothing};
 use sage_spec::Dims;
 use sage_spec::symbol::{STEMS, Stem};
 use sage_tests::case::Case;
-use sage_tests::judge::{Outcome, judge};
+use sage_tests::judge::Outcome;
 use sage_tests::setup::{Setup, noisy_k, noisy_q, noisy_v};
 
-use crate::device::run;
+use crate::device::judged;
 
 const DIMS: Dims =
     Dims { batch: 1, num_heads_q: 2, num_heads_kv: 1, seqlen_q: 70, seqlen_kv: 75, head_dim: 64, head_dim_v: 64 };
 const SMOOTH_ALL: Smoothing = Smoothing { q: true, k: true, v: true };
 
 fn check(case: &Case) -> Outcome {
-    let outcome = run(case, 9).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
-    judge(case, &outcome).unwrap_or_else(|what| panic!("{}: {what}", case.describe()));
-    outcome
+    judged(case, 9)
 }
 
 /// Every kernel, with each of some smoothings.

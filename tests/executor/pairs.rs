@@ -11,12 +11,11 @@ use cuda_std::executor::Memory;
 use sage_attn::device::{DeviceMemory, DeviceTensor, LaunchArgs, SideArgs};
 use sage_attn::plan::{Kernel, Plan, Slot, plan};
 use sage_attn::problem::{Smoothing, TensorSpec};
-use sage_spec::symbol::{STEMS, Stem};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 use sage_spec::{Dims, ScaleGranularity};
 use sage_tests::case::Case;
 use sage_tests::judge::f32s;
-use sage_tests::setup::Setup;
+use sage_tests::setup::{Setup, stem};
 
 use crate::device::{self, CAPABILITY, launch_steps};
 
@@ -27,7 +26,6 @@ const DEPTH: usize = 64;
 const UNUSED: u8 = 0x80;
 
 fn case(seqlen_q: usize, seqlen_kv: usize, causal: bool) -> Case {
-    let stem: Stem = STEMS.into_iter().find(|stem| stem.name == "sm80_int8_f16_fwd").expect("the stem exists");
     let dims = Dims {
         batch: 1,
         num_heads_q: 1,
@@ -37,7 +35,8 @@ fn case(seqlen_q: usize, seqlen_kv: usize, causal: bool) -> Case {
         head_dim: HEAD_DIM,
         head_dim_v: HEAD_DIM,
     };
-    let setup = Setup { causal, granularity: ScaleGranularity::PerBlock, ..Setup::new(stem, dims) };
+    let setup =
+        Setup { causal, granularity: ScaleGranularity::PerBlock, ..Setup::new(stem("sm80_int8_f16_fwd"), dims) };
     Setup { smoothing: Smoothing { q: false, k: false, v: false }, ..setup }.noisy()
 }
 

@@ -1,33 +1,23 @@
 //! Attention on Hopper without ΔS, which most tests here have: every type, granularity and depth, work items of three and
 //! of four warpgroups, and rings of them that go round. In schedules of three.
 
-use sage_attn::plan::Kernel;
 use sage_attn::problem::{DType, Smoothing};
-use sage_spec::symbol::{STEMS, Stem};
 use sage_spec::{Dims, ScaleGranularity};
 use sage_tests::case::Case;
-use sage_tests::judge::judge;
-use sage_tests::setup::{Setup, noisy_k, noisy_q, noisy_v};
+use sage_tests::setup::{Setup, noisy_k, noisy_q, noisy_v, stem};
 
-use crate::device::run;
-
-fn stem() -> Stem {
-    STEMS.into_iter().find(|stem| stem.name == "sm90_int8_fp8_fwd").expect("the stem exists")
-}
+use crate::device::{attention_threads, judged};
 
 fn setup(dims: Dims, dtype: DType, granularity: ScaleGranularity) -> Setup {
     let smoothing = Smoothing { q: false, k: true, v: false };
-    Setup { dtype, granularity, smoothing, ..Setup::new(stem(), dims) }
+    Setup { dtype, granularity, smoothing, ..Setup::new(stem("sm90_int8_fp8_fwd"), dims) }
 }
 
 fn check(case: &Case) {
+    let threads = if case.problem.dims().head_dim_padded() == 64 { 640 } else { 512 };
     for seed in [2, 3, 5] {
-        let outcome = run(case, seed).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
-        judge(case, &outcome).unwrap_or_else(|what| panic!("{}: {what}", case.describe()));
-        let attention = outcome.plan.entries().iter().find(|entry| entry.kernel == Kernel::Attention);
-        let d = case.problem.dims().head_dim_padded();
-        let threads = if d == 64 { 640 } else { 512 };
-        assert_eq!(attention.map(|entry| entry.cta.threads), Some(threads), "without ΔS");
+        let outcome = judged(case, seed);
+        assert_eq!(attention_threads(&outcome.plan), Some(threads), "without ΔS");
     }
 }
 

@@ -3,10 +3,9 @@
 use sage_spec::symbol::{Arch, STEMS, Stem};
 use sage_spec::{Dims, ScaleGranularity};
 use sage_tests::case::Case;
-use sage_tests::judge::judge;
 use sage_tests::setup::{Setup, noise, noisy_k, noisy_q, noisy_v};
 
-use crate::device::run;
+use crate::device::judged;
 
 /// Nine tiles of 128 keys and a bit, so that a ring of four goes round twice.
 const DIMS: Dims =
@@ -18,8 +17,7 @@ fn dims(stem: Stem) -> Dims {
 }
 
 fn check(case: &Case) {
-    let outcome = run(case, 4).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
-    judge(case, &outcome).unwrap_or_else(|what| panic!("{}: {what}", case.describe()));
+    judged(case, 4);
 }
 
 #[test]

@@ -5,8 +5,7 @@
 use sage_attn::Window;
 use sage_attn::problem::{Modifiers, Problem, Request, Smoothing};
 use sage_spec::Dims;
-use sage_spec::symbol::STEMS;
-use sage_tests::setup::Setup;
+use sage_tests::setup::{Setup, stem};
 
 use crate::device::run;
 
@@ -24,9 +23,8 @@ fn check(name: &str, modifiers: Modifiers) {
 }
 
 fn check_smoothed(name: &str, dims: Dims, q: bool, modifiers: Modifiers) {
-    let stem = STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists");
     let smoothing = Smoothing { q, k: true, v: true };
-    let mut case = Setup { causal: true, smoothing, ..Setup::new(stem, dims) }.noisy();
+    let mut case = Setup { causal: true, smoothing, ..Setup::new(stem(name), dims) }.noisy();
     case.problem = Problem::new(Request { modifiers, ..case.problem.request().clone() }).expect("a valid request");
     let bits = |seed| {
         let outcome = run(&case, seed).unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));

@@ -1,57 +1,46 @@
 //! Every length of the last tile, of queries and of keys.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use sage_attn::plan::Kernel;
+use rayon::prelude::*;
 use sage_attn::problem::Smoothing;
 use sage_spec::Dims;
-use sage_spec::symbol::{Arch, STEMS, Stem};
-use sage_tests::judge::{Outcome, judge};
-use sage_tests::setup::Setup;
+use sage_spec::symbol::{Arch, Stem};
+use sage_tests::judge::Outcome;
+use sage_tests::setup::{self, Setup};
 
-use crate::device::run;
+use crate::device::{attention_threads, judged};
 
 /// Lengths up to past a whole tile of every kernel: 128 queries or keys, and 64 of the smaller ones.
 const LENGTHS: std::ops::RangeInclusive<usize> = 0..=130;
 
 /// Causal if the lengths are not both even or odd.
 fn check(stem: Stem, seqlen_q: usize, seqlen_kv: usize) {
-    let dims = dims(seqlen_q, seqlen_kv);
-    judged(Setup { causal: (seqlen_q + seqlen_kv) % 2 == 1, ..Setup::new(stem, dims) });
+    let causal = (seqlen_q + seqlen_kv) % 2 == 1;
+    check_setup(Setup { causal, ..Setup::new(stem, dims(seqlen_q, seqlen_kv)) });
 }
 
 /// The largest work items have four warpgroups: where Q is not smoothed.
 fn check_largest(seqlen_q: usize, seqlen_kv: usize, causal: bool) {
     let smoothing = Smoothing { q: false, k: true, v: false };
-    let setup = Setup::new(named("sm90_int8_fp8_fwd"), dims(seqlen_q, seqlen_kv));
-    let outcome = judged(Setup { causal, smoothing, ..setup });
-    let attention = outcome.plan.entries().iter().find(|entry| entry.kernel == Kernel::Attention);
-    assert_eq!(attention.map(|entry| entry.cta.threads), Some(640), "a producer and four warpgroups");
+    let setup = Setup::new(setup::stem("sm90_int8_fp8_fwd"), dims(seqlen_q, seqlen_kv));
+    let outcome = check_setup(Setup { causal, smoothing, ..setup });
+    assert_eq!(attention_threads(&outcome.plan), Some(640), "a producer and four warpgroups");
 }
 
 fn dims(seqlen_q: usize, seqlen_kv: usize) -> Dims {
     Dims { batch: 1, num_heads_q: 1, num_heads_kv: 1, seqlen_q, seqlen_kv, head_dim: 16, head_dim_v: 16 }
 }
 
-fn judged(setup: Setup) -> Outcome {
-    let (case, dims) = (setup.noisy(), setup.dims);
-    let outcome = run(&case, (dims.seqlen_q * 131 + dims.seqlen_kv) as u64);
-    let outcome = outcome.unwrap_or_else(|fault| panic!("{}: {fault}", case.describe()));
-    judge(&case, &outcome).unwrap_or_else(|what| panic!("{}: {what}", case.describe()));
-    outcome
+fn check_setup(setup: Setup) -> Outcome {
+    judged(&setup.noisy(), (setup.dims.seqlen_q * 131 + setup.dims.seqlen_kv) as u64)
 }
 
 /// The kernel with the exact exponential of each architecture, in the precision it is made for.
 fn stem(arch: Arch) -> Stem {
-    named(match arch {
+    setup::stem(match arch {
         Arch::Sm80 => "sm80_int8_f16_fwd",
         Arch::Sm89 => "sm89_int4_fp8_fwd",
         Arch::Sm90a => "sm90_int8_fp8_exp2_fwd",
     })
-}
-
-fn named(name: &str) -> Stem {
-    STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists")
 }
 
 /// Every number of queries up to past a work item of four warpgroups, causal or not.
@@ -67,21 +56,9 @@ fn pairs_of_lengths_of_four_warpgroups() {
     /// Odd: its multiples visit every pair.
     const STEP: usize = 30_011;
     let count = std::env::var("SAGE_TAIL_PAIRS").map_or(128, |n| n.parse().expect("a number"));
-    let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= count {
-                        break;
-                    }
-                    let pair = index * STEP % 65_536;
-                    check_largest(1 + pair % 256, 1 + pair / 256 % 128, pair / 32_768 == 1);
-                }
-            });
-        }
+    (0..count).into_par_iter().for_each(|index| {
+        let pair = index * STEP % 65_536;
+        check_largest(1 + pair % 256, 1 + pair / 256 % 128, pair / 32_768 == 1);
     });
 }
 

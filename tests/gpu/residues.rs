@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use sage_attn::problem::Smoothing;
 use sage_spec::Dims;
 use sage_spec::sm90::{BLOCK_KV, block_q, warpgroups};
-use sage_spec::symbol::{Arch, STEMS};
+use sage_spec::symbol::Arch;
 use sage_tests::judge::judge;
-use sage_tests::setup::Setup;
+use sage_tests::setup::{Setup, stem};
 use serde_json::json;
 
 use crate::harness::{gpu, number, record, run};
@@ -24,7 +24,7 @@ fn every_pair_of_tails() {
     let Some(gpu) = gpu() else { return };
     let capability = *gpu.capability();
     let tried = STEMS_TRIED.map(|name| {
-        let stem = STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists");
+        let stem = stem(name);
         let block_q = block_q(warpgroups(64, stem.exponential, false));
         // Residues of both lengths, causal and not.
         (stem, block_q, 2 * block_q * BLOCK_KV)

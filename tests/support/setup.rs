@@ -3,11 +3,16 @@
 use sage_attn::error::Operand;
 use sage_attn::problem::{DType, Layout, Precision, Problem, Request, Smoothing, TensorSpec};
 use sage_attn::reference::Options;
-use sage_spec::symbol::Stem;
+use sage_spec::symbol::{STEMS, Stem};
 use sage_spec::{Dims, ScaleGranularity};
 
 use crate::case::{Case, Tensor};
 use crate::generate::Random;
+
+/// The stem `name`.
+pub fn stem(name: &str) -> Stem {
+    STEMS.into_iter().find(|stem| stem.name == name).expect("the stem exists")
+}
 
 /// Everything about a problem but its elements.
 #[derive(Clone, Copy, Debug)]
