@@ -26,7 +26,7 @@ fn on<'a>(plan: &Plan, step: Step<'a>, chunk: Chunk) -> Step<'a> {
         Kernel::DeltaS => [launch::delta_s_grid(dims, heads, blocks), 1],
         // Two items a CTA, so that each launch counts them.
         _ if plan.arch() == Arch::Sm90a => [
-            sm90::work_items(heads, chunk_rows(dims, &chunk), sm90::block_q(step.entry.cta.threads / 128 - 1))
+            sm90::work_items(heads, chunk_rows(dims, &chunk), sm90::block_q_of_threads(step.entry.cta.threads))
                 .div_ceil(2),
             1,
         ],

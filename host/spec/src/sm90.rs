@@ -3,6 +3,7 @@
 
 use crate::modifiers::ModifierParams;
 use crate::params::{Chunk, TensorArg};
+use crate::tiling::BLOCK_Q;
 
 /// Query rows of a consumer warpgroup; a multiple of it is a block of smooth-Q's means.
 pub const WARPGROUP_Q: usize = 64;
@@ -35,6 +36,12 @@ pub const ONES_ROWS: usize = 8;
 pub const K_SCALE_BYTES: usize = 32;
 /// Bytes of a work item's scales of Q in shared memory: of the two query blocks that its rows lie in, at most 32 each.
 pub const Q_SCALE_BYTES: usize = 256;
+/// Bytes of ΔS of a tile and one query block in shared memory.
+pub const DELTA_S_BYTES: usize = BLOCK_KV * 4;
+/// Query blocks that the `block_q` rows of a work item lie in at most: items follow each other from the first row on.
+pub const fn q_blocks(block_q: usize) -> usize {
+    block_q / BLOCK_Q + if block_q.is_multiple_of(BLOCK_Q) { 0 } else { 1 }
+}
 
 /// Bytes of a work item in shared memory: which rows, of which head, and what the consumers would have to divide for.
 pub const WORK_BYTES: usize = 32;
@@ -47,6 +54,12 @@ pub const fn block_q(warpgroups: usize) -> usize {
 /// Threads of a CTA: a producer warpgroup and `warpgroups` consumers.
 pub const fn threads(warpgroups: usize) -> usize {
     (1 + warpgroups) * 128
+}
+
+/// Query rows of a work item of a kernel that runs `threads` threads: what [`block_q`] is of the warpgroups that
+/// [`threads`] counts.
+pub const fn block_q_of_threads(threads: usize) -> usize {
+    block_q(threads / 128 - 1)
 }
 
 /// Named plan of a CTA's dynamic shared memory, in bytes from its 1024-byte aligned start.
@@ -66,6 +79,10 @@ pub struct SmemPlan {
     pub v_offset: usize,
     /// Scales of the first tile of K; [`K_SCALE_BYTES`] a stage.
     pub k_scale_offset: usize,
+    /// ΔS of the first tile of K, query block by query block; `delta_s_bytes` a stage.
+    pub delta_s_offset: usize,
+    /// Bytes of a tile's ΔS: [`DELTA_S_BYTES`] for each of [`q_blocks`]; none without ΔS.
+    pub delta_s_bytes: usize,
     /// Scales of the first buffer of Q; [`Q_SCALE_BYTES`] a buffer.
     pub q_scale_offset: usize,
     /// Scales, then means, of the channels of V for the first buffer of Q; `v_channel_bytes` a buffer.
@@ -81,8 +98,8 @@ pub struct SmemPlan {
 }
 
 impl SmemPlan {
-    /// The plan for a padded head dimension of 64 or 128 and work items of `block_q` rows.
-    pub const fn new(head_dim_padded: usize, block_q: usize) -> SmemPlan {
+    /// The plan for a padded head dimension of 64 or 128 and work items of `block_q` rows, with or without ΔS.
+    pub const fn new(head_dim_padded: usize, block_q: usize, delta_s: bool) -> SmemPlan {
         let q_bytes = block_q * head_dim_padded;
         let k_bytes = BLOCK_KV * head_dim_padded;
         let v_copy_bytes = head_dim_padded * BLOCK_KV;
@@ -90,7 +107,9 @@ impl SmemPlan {
         let k_offset = Q_BUFFERS * q_bytes;
         let v_offset = k_offset + STAGES * k_bytes;
         let k_scale_offset = v_offset + STAGES * v_bytes;
-        let q_scale_offset = k_scale_offset + STAGES * K_SCALE_BYTES;
+        let delta_s_offset = k_scale_offset + STAGES * K_SCALE_BYTES;
+        let delta_s_bytes = if delta_s { q_blocks(block_q) * DELTA_S_BYTES } else { 0 };
+        let q_scale_offset = delta_s_offset + STAGES * delta_s_bytes;
         let v_channel_offset = q_scale_offset + Q_BUFFERS * Q_SCALE_BYTES;
         let v_channel_bytes = 2 * head_dim_padded * 4;
         let barrier_offset = v_channel_offset + Q_BUFFERS * v_channel_bytes;
@@ -104,6 +123,8 @@ impl SmemPlan {
             k_offset,
             v_offset,
             k_scale_offset,
+            delta_s_offset,
+            delta_s_bytes,
             q_scale_offset,
             v_channel_offset,
             v_channel_bytes,
@@ -203,7 +224,7 @@ pub struct Sm90AttentionParams {
     pub v_scale: u64,
     /// Nullable: f32 `[B, Hkv, Dp]`, 16-byte aligned, added to every row that sees a key.
     pub v_mean: u64,
-    /// Nullable except in `*_delta_s_*`: f32 `[head_count, block_count, Np]`, see [`crate::params::DeltaSParams`].
+    /// Nullable except in `*_delta_s_*`: f32 `[head_count, block_count, Np]`, 16-byte aligned, see [`crate::params::DeltaSParams`].
     pub delta_s: u64,
     /// Nullable: f32 `[B, Hq, Mp]`; times `sm_scale` it is added to the LSE.
     pub qk_mean: u64,
@@ -268,14 +289,23 @@ mod tests {
 
     #[test]
     fn the_plan_fits_a_multiprocessor() {
-        let plain = |d| (d, block_q(warpgroups(d, Exponential::Mixed, false)));
-        let all = [plain(64), plain(128), (64, GENERAL_BLOCK_Q), (128, GENERAL_BLOCK_Q)];
-        for (head_dim, block_q) in all {
-            let plan = SmemPlan::new(head_dim, block_q);
+        let plain = |d, delta_s| (d, block_q(warpgroups(d, Exponential::Mixed, delta_s)), delta_s);
+        let general = |d| (d, GENERAL_BLOCK_Q, true);
+        let all = [64, 128].map(|d| [plain(d, false), plain(d, true), general(d)]);
+        for (head_dim, block_q, delta_s) in all.into_iter().flatten() {
+            let plan = SmemPlan::new(head_dim, block_q, delta_s);
             assert!(plan.bytes <= 227 << 10, "{plan:?}");
             for offset in [plan.q_bytes, plan.k_offset, plan.k_bytes, plan.v_offset, plan.v_bytes] {
                 assert_eq!(offset % 1024, 0, "{plan:?}");
             }
+        }
+    }
+
+    #[test]
+    fn an_item_lies_in_so_many_query_blocks() {
+        for rows in [WARPGROUP_Q, 128, 192, 256] {
+            let blocks = |item: usize| (item * rows + rows - 1) / BLOCK_Q - item * rows / BLOCK_Q + 1;
+            assert_eq!((0..20).map(blocks).max(), Some(q_blocks(rows)), "{rows}");
         }
     }
 

@@ -10,7 +10,7 @@ use sage_spec::{CodeStorage, Dims, sm90};
 use super::args::LaunchArgs;
 use super::side::SideArgs;
 use crate::error::{DeviceError, Error};
-use crate::plan::{Kernel, L2_BUDGET_BYTES, Plan, Slot, Step, chunk_rows, sm90_block_q};
+use crate::plan::{Kernel, L2_BUDGET_BYTES, Plan, Slot, Step, chunk_rows};
 
 /// The one argument of a kernel.
 ///
@@ -187,7 +187,7 @@ impl ParamsBuilder<'_> {
     ///
     /// [`DeviceError`] if the driver refuses a tensor map.
     fn attention_sm90(&self, step: &Step<'_>) -> Result<Sm90AttentionParams, DeviceError> {
-        let (dims, chunk, block_q) = (self.dims(), step.chunk, sm90_block_q(step.entry.cta.threads));
+        let (dims, chunk, block_q) = (self.dims(), step.chunk, sm90::block_q_of_threads(step.entry.cta.threads));
         let rows = chunk_rows(dims, &chunk);
         let (q_map, k_map, v_map) = self.tensor_maps(block_q)?;
         let heads = chunk.head_count as usize;

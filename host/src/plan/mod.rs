@@ -191,7 +191,7 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
         _ if problem.needs_general_kernel() => {
             let cta = match stem.arch {
                 Arch::Sm80 | Arch::Sm89 => launch::attention(d, stem.qk, stem.pv),
-                Arch::Sm90a => sm90_cta(sm90::GENERAL_WARPGROUPS, d),
+                Arch::Sm90a => sm90_cta(sm90::GENERAL_WARPGROUPS, d, true),
             };
             add(Kernel::General, format!("{}_general_d{d}", stem.general_symbol()), cta);
         }
@@ -199,7 +199,7 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
             let delta_s = smoothing.q && dims.seqlen_kv > 0;
             let variant = if delta_s { "_delta_s" } else { "" };
             let warpgroups = sm90::warpgroups(d, stem.exponential, delta_s);
-            add(Kernel::Attention, format!("{}{variant}_d{d}", stem.symbol), sm90_cta(warpgroups, d));
+            add(Kernel::Attention, format!("{}{variant}_d{d}", stem.symbol), sm90_cta(warpgroups, d, delta_s));
         }
         Arch::Sm80 | Arch::Sm89 => {
             add(Kernel::Attention, format!("{}_d{d}", stem.symbol), launch::attention(d, stem.qk, stem.pv));
@@ -208,14 +208,9 @@ fn entries(problem: &Problem, stem: &Stem) -> Vec<Entry> {
     entries
 }
 
-/// Query rows of a work item of an attention kernel for Hopper that runs `threads` threads.
-pub(crate) fn sm90_block_q(threads: usize) -> usize {
-    sm90::block_q(threads / 128 - 1)
-}
-
 /// A CTA of a kernel for Hopper with `warpgroups` consumers.
-fn sm90_cta(warpgroups: usize, head_dim_padded: usize) -> Cta {
-    let smem_bytes = sm90::SmemPlan::new(head_dim_padded, sm90::block_q(warpgroups)).bytes;
+fn sm90_cta(warpgroups: usize, head_dim_padded: usize, delta_s: bool) -> Cta {
+    let smem_bytes = sm90::SmemPlan::new(head_dim_padded, sm90::block_q(warpgroups), delta_s).bytes;
     Cta { threads: sm90::threads(warpgroups), smem_bytes }
 }
 
@@ -295,7 +290,7 @@ impl Plan {
         let ctas = match entry.kernel {
             Kernel::Attention | Kernel::General if self.stem.arch == Arch::Sm90a => {
                 // Persistent: a CTA for every multiprocessor, or for every work item if those are fewer.
-                let (rows, block_q) = (chunk_rows(dims, &chunk), sm90_block_q(entry.cta.threads));
+                let (rows, block_q) = (chunk_rows(dims, &chunk), sm90::block_q_of_threads(entry.cta.threads));
                 sm90::work_items(heads, rows, block_q).min(self.capability.sm_count.max(1) as usize)
             }
             Kernel::Attention => return launch::attention_grid(heads, blocks),

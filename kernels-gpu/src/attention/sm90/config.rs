@@ -8,7 +8,8 @@ pub trait Config {
     const HEAD_DIM: u32;
     /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential.
     const EXACT_PAIRS: u32;
-    /// Whether scores get ΔS of smooth-Q.
+    /// Whether scores get ΔS of smooth-Q, or may: then it has room beside K's tiles, and scores are biased
+    /// ([`super::scores::Scores`]).
     const DELTA_S: bool;
     /// Consumer warpgroups.
     const WARPGROUPS: usize;
@@ -20,7 +21,7 @@ pub trait Config {
     /// Warps of the consumer warpgroups; each signals for itself.
     const CONSUMER_WARPS: u32 = 4 * Self::WARPGROUPS as u32;
     /// Where everything lies in shared memory.
-    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize, Self::BLOCK_Q as usize);
+    const SMEM: SmemPlan = SmemPlan::new(Self::HEAD_DIM as usize, Self::BLOCK_Q as usize, Self::DELTA_S);
 }
 
 /// Registers of a producer thread; the consumers get what it leaves: 32 · 128 + 160 · 384 = 65,536.

@@ -1,7 +1,9 @@
 //! A consumer warpgroup: 64 query rows against every tile of K and V.
 
 use cuda_std::{global, mbarrier, shared, thread, warp, wgmma};
-use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParams, WARPGROUP_Q, WORK_BYTES};
+use sage_spec::sm90::{
+    BLOCK_KV, DELTA_S_BYTES, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParams, WARPGROUP_Q, WORK_BYTES,
+};
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
@@ -70,7 +72,7 @@ pub struct Item<'a> {
     pub inverse_q_scale: f32,
     smem: u32,
     k_scales: KScales,
-    /// Where ΔS of key 0 lies, in units of 16 bytes: a register less than its address. Only with ΔS.
+    /// Where in shared memory ΔS of the first stage's tile lies. Only with ΔS.
     delta_s: u32,
     /// The warpgroup's first query row.
     pub first_row: u32,
@@ -119,7 +121,6 @@ impl<'a> Item<'a> {
                 shared::load_f32(smem + plan.q_scale_offset as u32 + q_buffer * Q_SCALE_BYTES as u32 + in_item * 4)
             }
         };
-        let kv_padded = p.seqlen_kv.div_ceil(tiling::KV_PAD as u32) as u64 * tiling::KV_PAD as u64;
         Item {
             p,
             barriers,
@@ -133,11 +134,9 @@ impl<'a> Item<'a> {
             smem,
             k_scales: KScales::new(p, work.head_kv),
             delta_s: if C::DELTA_S {
-                let head = work.head_q - p.chunk.head_begin;
                 // Of the warpgroup's first row, and so the same for all lanes: a register of the warp.
-                let q_block = first_row / tiling::BLOCK_Q as u32;
-                let block = head * p.chunk.block_count + (q_block - p.chunk.block_begin);
-                (block as u64 * kv_padded / 4) as u32
+                let in_item = first_row / tiling::BLOCK_Q as u32 - work.first_row / tiling::BLOCK_Q as u32;
+                smem + plan.delta_s_offset as u32 + in_item * DELTA_S_BYTES as u32
             } else {
                 0
             },
@@ -166,10 +165,10 @@ impl<'a> Item<'a> {
         [k_scale[0] * self.q_factor, k_scale[1] * self.q_factor]
     }
 
-    /// Address of ΔS of tile `j`.
+    /// Where in shared memory ΔS of the tile at `tile` lies.
     #[inline(always)]
-    pub fn delta_s(&self, j: u32) -> u64 {
-        self.p.delta_s + (self.delta_s + j * (KEYS / 4)) as u64 * 16
+    pub fn delta_s<C: Config>(&self, tile: TileRing) -> u32 {
+        self.delta_s + tile.index * const { C::SMEM.delta_s_bytes as u32 }
     }
 
     /// One tile.
@@ -190,9 +189,12 @@ impl<'a> Item<'a> {
         unsafe {
             // Read again and again: a register that lives through the loop costs more.
             let thread = thread::reread_thread_idx_x();
-            let mut s =
-                if C::DELTA_S { scores::delta_s(self.delta_s(j), self.inverse_q_scale, thread % 4) } else { [0; 64] };
             mbarrier::wait(barriers.full_k(tile.index), tile.parity);
+            let mut s = if C::DELTA_S {
+                scores::delta_s(self.delta_s::<C>(tile), self.inverse_q_scale, thread % 4)
+            } else {
+                [0; 64]
+            };
             scores::start_product::<C>(&mut s, self.q, self.k + (tile.index * plan.k_bytes as u32 / 16) as u64);
             wgmma::wait_group::<0>();
             if IS_MASKED {
@@ -206,12 +208,12 @@ impl<'a> Item<'a> {
                 scores::mask(&mut s, [seen(row), seen(row + 8)], thread % 4);
             }
             let factor = self.factor::<C>(j, tile, thread % 4);
-            // Every lane has its scales, before one of them lets the stage go.
+            // Every lane has its scales and its ΔS, before one of them lets the stage go.
             warp::sync_warp();
             if self.lane.leads {
                 mbarrier::arrive(barriers.empty_k(tile.index));
             }
-            softmax::update_max::<IS_MASKED>(&s, factor, state);
+            softmax::update_max::<C, IS_MASKED>(&s, factor, state);
             let probabilities = softmax::probabilities::<C, IS_MASKED>(&s, factor, state.max);
 
             mbarrier::wait(barriers.full_v(tile.index), tile.parity);

@@ -5,6 +5,7 @@
 //! so one loop serves all. Tiles that no row of a work item sees are never loaded.
 
 use cuda_std::{convert, math, mbarrier, thread, warp, warpgroup, wgmma};
+use sage_spec::quant::SCORE_BIAS_BITS;
 use sage_spec::sm90::{
     BLOCK_KV, GENERAL_WARPGROUPS, P_MAX_LOG2, Sm90AttentionParams, Sm90GeneralParams, WARPGROUP_Q, WORK_BYTES,
 };
@@ -93,11 +94,11 @@ fn tiles(p: &Sm90GeneralParams, first_row: u32, rows: u32) -> (u32, u32) {
 
 /// Score steps in log2 units; `factor[h]` is that of keys `64 h ..`.
 #[inline(always)]
-fn dequantize(scores: &scores::Scores, factor: [f32; 2]) -> Modified {
+fn dequantize<C: Config>(scores: &scores::Scores, factor: [f32; 2]) -> Modified {
     let mut x = [0.0f32; 64];
     let mut i = 0;
     while i < 64 {
-        x[i] = scores[i] as i32 as f32 * factor[i / 32];
+        x[i] = scores::number::<C>(scores[i]) * factor[i / 32];
         i += 1;
     }
     x
@@ -243,20 +244,21 @@ unsafe fn step<C: Config>(
         let first = Place { row: item.first_row + row_in_warpgroup(thread), key: j * KEYS + 2 * t };
         // Its bytes are under way while the products are.
         let mask = if p.modifiers.mask.ptr != 0 { mask_bits(p, head_q, first) } else { [0; 4] };
-        let mut s = [0; 64];
-        if p.attention.delta_s != 0 {
-            s = scores::delta_s(item.delta_s(j), item.inverse_q_scale, t);
-        }
         mbarrier::wait(barriers.full_k(tile.index), tile.parity);
+        // Biased with and without ΔS, so that the rest is the same.
+        let mut s = [SCORE_BIAS_BITS; 64];
+        if p.attention.delta_s != 0 {
+            s = scores::delta_s(item.delta_s::<C>(tile), item.inverse_q_scale, t);
+        }
         scores::start_product::<C>(&mut s, item.q, item.k + (tile.index * plan.k_bytes as u32 / 16) as u64);
         wgmma::wait_group::<0>();
         let factor = item.factor::<C>(j, tile, t);
-        // Every lane has its scales, before one of them lets the stage go.
+        // Every lane has its scales and its ΔS, before one of them lets the stage go.
         warp::sync_warp();
         if item.lane.leads {
             mbarrier::arrive(barriers.empty_k(tile.index));
         }
-        let mut x = dequantize(&s, factor);
+        let mut x = dequantize::<C>(&s, factor);
         modify(p, head_q, first, mask, &mut x);
         update_max(&x, state);
         let probabilities = probabilities(&x, state.max);

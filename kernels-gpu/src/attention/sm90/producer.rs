@@ -1,7 +1,7 @@
 //! The producer: one thread that keeps the rings of K and V and the buffers of Q full.
 
 use cuda_std::{hint, mbarrier, tma};
-use sage_spec::sm90::{BLOCK_KV, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParams, WORK_BYTES};
+use sage_spec::sm90::{self, BLOCK_KV, DELTA_S_BYTES, K_SCALE_BYTES, Q_SCALE_BYTES, Sm90AttentionParams, WORK_BYTES};
 use sage_spec::tiling;
 
 use super::config::{Barriers, Config, QueryRing, TileRing};
@@ -49,6 +49,61 @@ impl KScales {
         let index = (self.first + 2 * j * self.per_block) & !3;
         // SAFETY: forwarded contract.
         unsafe { tma::load_bulk(shared, self.base + index as u64 * 4, self.bytes(), barrier) };
+    }
+}
+
+/// ΔS of an item's query blocks, which travels with K's tiles too.
+struct DeltaS {
+    /// Of the first block's key 0.
+    address: u64,
+    /// 0 without ΔS, else 1 or 2.
+    blocks: u32,
+}
+
+impl DeltaS {
+    #[inline(always)]
+    fn new<C: Config>(p: &Sm90AttentionParams, work: &Work) -> Self {
+        // The general kernels learn from the launch whether there is ΔS.
+        if !C::DELTA_S || p.delta_s == 0 {
+            return DeltaS { address: 0, blocks: 0 };
+        }
+        let head = work.head_q - p.chunk.head_begin;
+        let block = work.first_row / tiling::BLOCK_Q as u32 - p.chunk.block_begin;
+        let row = head as u64 * p.chunk.block_count as u64 + block as u64;
+        let most = const { sm90::q_blocks(C::BLOCK_Q as usize) as u32 };
+        let blocks = if p.chunk.block_count - block < most { 1 } else { most };
+        DeltaS { address: p.delta_s + row * Self::row_bytes(p), blocks }
+    }
+
+    /// From one block to the next.
+    #[inline(always)]
+    fn row_bytes(p: &Sm90AttentionParams) -> u64 {
+        p.seqlen_kv.div_ceil(tiling::KV_PAD as u32) as u64 * (tiling::KV_PAD * 4) as u64
+    }
+
+    /// Bytes that are copied for a tile.
+    #[inline(always)]
+    fn bytes(&self) -> u32 {
+        self.blocks * DELTA_S_BYTES as u32
+    }
+
+    /// Starts the copies of tile `j`.
+    ///
+    /// # Safety
+    /// As for [`KScales::load`].
+    #[inline(always)]
+    unsafe fn load(&self, p: &Sm90AttentionParams, j: u32, shared: u32, barrier: u32) {
+        let address = self.address + j as u64 * DELTA_S_BYTES as u64;
+        // SAFETY: forwarded contract.
+        unsafe {
+            if self.blocks > 0 {
+                tma::load_bulk(shared, address, DELTA_S_BYTES as u32, barrier);
+            }
+            if self.blocks > 1 {
+                let shared = shared + DELTA_S_BYTES as u32;
+                tma::load_bulk(shared, address + Self::row_bytes(p), DELTA_S_BYTES as u32, barrier);
+            }
+        }
     }
 }
 
@@ -165,12 +220,14 @@ pub unsafe fn run<A: Algorithm>(params: &A::Params, maps: u64, smem: u32) {
                 mbarrier::arrive(full);
             }
             query.advance();
-            let scales = KScales::new(p, head_kv);
+            let (scales, delta_s) = (KScales::new(p, head_kv), DeltaS::new::<A>(p, &work));
             let mut j = first;
             while j < end {
                 mbarrier::wait(barriers.empty_k(tile.index), tile.parity ^ 1);
                 let full = barriers.full_k(tile.index);
-                mbarrier::arrive_expect_tx(full, plan.k_bytes as u32 + scales.bytes());
+                mbarrier::arrive_expect_tx(full, plan.k_bytes as u32 + scales.bytes() + delta_s.bytes());
+                let delta_s_offset = plan.delta_s_offset as u32 + tile.index * plan.delta_s_bytes as u32;
+                delta_s.load(p, j, smem + delta_s_offset, full);
                 scales.load(j, smem + (plan.k_scale_offset as u32 + tile.index * K_SCALE_BYTES as u32), full);
                 tma::load_3d(k_smem + tile.index * plan.k_bytes as u32, k_map, 0, j * BLOCK_KV as u32, head_kv, full);
 

@@ -1,19 +1,20 @@
-//! QK of one tile: products, ΔS and masks, all on integers.
+//! QK of one tile: products, ΔS and masks, all on integers, or on the bits of floating point numbers that are whole.
 
-use cuda_std::{global, math, wgmma};
-use sage_spec::quant::{SCORE_BIAS, SCORE_BIAS_BITS};
+use cuda_std::{math, shared, wgmma};
+use sage_spec::quant::SCORE_BIAS;
 
 use super::config::Config;
 
 /// Scores of a tile as a lane holds them: element `4b + e` is row `g + 8 (e / 2)` of its warp's 16 rows,
-/// column `8b + 2t + e % 2`, with `g = lane / 4` and `t = lane % 4`. The bits of s32.
+/// column `8b + 2t + e % 2`, with `g = lane / 4` and `t = lane % 4`. The bits of s32; with ΔS those of `SCORE_BIAS + score`
+/// as f32 (`sage_spec::quant::SCORE_BIAS`), which compare alike.
 pub type Scores = [u32; 64];
 
 /// A score that no product reaches: the key is masked.
 pub const MASKED: u32 = i32::MIN as u32;
 
-/// `scores = Q K^T` over 64 rows and a tile of keys, as one group; the caller waits for it. With ΔS the product
-/// is added to what [`delta_s`] returned.
+/// `scores = Q K^T` over 64 rows and a tile of keys, as one group; the caller waits for it. In kernels with ΔS the product
+/// is added to what is there: what [`delta_s`] returned, or the bits of `SCORE_BIAS`.
 ///
 /// # Safety
 /// The warpgroup is converged; `q` and `k` are descriptors of tiles that have landed.
@@ -33,28 +34,34 @@ pub unsafe fn start_product<C: Config>(scores: &mut Scores, q: u64, k: u64) {
     }
 }
 
-/// ΔS of a tile, rounded to whole score steps: what the accumulators of the product start from.
+/// A score as a number.
+#[inline(always)]
+pub fn number<C: Config>(score: u32) -> f32 {
+    if C::DELTA_S { f32::from_bits(score) - SCORE_BIAS } else { score as i32 as f32 }
+}
+
+/// ΔS of a tile, rounded to whole score steps, as the bits of `SCORE_BIAS + steps`: what the accumulators of the product
+/// start from.
 ///
-/// `delta_s` is the address of the tile's first key in its row of ΔS, in the order of
+/// `delta_s` is where the tile's first key lies in shared memory, in the order of
 /// [`sage_spec::layout::delta_s_slot`]: the lane's columns of blocks `2i` and `2i + 1` are one vector.
 ///
 /// # Safety
-/// f32 of a whole tile at `delta_s`, 16-byte aligned.
+/// f32 of a whole tile have landed at `delta_s`, 16-byte aligned.
 #[inline(always)]
-pub unsafe fn delta_s(delta_s: u64, inverse_q_scale: f32, t: u32) -> Scores {
+pub unsafe fn delta_s(delta_s: u32, inverse_q_scale: f32, t: u32) -> Scores {
     let mut scores = [0u32; 64];
     let mut i = 0;
     while i < 8 {
         // SAFETY: forwarded contract; 16 keys are 64 bytes.
-        let vector = unsafe { global::load_u32x4(delta_s + i as u64 * 64 + t as u64 * 16) };
+        let vector = unsafe { shared::load_u32x4(delta_s + i as u32 * 64 + t * 16) };
         let mut column = 0;
         while column < 4 {
             let (block, e) = (2 * i + column / 2, column % 2);
             // In units near 1.5 · 2²³ the spacing of f32 is 1: the sum's bits are the bias's plus an integer.
-            let biased = math::fma(f32::from_bits(vector[column]), inverse_q_scale, SCORE_BIAS);
-            let steps = biased.to_bits().wrapping_sub(SCORE_BIAS_BITS);
-            scores[4 * block + e] = steps;
-            scores[4 * block + 2 + e] = steps;
+            let biased = math::fma(f32::from_bits(vector[column]), inverse_q_scale, SCORE_BIAS).to_bits();
+            scores[4 * block + e] = biased;
+            scores[4 * block + 2 + e] = biased;
             column += 1;
         }
         i += 1;

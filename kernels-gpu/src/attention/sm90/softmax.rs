@@ -5,7 +5,7 @@ use cuda_std::{convert, math, warp};
 use sage_spec::sm90::{DIRECT_MAX_CODE, P_MAX_LOG2};
 
 use super::config::Config;
-use super::scores::{MASKED, Scores};
+use super::scores::{MASKED, Scores, number};
 
 /// P of a tile: `p[4k + i]` is operand register `i` of step `k` over 32 keys. V's tokens are stored in the
 /// order that makes this layout equal to the accumulator's (`sage_spec::layout::v_slot`).
@@ -62,7 +62,7 @@ fn largest(scores: &Scores, row: usize, half: usize) -> u32 {
 /// # Safety
 /// The warp is converged.
 #[inline(always)]
-pub unsafe fn update_max<const IS_MASKED: bool>(scores: &Scores, factor: [f32; 2], state: &mut RowState) {
+pub unsafe fn update_max<C: Config, const IS_MASKED: bool>(scores: &Scores, factor: [f32; 2], state: &mut RowState) {
     let mut row = 0;
     while row < 2 {
         let mut max = ROW_MAX_START;
@@ -71,7 +71,7 @@ pub unsafe fn update_max<const IS_MASKED: bool>(scores: &Scores, factor: [f32; 2
             let score = largest(scores, row, half);
             // A half without a visible key must not bring its scale's NaN in.
             if !IS_MASKED || score != MASKED {
-                max = math::max_propagate_nan(max, score as i32 as f32 * factor[half]);
+                max = math::max_propagate_nan(max, number::<C>(score) * factor[half]);
             }
             half += 1;
         }
@@ -83,11 +83,11 @@ pub unsafe fn update_max<const IS_MASKED: bool>(scores: &Scores, factor: [f32; 2
 
 /// Four scores of one row, of keys that share `factor`, as E4M3 codes by the special function unit.
 #[inline(always)]
-fn exact_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -> u32 {
+fn exact_codes<C: Config, const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -> u32 {
     let mut p = [0.0f32; 4];
     let mut i = 0;
     while i < 4 {
-        let x = math::exp2(math::fma(scores[i] as i32 as f32, factor, P_MAX_LOG2 - max));
+        let x = math::exp2(math::fma(number::<C>(scores[i]), factor, P_MAX_LOG2 - max));
         p[i] = if IS_MASKED && scores[i] == MASKED { 0.0 } else { x };
         i += 1;
     }
@@ -97,7 +97,7 @@ fn exact_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -
 /// The same without the special function unit (`sage_spec::sm90::direct_code`): the code is a linear function of the score,
 /// clamped below where it becomes f16, two at a time, and rounded by adding 1024, which leaves it in the low byte.
 #[inline(always)]
-fn direct_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -> u32 {
+fn direct_codes<C: Config, const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) -> u32 {
     /// 1024 in f16, twice. Between 1024 and 2048 neighbouring f16 differ by one.
     const ROUNDING: u32 = 0x6400_6400;
     // 8 codes an octave.
@@ -106,7 +106,7 @@ fn direct_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) 
     let mut codes = [0.0f32; 4];
     let mut i = 0;
     while i < 4 {
-        let code = math::fma(scores[i] as i32 as f32, slope, offset);
+        let code = math::fma(number::<C>(scores[i]), slope, offset);
         codes[i] = if IS_MASKED && scores[i] == MASKED { 0.0 } else { code };
         i += 1;
     }
@@ -116,7 +116,8 @@ fn direct_codes<const IS_MASKED: bool>(scores: [u32; 4], factor: f32, max: f32) 
 }
 
 /// In which order the registers of [`P`] are computed. They are the same in any order, but how ptxas interleaves the
-/// special function unit with the rest is not: `docs/kernels/sm90_int8_fp8_fwd.md` has the orders that were timed.
+/// special function unit with the rest is not: `docs/kernels/sm90_int8_fp8_fwd.md` says how many orders were timed, and what
+/// became of them.
 const fn order(head_dim: u32) -> [usize; 16] {
     match head_dim {
         128 => [11, 5, 13, 2, 14, 9, 6, 12, 10, 15, 8, 1, 0, 4, 3, 7],
@@ -137,9 +138,9 @@ pub fn probabilities<C: Config, const IS_MASKED: bool>(scores: &Scores, factor: 
         let four = [scores[at], scores[at + 1], scores[at + 4], scores[at + 5]];
         let (factor, max) = (factor[pair / 4], max[row]);
         p[i] = if C::EXACT_PAIRS >> pair & 1 == 1 {
-            exact_codes::<IS_MASKED>(four, factor, max)
+            exact_codes::<C, IS_MASKED>(four, factor, max)
         } else {
-            direct_codes::<IS_MASKED>(four, factor, max)
+            direct_codes::<C, IS_MASKED>(four, factor, max)
         };
         n += 1;
     }
