@@ -52,12 +52,14 @@ fn repeats_under_load_have_the_same_bits() {
         }
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let stems = STEMS.into_iter().filter(|stem| stem.arch.loads_on(capability.major, capability.minor));
-            // Smoothed queries have kernels of their own on Hopper.
-            for (stem, smooth_q) in stems.flat_map(|stem| [(stem, false), (stem, true)]) {
+            // Smoothed queries and either head dimension have kernels of their own on Hopper.
+            let kernels = [(false, 64), (false, 128), (true, 64), (true, 128)];
+            for (stem, (smooth_q, depth)) in stems.flat_map(|stem| kernels.map(|kernel| (stem, kernel))) {
                 // The largest of some problems, so that CTAs meet.
-                let case = (1..40)
+                let case = (1..80)
                     .map(|seed| Case::random_for(stem, seed, Limits::GPU))
                     .filter(|case| case.problem.smoothing().q == smooth_q)
+                    .filter(|case| case.problem.dims().head_dim_padded() == depth)
                     .max_by_key(|case| case.problem.flops() as u64)
                     .expect("there are some");
                 let plan = plan(&case.problem, capability).expect("a plan");
