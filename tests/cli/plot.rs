@@ -26,6 +26,20 @@ fn the_chart_of_the_readme_is_made_of_the_committed_results() {
 }
 
 #[test]
+fn the_curve_of_errors_is_made_of_the_committed_results() {
+    let run = sage_attn(["plot", &format!("{RESULTS}/h200_accuracy.json"), "--figure=error"]);
+    run.success();
+    let committed = std::fs::read_to_string(format!("{RESULTS}/../../docs/plots/h200_error.svg")).unwrap();
+    assert!(run.stdout == committed, "docs/plots/h200_error.svg is not what `sage-attn plot` draws");
+    let (names, points) = contents(&run.stdout);
+    assert_eq!(names, ["sm90_int8_fp8_fwd", "sm90_int8_fp8_exp2_fwd"]);
+    assert_eq!(points, 2 * 5, "five lengths of each");
+    // There are no rates in that file, and the reports of the benchmark have both.
+    sage_attn(["plot", &format!("{RESULTS}/h200_accuracy.json")]).fails(2);
+    sage_attn(["plot", &format!("{RESULTS}/h200_lengths.json"), "--figure=error"]).success();
+}
+
+#[test]
 fn every_results_file_with_times_can_be_drawn() {
     let folder = Folder::new("plot");
     for (name, kernels) in [("h200_mma_sync.json", 4), ("cpu_attention.json", 1), ("h200_bench.json", 6)] {

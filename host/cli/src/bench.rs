@@ -264,8 +264,9 @@ fn point(measurement: &Measurement) -> Point {
         causal: measurement.causal,
         head_dim: measurement.head_dim as u64,
         tokens: measurement.seqlen_kv as u64,
-        e2e_tops: measurement.e2e_tops,
-        tops: measurement.tops,
+        e2e_tops: Some(measurement.e2e_tops),
+        tops: Some(measurement.tops),
+        rel_l1: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::file::replace;
-use super::results::{Point, chart, read};
+use super::results::{Point, chart, error_chart, read};
 use super::{Failure, print};
 
 /// Options of `plot`.
@@ -13,7 +13,8 @@ use super::{Failure, print};
 #[command(after_long_help = "Examples:
   sage-attn bench --json > here.jsonl
   sage-attn plot here.jsonl --svg here.svg
-  sage-attn plot benches/results/h200_bench.json here.jsonl --causal --figure attention > both.svg")]
+  sage-attn plot benches/results/h200_bench.json here.jsonl --causal --figure attention > both.svg
+  sage-attn plot benches/results/h200_accuracy.json --figure error --svg error.svg")]
 pub struct PlotOptions {
     /// Results: lines that `bench --json` printed, or reports of the benchmark of GPUs, with or without peers
     #[arg(required = true)]
@@ -42,6 +43,8 @@ enum Figure {
     E2e,
     /// Attention alone
     Attention,
+    /// Relative L1 distance from exact attention
+    Error,
 }
 
 /// Runs the command.
@@ -54,9 +57,10 @@ pub fn plot(options: &PlotOptions) -> Result<(), Failure> {
     if points.is_empty() {
         return Err(Failure::Input(format!("no result fits the options; there are {}", kinds(&all))));
     }
-    let (what, tops): (_, fn(&Point) -> f64) = match options.figure {
-        Figure::E2e => ("end to end", |point| point.e2e_tops),
-        Figure::Attention => ("attention alone", |point| point.tops),
+    let what = match options.figure {
+        Figure::E2e => "end to end",
+        Figure::Attention => "attention alone",
+        Figure::Error => "error",
     };
     let mut devices: Vec<&str> = Vec::new();
     for point in &points {
@@ -66,7 +70,12 @@ pub fn plot(options: &PlotOptions) -> Result<(), Failure> {
     }
     let mask = if options.causal { ", causal" } else { "" };
     let title = format!("{} features of a head{mask}, {what}: {}", options.head_dim, devices.join(", "));
-    let svg = chart(title, &points, tops).svg();
+    let chart = match options.figure {
+        Figure::E2e => chart(title, &points, |point| point.e2e_tops),
+        Figure::Attention => chart(title, &points, |point| point.tops),
+        Figure::Error => error_chart(title, &points),
+    };
+    let svg = chart.svg();
     match &options.svg {
         Some(path) => replace(path, svg.as_bytes()),
         None => print(svg.trim_end()),
@@ -76,7 +85,12 @@ pub fn plot(options: &PlotOptions) -> Result<(), Failure> {
 impl PlotOptions {
     fn wants(&self, point: &Point) -> bool {
         let named = self.only.is_empty() || self.only.contains(&point.name);
-        named && point.head_dim == self.head_dim && point.causal == self.causal
+        let has_figure = match self.figure {
+            Figure::E2e => point.e2e_tops,
+            Figure::Attention => point.tops,
+            Figure::Error => point.rel_l1,
+        };
+        named && has_figure.is_some() && point.head_dim == self.head_dim && point.causal == self.causal
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Failure;
 
-/// How fast something was on one shape.
+/// How fast and how exact something was on one shape; of that, what its file has.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
     /// Kernel or peer.
@@ -21,9 +21,11 @@ pub struct Point {
     /// Tokens, of the keys if they are not as many as the queries.
     pub tokens: u64,
     /// 10¹² operations per second of the whole computation.
-    pub e2e_tops: f64,
+    pub e2e_tops: Option<f64>,
     /// 10¹² operations per second of attention alone; for peers, which do nothing else, the same.
-    pub tops: f64,
+    pub tops: Option<f64>,
+    /// Relative L1 distance from exact attention.
+    pub rel_l1: Option<f64>,
 }
 
 /// The points of a results file: a report of the benchmark `gpu`, perhaps with peers; several of them under
@@ -81,7 +83,7 @@ fn cpu_points(report: &Value, points: &mut Vec<Point>) -> Result<(), String> {
         let flops = 4.0 * heads? * head_dim * rows * visible;
         for result in case.get("results").and_then(Value::as_array).into_iter().flatten() {
             let name = result.get("name").and_then(Value::as_str).ok_or_else(|| missing(result, "name"))?;
-            let tops = flops / (number(result, "min_ms")? * 1e9);
+            let tops = Some(flops / (number(result, "min_ms")? * 1e9));
             points.push(Point {
                 name: name.to_owned(),
                 device: device.to_owned(),
@@ -90,6 +92,7 @@ fn cpu_points(report: &Value, points: &mut Vec<Point>) -> Result<(), String> {
                 tokens: keys as u64,
                 e2e_tops: tops,
                 tops,
+                rel_l1: None,
             });
         }
     }
@@ -99,15 +102,20 @@ fn cpu_points(report: &Value, points: &mut Vec<Point>) -> Result<(), String> {
 /// The point of an object whose name is under `key`.
 fn point(object: &Value, key: &str, device: &str, tokens: f64) -> Result<Point, String> {
     let text = |key| object.get(key).and_then(Value::as_str);
-    let tops = number(object, "tops")?;
+    let figure = |key| object.get(key).and_then(Value::as_f64);
+    let (tops, rel_l1) = (figure("tops"), figure("rel_l1"));
+    if tops.or(rel_l1).is_none() {
+        return Err(missing(object, "tops"));
+    }
     Ok(Point {
         name: text(key).ok_or_else(|| missing(object, key))?.to_owned(),
         device: text("device").unwrap_or(device).to_owned(),
         causal: object.get("causal").and_then(Value::as_bool).ok_or_else(|| missing(object, "causal"))?,
         head_dim: number(object, "head_dim")? as u64,
         tokens: tokens as u64,
-        e2e_tops: number(object, "e2e_tops").unwrap_or(tops),
+        e2e_tops: figure("e2e_tops").or(tops),
         tops,
+        rel_l1,
     })
 }
 
@@ -121,15 +129,26 @@ fn missing(object: &Value, key: &str) -> String {
 }
 
 /// Operations per second over the number of tokens, one line for each name and mask; in the unit that suits.
-pub fn chart(title: String, points: &[Point], tops: fn(&Point) -> f64) -> LineChart {
-    let both_masks = points.iter().any(|point| point.causal) && points.iter().any(|point| !point.causal);
-    let largest = points.iter().map(tops).fold(0.0, f64::max);
+pub fn chart(title: String, points: &[Point], tops: fn(&Point) -> Option<f64>) -> LineChart {
+    let largest = points.iter().filter_map(tops).fold(0.0, f64::max);
     let (unit, factor) = if largest < 10.0 { ("GFLOP/s", 1e3) } else { ("TOPS", 1.0) };
+    lines(title, points, unit, |point| tops(point).map(|tops| tops * factor))
+}
+
+/// Relative L1 distance from exact attention over the number of tokens, likewise.
+pub fn error_chart(title: String, points: &[Point]) -> LineChart {
+    lines(title, points, "relative L1", |point| point.rel_l1)
+}
+
+/// What `figure` says of the points that it says something of, as lines over the number of tokens.
+fn lines(title: String, points: &[Point], unit: &str, figure: impl Fn(&Point) -> Option<f64>) -> LineChart {
+    let both_masks = points.iter().any(|point| point.causal) && points.iter().any(|point| !point.causal);
     let mut series: Vec<Series> = Vec::new();
     for point in points {
         let mask = if both_masks && point.causal { ", causal" } else { "" };
         let name = format!("{}{mask}", point.name);
-        let at = (point.tokens as f64, tops(point) * factor);
+        let Some(figure) = figure(point) else { continue };
+        let at = (point.tokens as f64, figure);
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(at),
             None => series.push(Series { name, points: vec![at] }),
@@ -155,15 +174,19 @@ mod tests {
         assert_eq!(points.len(), 2);
         let kernel = &points[0];
         assert_eq!((kernel.name.as_str(), kernel.device.as_str(), kernel.tokens), ("k", "G", 4096));
-        assert_eq!((kernel.tops, kernel.e2e_tops, kernel.head_dim), (900.0, 800.0, 128));
-        assert_eq!((points[1].e2e_tops, points[1].causal), (500.0, true));
+        assert_eq!((kernel.tops, kernel.e2e_tops, kernel.head_dim), (Some(900.0), Some(800.0), 128));
+        assert_eq!((points[1].e2e_tops, points[1].causal), (Some(500.0), true));
         assert_eq!(parse(&format!("{{\"by_seqlen\": {{\"4096\": {REPORT}}}}}")).unwrap(), points);
 
         let line = r#"{"kernel": "c", "device": "cpu", "causal": true, "head_dim": 8, "seqlen_kv": 64, "tops": 0.5,
             "e2e_tops": 0.25}"#;
         let points = parse(&format!("{line}\n{line}\n")).unwrap();
         assert_eq!(points.len(), 2);
-        assert_eq!((points[0].tokens, points[0].e2e_tops), (64, 0.25));
+        assert_eq!((points[0].tokens, points[0].e2e_tops, points[0].rel_l1), (64, Some(0.25), None));
+
+        let errors = r#"{"seqlen": 8, "cases": [{"kernel": "k", "causal": false, "head_dim": 64, "rel_l1": 0.04}]}"#;
+        let points = parse(errors).unwrap();
+        assert_eq!((points[0].tops, points[0].e2e_tops, points[0].rel_l1), (None, None, Some(0.04)));
     }
 
     #[test]
@@ -174,7 +197,7 @@ mod tests {
         )
         .unwrap();
         // Rows see 11 to 20 keys, 15.5 on average.
-        assert_eq!(points[0].tops, 4.0 * 2.0 * 64.0 * 10.0 * 15.5 / 0.5e9);
+        assert_eq!(points[0].tops, Some(4.0 * 2.0 * 64.0 * 10.0 * 15.5 / 0.5e9));
         assert_eq!((points[0].device.as_str(), points[0].tokens), ("C", 20));
     }
 
@@ -193,8 +216,9 @@ mod tests {
             causal,
             head_dim: 64,
             tokens,
-            e2e_tops: tops,
-            tops: 2.0 * tops,
+            e2e_tops: Some(tops),
+            tops: Some(2.0 * tops),
+            rel_l1: causal.then_some(0.5),
         };
         let points = [point(4096, 0.2, false), point(1024, 0.1, false), point(1024, 0.05, true)];
         let drawn = chart("t".into(), &points, |point| point.e2e_tops);
@@ -202,5 +226,8 @@ mod tests {
         assert_eq!(drawn.series[0].points, [(1024.0, 100.0), (4096.0, 200.0)]);
         assert_eq!(drawn.series[1].name, "k, causal");
         assert_eq!(chart("t".into(), &[point(1, 9.0, true)], |point| point.tops).y.0, "TOPS");
+        let drawn = error_chart("t".into(), &points);
+        assert_eq!((drawn.y.0.as_str(), drawn.series.len()), ("relative L1", 1), "one point has an error");
+        assert_eq!(drawn.series[0].points, [(1024.0, 0.5)]);
     }
 }
