@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::file::replace;
-use super::results::{Point, chart, error_chart, read};
+use super::results::{Point, chart, lines, read};
 use super::{Failure, print};
 
 /// Options of `plot`.
@@ -47,6 +47,17 @@ enum Figure {
     Error,
 }
 
+impl Figure {
+    /// What it is called, and what it is of a point.
+    fn of_points(self) -> (&'static str, fn(&Point) -> Option<f64>) {
+        match self {
+            Figure::E2e => ("end to end", |point| point.e2e_tops),
+            Figure::Attention => ("attention alone", |point| point.tops),
+            Figure::Error => ("error", |point| point.rel_l1),
+        }
+    }
+}
+
 /// Runs the command.
 pub fn plot(options: &PlotOptions) -> Result<(), Failure> {
     let mut all = Vec::new();
@@ -57,11 +68,6 @@ pub fn plot(options: &PlotOptions) -> Result<(), Failure> {
     if points.is_empty() {
         return Err(Failure::Input(format!("no result fits the options; there are {}", kinds(&all))));
     }
-    let what = match options.figure {
-        Figure::E2e => "end to end",
-        Figure::Attention => "attention alone",
-        Figure::Error => "error",
-    };
     let mut devices: Vec<&str> = Vec::new();
     for point in &points {
         if !point.device.is_empty() && !devices.contains(&point.device.as_str()) {
@@ -69,13 +75,13 @@ pub fn plot(options: &PlotOptions) -> Result<(), Failure> {
         }
     }
     let mask = if options.causal { ", causal" } else { "" };
+    let (what, figure) = options.figure.of_points();
     let title = format!("{} features of a head{mask}, {what}: {}", options.head_dim, devices.join(", "));
-    let chart = match options.figure {
-        Figure::E2e => chart(title, &points, |point| point.e2e_tops),
-        Figure::Attention => chart(title, &points, |point| point.tops),
-        Figure::Error => error_chart(title, &points),
-    };
-    let svg = chart.svg();
+    let svg = match options.figure {
+        Figure::E2e | Figure::Attention => chart(title, &points, figure),
+        Figure::Error => lines(title, &points, "relative L1", figure),
+    }
+    .svg();
     match &options.svg {
         Some(path) => replace(path, svg.as_bytes()),
         None => print(svg.trim_end()),
@@ -85,12 +91,8 @@ pub fn plot(options: &PlotOptions) -> Result<(), Failure> {
 impl PlotOptions {
     fn wants(&self, point: &Point) -> bool {
         let named = self.only.is_empty() || self.only.contains(&point.name);
-        let has_figure = match self.figure {
-            Figure::E2e => point.e2e_tops,
-            Figure::Attention => point.tops,
-            Figure::Error => point.rel_l1,
-        };
-        named && has_figure.is_some() && point.head_dim == self.head_dim && point.causal == self.causal
+        let (_, figure) = self.figure.of_points();
+        named && figure(point).is_some() && point.head_dim == self.head_dim && point.causal == self.causal
     }
 }
 

@@ -135,13 +135,8 @@ pub fn chart(title: String, points: &[Point], tops: fn(&Point) -> Option<f64>) -
     lines(title, points, unit, |point| tops(point).map(|tops| tops * factor))
 }
 
-/// Relative L1 distance from exact attention over the number of tokens, likewise.
-pub fn error_chart(title: String, points: &[Point]) -> LineChart {
-    lines(title, points, "relative L1", |point| point.rel_l1)
-}
-
-/// What `figure` says of the points that it says something of, as lines over the number of tokens.
-fn lines(title: String, points: &[Point], unit: &str, figure: impl Fn(&Point) -> Option<f64>) -> LineChart {
+/// What `figure` is of the points that have it, in `unit`, likewise.
+pub fn lines(title: String, points: &[Point], unit: &str, figure: impl Fn(&Point) -> Option<f64>) -> LineChart {
     let both_masks = points.iter().any(|point| point.causal) && points.iter().any(|point| !point.causal);
     let mut series: Vec<Series> = Vec::new();
     for point in points {
@@ -226,7 +221,7 @@ mod tests {
         assert_eq!(drawn.series[0].points, [(1024.0, 100.0), (4096.0, 200.0)]);
         assert_eq!(drawn.series[1].name, "k, causal");
         assert_eq!(chart("t".into(), &[point(1, 9.0, true)], |point| point.tops).y.0, "TOPS");
-        let drawn = error_chart("t".into(), &points);
+        let drawn = lines("t".into(), &points, "relative L1", |point| point.rel_l1);
         assert_eq!((drawn.y.0.as_str(), drawn.series.len()), ("relative L1", 1), "one point has an error");
         assert_eq!(drawn.series[0].points, [(1024.0, 0.5)]);
     }
