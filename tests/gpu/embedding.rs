@@ -9,12 +9,12 @@ use sage_attn::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMo
 use sage_attn::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, result};
 use sage_attn::device::{DeviceMemory, DeviceTensor, Gpu, LaunchArgs};
 use sage_attn::error::Operand;
-use sage_attn::plan::{Plan, Slot, plan};
+use sage_attn::plan::{Plan, Slot};
 use sage_attn::problem::TensorSpec;
 use serde_json::json;
 
 use crate::conformance::{Kernel, THREADS};
-use crate::harness::{gpu, number, record, run};
+use crate::harness::{gpu, number, plan_of, record, run};
 use crate::watchdog::beat;
 use sage_tests::case::{Case, Limits};
 use sage_tests::judge::POISON;
@@ -43,7 +43,7 @@ pub struct Session {
 
 impl Session {
     pub fn new(gpu: &Arc<Gpu>, stream: &Arc<CudaStream>, case: &Case) -> Session {
-        let plan = plan(&case.problem, gpu.capability()).expect("a plan");
+        let plan = plan_of(gpu, case);
         let upload = |bytes: &[u8]| {
             let mut memory = gpu.alloc(stream, bytes.len()).expect("memory");
             stream.memcpy_htod(bytes, &mut memory).expect("upload");
@@ -69,6 +69,11 @@ impl Session {
         };
         stream.synchronize().expect("uploads");
         Session { gpu: gpu.clone(), stream: stream.clone(), plan, inputs, results, workspace, args }
+    }
+
+    /// The attention kernel, which comes last.
+    pub fn symbol(&self) -> &str {
+        &self.plan.entries().last().expect("there is something to do").symbol
     }
 
     pub fn launch(&self) {

@@ -90,6 +90,11 @@ impl Buffer {
     }
 }
 
+/// The plan of `case`.
+pub fn plan_of(gpu: &Gpu, case: &Case) -> Plan {
+    plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()))
+}
+
 /// Runs `case` on `gpu` with every buffer poisoned and fenced in.
 pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
     run_with(gpu, case, None)
@@ -97,7 +102,7 @@ pub fn run(gpu: &Arc<Gpu>, case: &Case) -> Outcome {
 
 /// [`run`] with modifiers.
 pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
-    let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let plan = plan_of(gpu, case);
     let stream = gpu.context().new_stream().expect("stream");
     let poison = poison(case.seed);
     let upload = |tensor: &Tensor| Buffer::between(gpu, &stream, &tensor.bytes(), poison);
@@ -147,7 +152,7 @@ pub fn run_with(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) -> Outcome {
 pub fn run_bare(gpu: &Arc<Gpu>, case: &Case, side: Option<&Side>) {
     use cudarc::driver::result;
 
-    let plan = plan(&case.problem, gpu.capability()).unwrap_or_else(|error| panic!("{}: {error}", case.describe()));
+    let plan = plan_of(gpu, case);
     let stream = gpu.context().new_stream().expect("stream");
     gpu.context().bind_to_thread().expect("the context");
     let mut allocations = Vec::new();
