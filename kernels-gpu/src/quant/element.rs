@@ -8,7 +8,7 @@ pub trait Element {
     const BYTES: u32;
 
     /// Eight neighbouring elements as they lie in memory.
-    type Raw;
+    type Raw: Copy;
 
     /// Eight neighbouring elements of shared memory, as they are.
     ///
@@ -16,14 +16,18 @@ pub trait Element {
     /// As for [`Element::shared8`].
     unsafe fn raw8(address: u32) -> Self::Raw;
 
-    /// Element `i` of eight.
-    fn element(raw: &Self::Raw, i: usize) -> f32;
+    /// Eight elements as numbers.
+    fn widen(raw: Self::Raw) -> [f32; 8];
 
     /// Eight neighbouring elements of shared memory.
     ///
     /// # Safety
     /// `address` is 16-byte aligned, inside shared memory and not written concurrently.
-    unsafe fn shared8(address: u32) -> [f32; 8];
+    #[inline(always)]
+    unsafe fn shared8(address: u32) -> [f32; 8] {
+        // SAFETY: forwarded contract.
+        Self::widen(unsafe { Self::raw8(address) })
+    }
 
     /// The elements of one 32-bit word, of which the first `exist` exist; zeros for the others.
     ///
@@ -88,14 +92,8 @@ macro_rules! half_element {
             }
 
             #[inline(always)]
-            fn element(raw: &[u32; 4], i: usize) -> f32 {
-                $widen(*raw)[i]
-            }
-
-            #[inline(always)]
-            unsafe fn shared8(address: u32) -> [f32; 8] {
-                // SAFETY: forwarded contract.
-                $widen(unsafe { shared::load_u32x4(address) })
+            fn widen(raw: [u32; 4]) -> [f32; 8] {
+                $widen(raw)
             }
 
             #[inline(always)]
@@ -118,19 +116,13 @@ impl Element for F32 {
     #[inline(always)]
     unsafe fn raw8(address: u32) -> [f32; 8] {
         // SAFETY: forwarded contract.
-        unsafe { Self::shared8(address) }
-    }
-
-    #[inline(always)]
-    fn element(raw: &[f32; 8], i: usize) -> f32 {
-        raw[i]
-    }
-
-    #[inline(always)]
-    unsafe fn shared8(address: u32) -> [f32; 8] {
-        // SAFETY: forwarded contract.
         let (a, b) = unsafe { (shared::load_u32x4(address), shared::load_u32x4(address + 16)) };
         [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn widen(raw: [f32; 8]) -> [f32; 8] {
+        raw
     }
 
     #[inline(always)]

@@ -132,7 +132,7 @@ pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(
         let mut words = [0; 8];
         let mut c = 0;
         while c < 8 {
-            let x = [0, 1, 2, 3].map(|i| channels.scale(c, E::element(&x[i], c)));
+            let x = [0, 1, 2, 3].map(|i| channels.scale(c, E::widen(x[i])[c]));
             words[c] = convert::f32_to_e4m3x4(x) & exists;
             c += 1;
         }

@@ -122,8 +122,8 @@ pub const FAULTS: &[Fault] = &[
         name: "delta-s-beyond-the-last-block",
         what: "an item of one query block copies ΔS of the next one, which need not exist",
         file: PRODUCER,
-        text: "let blocks = if «p.chunk.block_count - block < most» { 1 } else { most };",
-        bad: "false",
+        text: "let blocks = query_blocks::<C>(«p.chunk.block_count - block»);",
+        bad: "2",
         tests: &[Q90, REF],
     },
     Fault {

@@ -52,6 +52,13 @@ impl KScales {
     }
 }
 
+/// Query blocks that an item lies in, 1 or 2, if from its first one on there are `left`.
+#[inline(always)]
+const fn query_blocks<C: Config>(left: u32) -> u32 {
+    let most = const { sm90::q_blocks(C::BLOCK_Q as usize) as u32 };
+    if left < most { 1 } else { most }
+}
+
 /// ΔS of an item's query blocks, which travels with K's tiles too.
 struct DeltaS {
     /// Of the first block's key 0.
@@ -70,8 +77,7 @@ impl DeltaS {
         let head = work.head_q - p.chunk.head_begin;
         let block = work.first_row / tiling::BLOCK_Q as u32 - p.chunk.block_begin;
         let row = head as u64 * p.chunk.block_count as u64 + block as u64;
-        let most = const { sm90::q_blocks(C::BLOCK_Q as usize) as u32 };
-        let blocks = if p.chunk.block_count - block < most { 1 } else { most };
+        let blocks = query_blocks::<C>(p.chunk.block_count - block);
         DeltaS { address: p.delta_s + row * Self::row_bytes(p), blocks }
     }
 
@@ -120,9 +126,8 @@ impl ItemScales {
     #[inline(always)]
     fn new<C: Config>(p: &Sm90AttentionParams, work: &Work) -> Self {
         let blocks = p.seqlen_q.div_ceil(tiling::BLOCK_Q as u32);
-        // An item starts at the first or at the middle row of a block.
         let block = work.first_row / tiling::BLOCK_Q as u32;
-        let count = if blocks - block < 2 { 1 } else { 2 };
+        let count = query_blocks::<C>(blocks - block);
         let first = (work.head_q as u64 * blocks as u64 + block as u64) * p.q_scales_per_block as u64;
         let channels = work.head_kv as u64 * Self::row::<C>() as u64;
         ItemScales {
