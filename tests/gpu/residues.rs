@@ -14,8 +14,13 @@ use serde_json::json;
 
 use crate::harness::{gpu, number, record, run};
 
-/// Of work items of three and of four warpgroups.
-const STEMS_TRIED: [&str; 2] = ["sm90_int8_fp8_exp2_fwd", "sm90_int8_fp8_fwd"];
+/// Kernels, head dimensions and whether Q is smoothed: work items of four warpgroups and of three, with ΔS and without.
+const TRIED: [(&str, usize, bool); 4] = [
+    ("sm90_int8_fp8_fwd", 16, false),
+    ("sm90_int8_fp8_exp2_fwd", 16, false),
+    ("sm90_int4_fp8_fwd", 16, true),
+    ("sm90_int8_fp8_fwd", 72, false),
+];
 /// Has no factor with the number of pairs: its multiples visit every pair once, and far apart ones first.
 const STEP: usize = 30_011;
 
@@ -23,15 +28,14 @@ const STEP: usize = 30_011;
 fn every_pair_of_tails() {
     let Some(gpu) = gpu() else { return };
     let capability = *gpu.capability();
-    let tried = STEMS_TRIED.map(|name| {
-        let stem = stem(name);
-        let block_q = block_q(warpgroups(64, stem.exponential, false));
-        // Residues of both lengths, causal and not.
-        (stem, block_q, 2 * block_q * BLOCK_KV)
+    let tried = TRIED.map(|(name, head_dim, smooth_q)| {
+        let (stem, smoothing) = (stem(name), Smoothing { q: smooth_q, k: true, v: false });
+        let padded = if head_dim > 64 { 128 } else { 64 };
+        (stem, head_dim, smoothing, block_q(warpgroups(padded, stem.exponential, smooth_q)))
     });
-    // With smoothed queries all work items have three warpgroups.
-    let smoothing = Smoothing { q: false, k: true, v: false };
-    let pairs: usize = tried.iter().map(|(_, _, pairs)| pairs).sum();
+    // Residues of both lengths, causal and not.
+    let counts = tried.map(|(.., block_q)| 2 * block_q * BLOCK_KV);
+    let pairs: usize = counts.iter().sum();
     if !Arch::Sm90a.loads_on(capability.major, capability.minor) {
         return println!("SKIPPED: this GPU does not load {}", Arch::Sm90a.target());
     }
@@ -46,10 +50,12 @@ fn every_pair_of_tails() {
                     if index >= pairs {
                         break;
                     }
-                    let pair = index * STEP % pairs;
-                    let [(stem, block_q, count), second] = tried;
-                    let (stem, block_q, pair) =
-                        if pair < count { (stem, block_q, pair) } else { (second.0, second.1, pair - count) };
+                    let (mut pair, mut way) = (index * STEP % pairs, 0);
+                    while pair >= counts[way] {
+                        pair -= counts[way];
+                        way += 1;
+                    }
+                    let (stem, head_dim, smoothing, block_q) = tried[way];
                     let (causal, pair) = (pair % 2 == 1, pair / 2);
                     // Lengths of 1 to a whole tile, sometimes after a whole one.
                     let beyond = index % 3;
@@ -61,8 +67,8 @@ fn every_pair_of_tails() {
                         num_heads_kv: 1,
                         seqlen_q,
                         seqlen_kv,
-                        head_dim: 16,
-                        head_dim_v: 16,
+                        head_dim,
+                        head_dim_v: head_dim,
                     };
                     let case = Setup { causal, smoothing, ..Setup::new(stem, dims) }.noisy();
                     let outcome = std::panic::catch_unwind(|| judge(&case, &run(&gpu, &case)))
@@ -80,7 +86,7 @@ fn every_pair_of_tails() {
     let done = next.into_inner().min(pairs);
     let failures = failures.into_inner().expect("no panic while it was held");
     let figures = json!({
-        "device": gpu.name(), "kernels": STEMS_TRIED, "problems": done, "of": pairs, "failures": failures.len(),
+        "device": gpu.name(), "kernels": TRIED, "problems": done, "of": pairs, "failures": failures.len(),
         "seconds": begin.elapsed().as_secs_f64(),
     });
     record("gpu_residues", &figures);
