@@ -122,7 +122,7 @@ fn upload(gpu: &Gpu, stream: &Arc<CudaStream>, elems: usize, seed: u64) -> Resul
         let blocks = first / BLOCK..elems.min(first + COPY).div_ceil(BLOCK);
         let bytes: Vec<u8> = blocks
             .into_par_iter()
-            .flat_map_iter(|block| values(BLOCK.min(elems - block * BLOCK), seed, block).into_iter())
+            .flat_map_iter(|block| values(BLOCK.min(elems - block * BLOCK), seed, block))
             .flat_map_iter(|x| x.to_le_bytes())
             .collect();
         stream.memcpy_htod(&bytes, &mut memory.slice_mut(first * 2..first * 2 + bytes.len()))?;
@@ -318,8 +318,7 @@ fn run(
         }
     }
     let [difference, rel_l1, cosine] = differences(stream, &problem, [q, k, v], &out)?;
-    println!("  DIFF {difference:.5}");
-    if std::env::var("SAGE_NOCHECK").is_err() && (difference.is_nan() || difference >= 0.02) {
+    if difference.is_nan() || difference >= 0.02 {
         return Err(format!("{} D={head_dim}: relative L1 {difference} against the reference", stem.name).into());
     }
     let total = median(totals);
@@ -378,7 +377,7 @@ fn differences(
     let dims = *problem.dims();
     let rows = (dims.seqlen_q - 1) % BLOCK_Q + 1;
     let heads = dims.batch * dims.num_heads_q;
-    let compared: Vec<usize> = (1..=HEADS_COMPARED.min(heads)).map(|i| i * heads / HEADS_COMPARED.min(heads)).collect();
+    let compared = HEADS_COMPARED.min(heads);
     // The last tokens of head `end - 1`.
     let tail = |memory: &CudaSlice<u8>, end: usize, tokens: usize| -> Result<Vec<half::bf16>, Box<dyn Error>> {
         let end = memory.len() / heads * end;
@@ -405,7 +404,7 @@ fn differences(
     }
     let (causal, sm_scale) = (options.causal, f64::from(options.sm_scale));
     let (mut actual, mut expected, mut exact) = (Vec::new(), Vec::new(), Vec::new());
-    for end in compared {
+    for end in (1..=compared).map(|i| i * heads / compared) {
         let (q, k, v) = (tail(q, end, rows)?, tail(k, end, dims.seqlen_kv)?, tail(v, end, dims.seqlen_kv)?);
         let [q, k, v] = [&q, &k, &v].map(|x| tensor(x, dims.head_dim));
         let quantized = reference::quantize(&one, &q, &k, &v, &options);
