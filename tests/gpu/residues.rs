@@ -30,8 +30,16 @@ fn every_pair_of_tails() {
     let capability = *gpu.capability();
     let tried = TRIED.map(|(name, head_dim, smooth_q)| {
         let (stem, smoothing) = (stem(name), Smoothing { q: smooth_q, k: true, v: false });
-        let padded = if head_dim > 64 { 128 } else { 64 };
-        (stem, head_dim, smoothing, block_q(warpgroups(padded, stem.exponential, smooth_q)))
+        let dims = Dims {
+            batch: 1,
+            num_heads_q: 1,
+            num_heads_kv: 1,
+            seqlen_q: 1,
+            seqlen_kv: 1,
+            head_dim,
+            head_dim_v: head_dim,
+        };
+        (stem, dims, smoothing, block_q(warpgroups(dims.head_dim_padded(), stem.exponential, smooth_q)))
     });
     // Residues of both lengths, causal and not.
     let counts = tried.map(|(.., block_q)| 2 * block_q * BLOCK_KV);
@@ -55,21 +63,13 @@ fn every_pair_of_tails() {
                         pair -= counts[way];
                         way += 1;
                     }
-                    let (stem, head_dim, smoothing, block_q) = tried[way];
+                    let (stem, dims, smoothing, block_q) = tried[way];
                     let (causal, pair) = (pair % 2 == 1, pair / 2);
                     // Lengths of 1 to a whole tile, sometimes after a whole one.
                     let beyond = index % 3;
                     let seqlen_q = 1 + pair % block_q + block_q * (beyond / 2);
                     let seqlen_kv = 1 + pair / block_q + BLOCK_KV * (beyond % 2);
-                    let dims = Dims {
-                        batch: 1,
-                        num_heads_q: 1,
-                        num_heads_kv: 1,
-                        seqlen_q,
-                        seqlen_kv,
-                        head_dim,
-                        head_dim_v: head_dim,
-                    };
+                    let dims = Dims { seqlen_q, seqlen_kv, ..dims };
                     let case = Setup { causal, smoothing, ..Setup::new(stem, dims) }.noisy();
                     let outcome = std::panic::catch_unwind(|| judge(&case, &run(&gpu, &case)))
                         .unwrap_or_else(|_| Err("panicked".into()));
