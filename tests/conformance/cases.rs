@@ -202,12 +202,11 @@ pub fn all() -> Vec<Case> {
         kernels::f16_to_f32(1) -> 1, Sm80, Rule::Bits, bits;
         kernels::bf16_to_f32(1) -> 1, Sm80, Rule::Bits, bits;
         kernels::f32_to_f16x2(2) -> 1, Sm80, Rule::Bits, float;
-        kernels::f32_to_f16x2_relu(2) -> 1, Sm80, Rule::Bits, float;
         kernels::f32_to_bf16x2(2) -> 1, Sm80, Rule::Bits, float;
         kernels::permute_bytes(2) -> 4, Sm80, Rule::Bits, bits;
         kernels::fma(3) -> 1, Sm80, Rule::Bits, float;
         kernels::fma_saturate(3) -> 1, Sm80, Rule::Bits, float;
-        kernels::add_f16x2(2) -> 1, Sm80, Rule::Bits, bits;
+        kernels::fma_f16x2(3) -> 1, Sm80, Rule::Bits, bits;
         kernels::max(2) -> 1, Sm80, Rule::Bits, float;
         kernels::max_propagate_nan(2) -> 1, Sm80, Rule::Bits, float;
         kernels::min_propagate_nan(2) -> 1, Sm80, Rule::Bits, float;
@@ -258,6 +257,7 @@ pub fn all() -> Vec<Case> {
         kernels::matrices_transposed(1) -> 4, Sm80, 16384, 1024;
         kernels::copies(1) -> 4, Sm80, 16384, 1024;
         kernels::named_barrier(1) -> 1, Sm80, 16, 4096;
+        kernels::barrier_of_predicates(1) -> 1, Sm80, 16, 4096;
         kernels::barriers_of_pairs(1) -> 2, Sm80, 16, 4096;
         kernels::copy_groups(2) -> 9, Sm80, 16384, 1024;
         kernels::global_loads(1) -> 8, Sm80, 16384, 16384;

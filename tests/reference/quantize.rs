@@ -44,8 +44,56 @@ fn token_mean(values: &[f32]) -> f32 {
     lane_sum(&chunks, 8) / values.len() as f32
 }
 
+/// The sum over the tokens of what V was rounded by as [`sage_spec::reduce`] words it.
+fn rounding_sum(rounding: &[f32]) -> f32 {
+    let chunks: Vec<f32> = rounding
+        .chunks(128)
+        .map(|chunk| {
+            // Four tokens of each of 32 lanes: of 16 tokens lane t has 2t, 2t + 1, 2t + 8 and 2t + 9.
+            let strided: Vec<f32> = (0..128)
+                .map(|i| {
+                    let (lane, token) = (i % 32, [0, 1, 8, 9][i / 32]);
+                    chunk.get(lane / 4 * 16 + lane % 4 * 2 + token).copied().unwrap_or(0.0)
+                })
+                .collect();
+            lane_sum(&strided, 32)
+        })
+        .collect();
+    lane_sum(&chunks, 8)
+}
+
 proptest! {
     #![proptest_config(config(64))]
+
+    #[test]
+    fn v_offset_is_what_the_mean_of_v_lacks(problem in problems(), longer in 0usize..2000, smooth_v in any::<bool>()) {
+        let mut problem = problem;
+        problem.dims.seqlen_kv += longer;
+        prop_assume!(problem.dims.seqlen_kv > 0);
+        problem.options = Options { pv: PvFormat::Fp8, smooth_v, ..problem.options };
+        let (d, t) = (&problem.dims, problem.tensors());
+        let z = problem.quantize(&t);
+        let padded = d.seqlen_kv_padded();
+        for head in 0..d.batch * d.num_heads_kv {
+            for channel in 0..d.head_dim_v {
+                let row = head * d.head_dim_padded() + channel;
+                let (mean, scale) = (mean_at(&z.v_mean, &problem, head, channel), z.v_scale[row]);
+                let v: Vec<f32> =
+                    (0..d.seqlen_kv).map(|token| t.v[(head * d.seqlen_kv + token) * d.head_dim_v + channel]).collect();
+                let code = |token| e4m3_to_f32(z.v_codes[row * padded + v_slot(token)]);
+                let rounding: Vec<f32> =
+                    v.iter().enumerate().map(|(token, x)| (x - mean) * (1.0 / scale) - code(token)).collect();
+                let offset = mean_at(&z.v_offset, &problem, head, channel);
+                prop_assert_eq!(offset, mean + scale * (rounding_sum(&rounding) / d.seqlen_kv as f32));
+
+                // Attention that weighs all keys alike makes the mean of V then.
+                let n = d.seqlen_kv as f64;
+                let kept = (0..d.seqlen_kv).map(|token| f64::from(code(token) * scale)).sum::<f64>() / n;
+                let expected = v.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+                prop_assert!((kept + f64::from(offset) - expected).abs() <= 1e-6 * f64::from(448.0 * scale + mean.abs()));
+            }
+        }
+    }
 
     #[test]
     fn q_and_k_are_within_half_a_step(problem in problems()) {

@@ -165,6 +165,7 @@ pub fn judge_with(case: &Case, modifiers: &Modifiers<'_>, outcome: &Outcome) -> 
         (Slot::KMean, quantized.k_mean.as_ref()),
         (Slot::QMean, quantized.q_mean.as_ref()),
         (Slot::VMean, quantized.v_mean.as_ref()),
+        (Slot::VOffset, quantized.v_offset.as_ref()),
         (Slot::QScale, Some(&quantized.q_scale)),
         (Slot::KScale, Some(&quantized.k_scale)),
         (Slot::VScale, Some(&quantized.v_scale)),

@@ -56,10 +56,12 @@ pub struct QuantizeParams {
     pub v_max: u64,
     /// Scratch, with `v_mean`: f32 `[B, Hkv, num_chunks, Dp]` minima.
     pub v_min: u64,
-    /// Scratch, with `v_mean`: f32 `[B, Hkv, num_chunks, Dp]` sums.
+    /// Scratch, with `v_mean` or `v_offset`: f32 `[B, Hkv, num_chunks, Dp]` sums.
     pub v_sum: u64,
     /// Out, nullable (V is not smoothed): f32 `[B, Hkv, Dp]` channel means.
     pub v_mean: u64,
+    /// Out, nullable (FP16): f32 `[B, Hkv, Dp]`, what the output lacks without it: [`crate::quant::v_offset`].
+    pub v_offset: u64,
     /// Scratch, zero before the launch: u32 words as [`crate::schedule::Progress`] lays them out.
     pub progress: u64,
     /// Order of the tiles.
@@ -154,8 +156,9 @@ pub struct AttentionParams {
     pub v_codes: u64,
     /// f32 `[B, Hkv, Dp]`.
     pub v_scale: u64,
-    /// Nullable: f32 `[B, Hkv, Dp]`, added to every row that sees a key.
-    pub v_mean: u64,
+    /// Nullable: f32 `[B, Hkv, Dp]`, added to every row that sees a key: [`QuantizeParams::v_offset`], or for FP16
+    /// [`QuantizeParams::v_mean`].
+    pub v_offset: u64,
     /// Nullable (Q is not smoothed): f32 `[head_count, block_count, Np]`, see [`DeltaSParams`].
     pub delta_s: u64,
     /// Nullable: f32 `[B, Hq, Mp]`; times `sm_scale` it is added to the LSE.

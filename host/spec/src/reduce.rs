@@ -8,6 +8,7 @@
 //! * token mean of K, channel mean of V: every chunk of `REDUCE_CHUNK` tokens is a strided-lane sum
 //!   over [`TOKEN_LANES`]; the chunk sums are a strided-lane sum over [`CHUNK_LANES`]; the mean is
 //!   that sum divided by the token count.
+//! * rounding of V in FP8 ([`crate::quant::v_offset`]): the same, but over [`V_LANES`], and the lane of a token is [`v_lane`].
 //! * query-block mean of Q: a strided-lane sum over [`TOKEN_LANES`] of the block's real rows,
 //!   divided by their count.
 
@@ -17,3 +18,11 @@ pub const TOKEN_LANES: usize = 16;
 pub const CHUNK_LANES: usize = 8;
 /// Features that one thread holds of a row: one 16-byte load of a 16-bit type.
 pub const FEATURES_PER_THREAD: usize = 8;
+
+/// Lanes that share the tokens of a chunk where V is quantized to FP8: two of each of the [`TOKEN_LANES`] threads.
+pub const V_LANES: usize = 2 * TOKEN_LANES;
+
+/// Lane, of [`V_LANES`], of token `token` of a chunk: its four tokens make words of codes.
+pub const fn v_lane(token: usize) -> usize {
+    token / 16 * 4 + token % 8 / 2
+}

@@ -170,22 +170,29 @@ impl Progress {
     pub const ATTENTION_NEXT: usize = 8;
     /// Word that counts its CTAs that have found no item left.
     pub const ATTENTION_DONE: usize = 16;
-    /// First of the counters, in another cache line than the ticket: K's and V's of head 0, of head 1, ...
+    /// First of the counters, in another cache line than the ticket: K's and V's of head 0 and that of V's codes, of head 1, ...
     const COUNTERS: usize = 32;
+    /// Counters of a head.
+    const COUNTERS_OF_HEAD: usize = 3;
 
     /// Bytes for `heads` (batch, kv head) pairs.
     pub const fn bytes(heads: usize) -> usize {
-        (Self::COUNTERS + 2 * heads) * 4
+        (Self::COUNTERS + Self::COUNTERS_OF_HEAD * heads) * 4
     }
 
     /// Word of the counter of K of a head.
     pub const fn k(head_kv: u32) -> u64 {
-        Self::COUNTERS as u64 + 2 * head_kv as u64
+        Self::COUNTERS as u64 + Self::COUNTERS_OF_HEAD as u64 * head_kv as u64
     }
 
     /// Word of the counter of V of a head.
     pub const fn v(head_kv: u32) -> u64 {
-        Self::COUNTERS as u64 + 2 * head_kv as u64 + 1
+        Self::COUNTERS as u64 + Self::COUNTERS_OF_HEAD as u64 * head_kv as u64 + 1
+    }
+
+    /// Word of the counter of the tiles of V that are quantized, of a head.
+    pub const fn v_codes(head_kv: u32) -> u64 {
+        Self::v(head_kv) + 1
     }
 }
 

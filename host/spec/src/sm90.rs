@@ -24,7 +24,7 @@ pub const GENERAL_BLOCK_Q: usize = block_q(GENERAL_WARPGROUPS);
 pub const BLOCK_KV: usize = 128;
 /// Threads of a CTA of the general kernels.
 pub const GENERAL_THREADS: usize = threads(GENERAL_WARPGROUPS);
-/// Stages of the ring of K and of the ring of V.
+/// Stages of the ring of K and V.
 pub const STAGES: usize = 4;
 /// Buffers of Q: the next work item's is loaded while the current one is used.
 pub const Q_BUFFERS: usize = 2;
@@ -113,7 +113,7 @@ impl SmemPlan {
         let v_channel_offset = q_scale_offset + Q_BUFFERS * Q_SCALE_BYTES;
         let v_channel_bytes = 2 * head_dim_padded * 4;
         let barrier_offset = v_channel_offset + Q_BUFFERS * v_channel_bytes;
-        let work_offset = barrier_offset + (4 * STAGES + 2 * Q_BUFFERS) * 8;
+        let work_offset = barrier_offset + (2 * STAGES + 2 * Q_BUFFERS) * 8;
         let bytes = work_offset + Q_BUFFERS * WORK_BYTES;
         SmemPlan {
             q_bytes,
@@ -146,36 +146,80 @@ pub enum Exponential {
 }
 
 impl Exponential {
-    /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential: five in eight. All direct would cost
-    /// 8 % more error on standard normal inputs (relative L1 0.0414 where exact is 0.0381); five in eight cost half of that,
-    /// and no time, as the special function unit works beside the others. Which ones was tried out, all 56: others are up to
-    /// 9 % slower, as ptxas schedules them.
-    pub const fn exact_pairs(self) -> u32 {
-        match self {
-            Exponential::Exact => 0xff,
-            Exponential::Mixed => 0xb6,
+    /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential: five in eight with maxima, four with
+    /// references, so that the error on real layers stays within 2 % of that of all exact. On standard normal inputs all direct
+    /// would have 10 % more error than all exact, half of them has half of that. The special function unit works beside the
+    /// others, so that only some of the direct ones save time. Which ones was tried out: others are up to 9 % slower, as ptxas
+    /// schedules them.
+    pub const fn exact_pairs(self, basis: Basis, head_dim: usize) -> u32 {
+        match (self, basis, head_dim) {
+            (Exponential::Exact, ..) => 0xff,
+            (Exponential::Mixed, Basis::Maxima, _) => 0xb6,
+            (Exponential::Mixed, Basis::References, 64) => 0x4d,
+            (Exponential::Mixed, Basis::References, _) => 0x47,
         }
     }
 
     /// Whether key `key` of its head takes the exact exponential.
-    pub const fn is_exact_key(self, key: usize) -> bool {
-        self.exact_pairs() >> (key % BLOCK_KV / 16) & 1 == 1
+    pub const fn is_exact_key(self, basis: Basis, head_dim: usize, key: usize) -> bool {
+        self.exact_pairs(basis, head_dim) >> (key % BLOCK_KV / 16) & 1 == 1
     }
 }
 
-/// log2 of the largest E4M3 value, 448: what P of a row's maximum becomes.
+/// What P of a tile is relative to: for a score `x` in log2 units P is `2^(x − reference)`, with a *reference* of its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// The largest score so far less [`P_MAX_LOG2`], so that its P is the largest code.
+    Maxima,
+    /// Whatever reference the row has, as long as no code is clamped ([`TILE_SUM_LIMIT`]): a warpgroup goes on with the
+    /// references of its first tile if no row's scores are very uneven there ([`EVEN_TILE_SUM`]).
+    References,
+}
+
+/// log2 of the largest E4M3 value, 448.
 pub const P_MAX_LOG2: f32 = 8.807_355;
 
-/// Code of the row's maximum in the direct form. The value of code `c ≥ 8` is 2^(c/8 − 7) at multiples of
-/// eight and up to 6 % above in between; with 126 here (and not 8 · (7 + log2 448) = 126.46) the codes'
-/// mean error over an octave is zero, so that both halves of a mixed row weigh the same.
+/// A tile's sum of P below which none of its codes can have been clamped: a clamped one is 448.
+pub const TILE_SUM_LIMIT: f32 = 448.0;
+
+/// The least sum of P of a first tile, relative to its maximum, of a row that goes on without maxima: two and a half times what
+/// the largest key has alone.
+pub const EVEN_TILE_SUM: f32 = 1120.0;
+
+/// The exponent that a raised reference gives to the first tile's sum. 16 to 32 leave later tiles a factor of 14 below
+/// [`TILE_SUM_LIMIT`], and ten octaves to the smallest normal code.
+pub const TILE_SUM_EXPONENT: i32 = 4;
+
+/// By how many octaves the reference of a row is raised whose first tile has the sum of P `tile_sum`.
+pub fn octaves_to_raise(tile_sum: f32) -> i32 {
+    (tile_sum.to_bits() >> 23) as i32 - 127 - TILE_SUM_EXPONENT
+}
+
+/// The reference of a row beyond the last, which no score comes near: its sums are zero, and it decides nothing.
+pub const NO_ROW: f32 = 1e30;
+
+/// The largest code of the direct form: that of 448. Codes are computed as parts of it, because a fused multiply-add clamps
+/// to 0..=1 at no cost.
 pub const DIRECT_MAX_CODE: f32 = 126.0;
 
-/// E4M3 code of P for a score `below_max ≤ 0` octaves below the row's maximum. It is rounded to f16 before it is rounded to a
-/// whole one: that saves a fifth of the kernels' instructions for it, and costs 0.0002 of relative L1 on standard normal
-/// inputs.
-pub fn direct_code(below_max: f32) -> u8 {
-    round_code(round_to_f16(8.0 * below_max + DIRECT_MAX_CODE))
+/// Parts of the largest code an octave: eight codes.
+pub const DIRECT_SLOPE: f32 = 8.0 / DIRECT_MAX_CODE;
+
+/// Code of 1 in the direct form, as a part of the largest one. The value of code `c ≥ 8` is 2^(c/8 − 7) at multiples of eight
+/// and up to 6 % above in between; with 55.54 here (and not 56) the codes' mean error over an octave is zero, so that both
+/// halves of a mixed row weigh the same.
+pub const DIRECT_ONE: f32 = 55.541_16 / DIRECT_MAX_CODE;
+
+/// E4M3 code of P = 2^`x`. As a part of the largest code it is rounded to f16 before it is rounded to a whole one: that saves
+/// a fifth of the kernels' instructions for it, and costs 0.0002 of relative L1 on standard normal inputs.
+pub fn direct_code(x: f32) -> u8 {
+    code_of_part(x * DIRECT_SLOPE + DIRECT_ONE)
+}
+
+/// Code that is the part `part` of the largest one, clamped to 0..=1; 0 for NaN.
+pub fn code_of_part(part: f32) -> u8 {
+    let part = if part.is_nan() { 0.0 } else { part.clamp(0.0, 1.0) };
+    round_code(round_to_f16(part) * DIRECT_MAX_CODE)
 }
 
 /// Nearest f16 (ties to even) of a positive number of at most 127 codes, a multiple of a sixteenth from 64 on; zero
@@ -222,8 +266,8 @@ pub struct Sm90AttentionParams {
     pub k_scale: u64,
     /// f32 `[B, Hkv, Dp]`, 16-byte aligned.
     pub v_scale: u64,
-    /// Nullable: f32 `[B, Hkv, Dp]`, 16-byte aligned, added to every row that sees a key.
-    pub v_mean: u64,
+    /// f32 `[B, Hkv, Dp]`, 16-byte aligned, added to every row that sees a key.
+    pub v_offset: u64,
     /// Nullable except in `*_delta_s_*`: f32 `[head_count, block_count, Np]`, 16-byte aligned, see [`crate::params::DeltaSParams`].
     pub delta_s: u64,
     /// Nullable: f32 `[B, Hq, Mp]`; times `sm_scale` it is added to the LSE.
@@ -311,7 +355,14 @@ mod tests {
 
     #[test]
     fn direct_codes_end_at_both_ends() {
-        assert_eq!([0.0, -1.0, -15.75, -1e30, f32::NAN].map(direct_code), [126, 118, 0, 0, 0]);
+        assert_eq!([9.0, 8.0, 0.0, -1.0, -7.0, -1e30, f32::NAN].map(direct_code), [126, 120, 56, 48, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_large_sum_becomes_one_between_16_and_32() {
+        for (sum, octaves) in [(1120.0, 6), (2047.9, 6), (2048.0, 7), (57_344.0, 11)] {
+            assert_eq!(octaves_to_raise(sum), octaves, "{sum}");
+        }
     }
 
     #[test]
@@ -327,7 +378,11 @@ mod tests {
 
     #[test]
     fn part_of_the_keys_is_exact_in_a_mixed_row() {
-        let exact = |e: Exponential| (0..BLOCK_KV).filter(|&key| e.is_exact_key(key)).count();
-        assert_eq!([Exponential::Mixed, Exponential::Exact].map(exact), [80, BLOCK_KV]);
+        let exact = |e: Exponential, basis, d| (0..BLOCK_KV).filter(|&key| e.is_exact_key(basis, d, key)).count();
+        for (basis, of_mixed) in [(Basis::Maxima, 80), (Basis::References, 64)] {
+            for d in [64, 128] {
+                assert_eq!([Exponential::Mixed, Exponential::Exact].map(|e| exact(e, basis, d)), [of_mixed, BLOCK_KV]);
+            }
+        }
     }
 }

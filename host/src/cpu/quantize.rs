@@ -7,8 +7,8 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 use sage_spec::layout::v_slot;
-use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_scale_fp8};
-use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
+use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_offset, v_scale_fp8};
+use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES, V_LANES, v_lane};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, REDUCE_CHUNK, WIDE_HEAD_DIM};
 use sage_spec::{Dims, Precision, PvFormat};
 
@@ -121,19 +121,21 @@ fn quantize_rows<const WIDTH: usize>(
     let padded = dims.seqlen_kv_padded();
     let mut v_mean = vec![0.0; heads_kv * depth];
     let mut v_scale = vec![v_scale_fp8(0.0); heads_kv * depth];
+    let mut v_offset = vec![0.0; heads_kv * depth];
     let mut v_codes = vec![0; heads_kv * depth * padded];
     let parts = v_mean.par_chunks_exact_mut(depth).zip(v_scale.par_chunks_exact_mut(depth));
+    let parts = parts.zip(v_offset.par_chunks_exact_mut(depth));
     parts.zip(v_codes.par_chunks_mut((depth * padded).max(1))).enumerate().for_each(
-        |(head, ((mean, scales), codes))| {
+        |(head, (((mean, scales), offsets), codes))| {
             if options.smooth_v {
                 v.token_mean(head, mean);
             }
             v.scales_fp8(head, mean, scales);
-            v.codes_fp8(head, padded, mean, scales, codes);
+            v.codes_fp8(head, padded, mean, scales, codes, offsets);
         },
     );
-    let v_mean = options.smooth_v.then_some(v_mean);
-    Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean }
+    let (v_mean, v_offset) = (options.smooth_v.then_some(v_mean), Some(v_offset));
+    Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean, v_offset }
 }
 
 /// Plain code, compiled for an instruction set. `FnMut`, although it is called once: a call of `FnOnce` goes through a
@@ -281,13 +283,25 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
         }
     }
 
-    /// `[depth, padded]`: a head in E4M3, tokens in the order of [`v_slot`].
-    fn codes_fp8(&self, head: usize, padded: usize, mean: &[f32], scales: &[f32], codes: &mut [u8]) {
-        codes.par_chunks_exact_mut(CHANNELS * padded).enumerate().for_each(|(group, codes)| {
+    /// `[depth, padded]`: a head in E4M3, tokens in the order of [`v_slot`]; and its offsets.
+    fn codes_fp8(
+        &self,
+        head: usize,
+        padded: usize,
+        mean: &[f32],
+        scales: &[f32],
+        codes: &mut [u8],
+        offsets: &mut [f32],
+    ) {
+        let groups = codes.par_chunks_exact_mut(CHANNELS * padded).zip(offsets.par_chunks_exact_mut(CHANNELS));
+        groups.enumerate().for_each(|(group, (codes, offsets))| {
             let first = group * CHANNELS;
-            let mean = std::array::from_fn(|c| mean[first + c]);
+            let mean: [f32; CHANNELS] = std::array::from_fn(|c| mean[first + c]);
             let inverse = std::array::from_fn(|c| 1.0 / scales[first + c]);
-            self.path.run(Channels { source: self, head, first, padded, mean, inverse, codes });
+            let rounding = self.path.run(Channels { source: self, head, first, padded, mean, inverse, codes });
+            for (c, offset) in offsets.iter_mut().enumerate() {
+                *offset = v_offset(mean[c], scales[first + c], rounding[c], self.seqlen as u32);
+            }
         });
     }
 }
@@ -418,14 +432,16 @@ struct Channels<'a, const WIDTH: usize> {
 }
 
 impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
-    type Output = ();
+    /// Sums of what was rounded less what became of it.
+    type Output = [f32; CHANNELS];
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
+    fn run<I: Isa>(self, isa: I) -> [f32; CHANNELS] {
         let Channels { source, head, first, padded, mean, inverse, codes } = self;
         let real = source.head_dim.saturating_sub(first).min(CHANNELS);
         let mut x = [0.0; CHANNELS];
         let mut panels = [I::Panel::zeroed(); CHANNELS];
+        let (mut rounding, mut sums) = ([[0.0; CHANNELS]; V_LANES], [[0.0; CHANNELS]; CHUNK_LANES]);
         for begin in (0..source.seqlen).step_by(4 * I::PANEL) {
             // Four codes to a word, in the order of their slots; then a channel's words become neighbours.
             let mut words = [[0; CHANNELS]; MOST_LANES];
@@ -434,9 +450,18 @@ impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
                 source.tensor.row_from(batch, head, token, first, &mut x[..real]);
                 let slot = v_slot(token - begin);
                 let word = &mut words[slot / 4];
+                let lane = &mut rounding[v_lane(token % REDUCE_CHUNK)];
                 for c in 0..CHANNELS {
-                    word[c] |= e4m3_code((x[c] - mean[c]) * inverse[c]) << (slot % 4 * 8);
+                    let normalized = (x[c] - mean[c]) * inverse[c];
+                    let code = e4m3_code(normalized);
+                    word[c] |= code << (slot % 4 * 8);
+                    lane[c] += normalized - e4m3_value(code);
                 }
+            }
+            let end = source.seqlen.min(begin + 4 * I::PANEL);
+            if end % REDUCE_CHUNK == 0 || end == source.seqlen {
+                add(&mut sums[begin / REDUCE_CHUNK % CHUNK_LANES], &pairwise(&mut rounding));
+                rounding = [[0.0; CHANNELS]; V_LANES];
             }
             let mut rows = [&words[0][..]; MOST_LANES];
             for (row, word) in rows.iter_mut().zip(&words) {
@@ -448,6 +473,7 @@ impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
                 to.copy_from_slice(&bytemuck::bytes_of(panel)[..to.len()]);
             }
         }
+        pairwise(&mut sums)
     }
 }
 
@@ -481,6 +507,13 @@ fn int_code_fused(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
     let x = if x > ROUND + max_code { ROUND + max_code } else { x };
     let x = if x < ROUND - max_code { ROUND - max_code } else { x };
     if x.is_nan() { 0 } else { x.to_bits() as u8 }
+}
+
+/// Value of a code that is not NaN.
+#[inline(always)]
+fn e4m3_value(code: u32) -> f32 {
+    // As f32 with the same exponent bits, whose bias is 120 larger.
+    f32::from_bits((code & 0x80) << 24 | (code & 0x7f) << 20) * f32::from_bits((127 + 120) << 23)
 }
 
 /// [`reference::convert::e4m3_from_f32`] without branches.
@@ -576,6 +609,7 @@ mod tests {
         for bits in (0..=u32::MAX).step_by(1021) {
             let x = f32::from_bits(bits);
             assert_eq!(e4m3_code(x) as u8, e4m3_from_f32(x), "{x:e}");
+            assert!(x.is_nan() || x.abs() > 448.0 || e4m3_value(e4m3_code(x)) == round_e4m3(x), "{x:e}");
             for (inverse_scale, max_code) in [(1.0, 127.0), (0.01, 127.0), (12.0, 7.0)] {
                 let expected = convert::int_code(x, inverse_scale, max_code);
                 assert_eq!(int_code(x, inverse_scale, max_code) as i8, expected, "{x:e}");

@@ -268,8 +268,8 @@ impl Operands for Codings<'_> {
         let begin = segment.flat_kv(self.dims) * depth;
         let scale = &self.quantized.v_scale[begin..begin + depth];
         row.iter_mut().zip(scale).for_each(|(x, scale)| *x = *x * inverse_sum * scale);
-        if let Some(mean) = &self.quantized.v_mean {
-            row.iter_mut().zip(&mean[begin..]).for_each(|(x, mean)| *x += mean);
+        if let Some(offset) = &self.quantized.v_offset {
+            row.iter_mut().zip(&offset[begin..]).for_each(|(x, offset)| *x += offset);
         }
     }
 

@@ -5,7 +5,7 @@ use sage_spec::params::{AttentionParams, Chunk, DeltaSParams, QuantizeParams};
 use sage_spec::quant::{LOG2_E, smooth_q_scale_floor};
 use sage_spec::sm90::{Sm90AttentionParams, Sm90GeneralParams, TensorMap};
 use sage_spec::symbol::Arch;
-use sage_spec::{CodeStorage, Dims, sm90};
+use sage_spec::{CodeStorage, Dims, PvFormat, sm90};
 
 use super::args::LaunchArgs;
 use super::side::SideArgs;
@@ -146,6 +146,7 @@ impl ParamsBuilder<'_> {
             v_min: self.at(Slot::VMin),
             v_sum: self.at(Slot::VSum),
             v_mean: self.at(Slot::VMean),
+            v_offset: self.at(Slot::VOffset),
             progress: self.at(Slot::Progress),
             schedule: self.plan.schedule(),
             num_heads_q: dims.num_heads_q as u32,
@@ -211,7 +212,7 @@ impl ParamsBuilder<'_> {
             q_scale: shared.q_scale,
             k_scale: shared.k_scale,
             v_scale: shared.v_scale,
-            v_mean: shared.v_mean,
+            v_offset: shared.v_offset,
             delta_s: shared.delta_s,
             qk_mean: shared.qk_mean,
             lse: shared.lse,
@@ -265,7 +266,10 @@ impl ParamsBuilder<'_> {
             k_scale: self.at(Slot::KScale),
             v_codes: self.at(Slot::VCodes),
             v_scale: self.at(Slot::VScale),
-            v_mean: self.at(Slot::VMean),
+            v_offset: match self.plan.stem().pv {
+                PvFormat::Fp8 => self.at(Slot::VOffset),
+                PvFormat::F16 => self.at(Slot::VMean),
+            },
             delta_s: self.at(Slot::DeltaS),
             qk_mean: self.at(Slot::QkMean),
             lse: self.args.lse.unwrap_or(0),

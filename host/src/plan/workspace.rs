@@ -1,5 +1,6 @@
 //! Layout of the scratch memory of a plan.
 
+use sage_spec::PvFormat;
 use sage_spec::launch::num_chunks;
 use sage_spec::limits::WORKSPACE_ALIGN;
 use sage_spec::schedule::Progress;
@@ -41,6 +42,8 @@ pub enum Slot {
     VMin,
     /// Channel means of V.
     VMean,
+    /// What the output lacks of each channel without it, if V is FP8.
+    VOffset,
     /// Channel scales of V.
     VScale,
     /// Codes of V.
@@ -51,7 +54,7 @@ pub enum Slot {
 
 impl Slot {
     /// Every slot, in the order of their offsets.
-    pub const ALL: [Slot; 16] = [
+    pub const ALL: [Slot; 17] = [
         Slot::Progress,
         Slot::KSum,
         Slot::KMean,
@@ -65,6 +68,7 @@ impl Slot {
         Slot::VMax,
         Slot::VMin,
         Slot::VMean,
+        Slot::VOffset,
         Slot::VScale,
         Slot::VCodes,
         Slot::DeltaS,
@@ -86,6 +90,7 @@ impl Slot {
             Slot::VMax => "v_max",
             Slot::VMin => "v_min",
             Slot::VMean => "v_mean",
+            Slot::VOffset => "v_offset",
             Slot::VScale => "v_scale",
             Slot::VCodes => "v_codes",
             Slot::DeltaS => "delta_s",
@@ -191,10 +196,13 @@ impl Sizes<'_> {
         let granularity = self.problem.granularity();
         let d = dims.head_dim_padded();
         let (m, n) = (dims.seqlen_q_padded(), dims.seqlen_kv_padded());
+        let is_fp8 = self.stem.pv == PvFormat::Fp8;
         let per_q = |factor: usize, bytes: usize| product(self.heads_q, factor, bytes);
         let per_kv = |factor: usize, bytes: usize| product(self.heads_kv, factor, bytes);
         match slot {
-            Slot::Progress => Some(Progress::bytes(0) as u128 + product(self.heads_kv, 2, F32)),
+            Slot::Progress => {
+                Some(Progress::bytes(0) as u128 + product(self.heads_kv, Progress::bytes(1) - Progress::bytes(0), 1))
+            }
             Slot::KSum => smoothing.k.then(|| per_kv(num_chunks(dims), d * F32)),
             Slot::KMean => smoothing.k.then(|| per_kv(1, d * F32)),
             Slot::QCodes => Some(per_q(m, self.stem.storage().bytes(d))),
@@ -204,7 +212,9 @@ impl Sizes<'_> {
             Slot::KCodes => Some(per_kv(n, self.stem.storage().bytes(d))),
             Slot::KScale => Some(per_kv(dims.num_kv_blocks_padded(), granularity.k_scales_per_block() * F32)),
             Slot::VMax => Some(per_kv(num_chunks(dims), d * F32)),
-            Slot::VSum | Slot::VMin => smoothing.v.then(|| per_kv(num_chunks(dims), d * F32)),
+            Slot::VMin => smoothing.v.then(|| per_kv(num_chunks(dims), d * F32)),
+            Slot::VSum => (smoothing.v || is_fp8).then(|| per_kv(num_chunks(dims), d * F32)),
+            Slot::VOffset => is_fp8.then(|| per_kv(1, d * F32)),
             Slot::VMean => smoothing.v.then(|| per_kv(1, d * F32)),
             Slot::VScale => Some(per_kv(1, d * F32)),
             Slot::VCodes => Some(per_kv(n, d * self.stem.pv.bytes())),

@@ -133,7 +133,7 @@ impl Scratch {
         }
 
         let v_scale = &quantized.v_scale[flat_kv * depth..];
-        let v_mean = quantized.v_mean.as_ref().map(|mean| &mean[flat_kv * depth..]);
+        let v_offset = quantized.v_offset.as_ref().map(|offset| &offset[flat_kv * depth..]);
         for row in 0..rows {
             let state = &mut states[row];
             // Scores lack what smoothing K took from all of them, unless the soft-cap needed it.
@@ -151,7 +151,7 @@ impl Scratch {
             let to = &mut block.out[row * dims.head_dim_v..(row + 1) * dims.head_dim_v];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum * v_scale[channel];
-                *to = v_mean.map_or(x, |mean| mean[channel].mul_add(weight, x));
+                *to = v_offset.map_or(x, |offset| offset[channel].mul_add(weight, x));
             }
             let lse = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
             block.lse[row] = match quantized.qk_mean {

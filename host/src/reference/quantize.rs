@@ -8,7 +8,7 @@ use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD, REDUCE_CHUNK};
 use sage_spec::{CodeStorage, Dims, Precision, PvFormat};
 
 use super::convert::{int_code, pack_int4, unpack_int4};
-use super::quantize_v::{quantize_v_f16, quantize_v_fp8, v_scales};
+use super::quantize_v::{quantize_v_f16, quantize_v_fp8, v_offsets, v_scales};
 use super::reduce::{LaneSum, Row, feature_sum, max_or_nan};
 use super::{HostTensor, Options};
 
@@ -40,6 +40,8 @@ pub struct Quantized {
     pub v_scale: Vec<f32>,
     /// `[B, Hkv, Dp]` channel means, if V is smoothed.
     pub v_mean: Option<Vec<f32>>,
+    /// `[B, Hkv, Dp]`, added to the output. FP8: [`sage_spec::quant::v_offset`]. FP16: `v_mean`.
+    pub v_offset: Option<Vec<f32>>,
 }
 
 /// Quantizes `q` `[B, Hq, M, D]`, `k` `[B, Hkv, N, D]` and `v` `[B, Hkv, N, Dv]`.
@@ -118,7 +120,12 @@ pub fn quantize(dims: &Dims, q: &HostTensor, k: &HostTensor, v: &HostTensor, opt
         PvFormat::F16 => quantize_v_f16(&v, v_mean.as_deref(), &v_scale),
     };
 
-    Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean }
+    let v_offset = match options.pv {
+        PvFormat::Fp8 => Some(v_offsets(&v, v_mean.as_deref(), &v_scale)),
+        PvFormat::F16 => v_mean.clone(),
+    };
+
+    Quantized { q_codes, q_scale, q_mean, k_codes, k_scale, k_mean, qk_mean, v_codes, v_scale, v_mean, v_offset }
 }
 
 /// Codes of [`Quantized`] as a kernel that reads `storage` has them.

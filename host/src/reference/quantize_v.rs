@@ -4,12 +4,13 @@ use rayon::prelude::*;
 use sage_spec::PvFormat;
 use sage_spec::layout::v_slot;
 use sage_spec::limits::MAX_HEAD_DIM;
-use sage_spec::quant::{v_scale_f16, v_scale_fp8};
+use sage_spec::quant::{v_offset, v_scale_f16, v_scale_fp8};
+use sage_spec::reduce::{CHUNK_LANES, V_LANES, v_lane};
 use sage_spec::tiling::{KV_PAD, REDUCE_CHUNK};
 
-use super::convert::{e4m3_from_f32, f16_from_f32};
+use super::convert::{e4m3_from_f32, f16_from_f32, round_e4m3};
 use super::quantize::Tokens;
-use super::reduce::{Row, max_or_nan, min_or_nan};
+use super::reduce::{LaneSum, Row, max_or_nan, min_or_nan};
 
 /// `[heads, depth]`: scales of the channels of V.
 pub fn v_scales(v: &Tokens, v_mean: Option<&[f32]>, pv: PvFormat) -> Vec<f32> {
@@ -86,6 +87,35 @@ pub fn quantize_v_fp8(v: &Tokens, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Ve
         }
     });
     codes
+}
+
+/// `[heads, depth]`: what the output lacks of the channels of V in FP8 ([`v_offset`]).
+pub fn v_offsets(v: &Tokens, v_mean: Option<&[f32]>, v_scale: &[f32]) -> Vec<f32> {
+    let mut offsets = vec![0.0; v.heads * v.depth];
+    if v.seqlen == 0 {
+        return offsets;
+    }
+    offsets.par_chunks_mut(v.depth).enumerate().for_each(|(head, offsets)| {
+        let normalize = Normalize::new(v, head, v_mean, v_scale);
+        let mut sum = LaneSum::<CHUNK_LANES>::new();
+        for (chunk, first) in (0..v.seqlen).step_by(REDUCE_CHUNK).enumerate() {
+            let mut part = LaneSum::<V_LANES>::new();
+            for token in first..v.seqlen.min(first + REDUCE_CHUNK) {
+                let mut row = v.row(head, token);
+                for (channel, x) in row[..v.depth].iter_mut().enumerate() {
+                    let normalized = normalize.apply(channel, *x);
+                    *x = normalized - round_e4m3(normalized);
+                }
+                part.add_to(v_lane(token - first), &row);
+            }
+            sum.add(chunk, &part.finish());
+        }
+        for (channel, (offset, rounding)) in offsets.iter_mut().zip(sum.finish()).enumerate() {
+            let at = head * v.depth + channel;
+            *offset = v_offset(v_mean.map_or(0.0, |mean| mean[at]), v_scale[at], rounding, v.seqlen as u32);
+        }
+    });
+    offsets
 }
 
 /// `[heads, seqlen_padded, depth]` in FP16, little-endian.

@@ -18,7 +18,12 @@ impl<const LANES: usize> LaneSum<LANES> {
 
     /// Adds value number `index`; indices come in ascending order.
     pub fn add(&mut self, index: usize, value: &Row) {
-        add_row(&mut self.lanes[index % LANES], value);
+        self.add_to(index % LANES, value);
+    }
+
+    /// Adds a value to `lane`.
+    pub fn add_to(&mut self, lane: usize, value: &Row) {
+        add_row(&mut self.lanes[lane], value);
     }
 
     /// Adds the lanes pairwise.

@@ -2,10 +2,15 @@
 //! score bias, and the mixed exponential. With modifiers scores become f32 in log2 units before anything is done to
 //! them, and all take the exact exponential.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use sage_spec::Dims;
 use sage_spec::quant::{LOG2_E, SCORE_BIAS};
-use sage_spec::sm90::{BLOCK_KV as TILE, DIRECT_MAX_CODE, Exponential, P_MAX_LOG2, round_code, round_to_f16};
+use sage_spec::sm90::{
+    BLOCK_KV as TILE, Basis, DIRECT_ONE, DIRECT_SLOPE, EVEN_TILE_SUM, Exponential, P_MAX_LOG2, TILE_SUM_LIMIT,
+    WARPGROUP_Q, code_of_part, octaves_to_raise,
+};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::blocks::{QueryBlock, output_lens, query_blocks};
@@ -120,11 +125,10 @@ impl Scratch {
         let (k_codes, v_codes) = (problem.k_codes(flat_kv), problem.v_codes(flat_kv));
         let q_scales = problem.q_scales(flat_block);
 
-        let is_exact: [bool; TILE] = std::array::from_fn(|key| exponential.is_exact_key(key));
-
         unpack_int(problem.q_codes(flat_block), options.precision, q);
         out.fill(0.0);
         let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
+        let mut groups = [(); BLOCK_Q / WARPGROUP_Q].map(|()| Group::default());
 
         for first in (keys(0).0 / TILE * TILE..keys(rows - 1).1).step_by(TILE) {
             let (mut k_scale, mut shift) = ([0.0; TILE], [0.0; TILE]);
@@ -140,26 +144,33 @@ impl Scratch {
                 let delta_s = delta_s.tile(problem, block.batch, block.head_q, block.block, first);
                 shift[at..at + BLOCK_KV].copy_from_slice(&delta_s);
             }
-            let mut alpha = [1.0; BLOCK_Q];
-            for (row, p) in p.chunks_exact_mut(TILE).take(rows).enumerate() {
-                let q_scale = q_scales[options.granularity.q_group(row)];
-                let dequantize = Dequantize {
-                    q_scale,
-                    k_scale: &k_scale,
-                    delta_s: &shift,
-                    sm_scale_log2: options.sm_scale * LOG2_E,
-                };
-                let state = &mut states[row];
-                if plain {
-                    softmax_row(p, keys(row).1.saturating_sub(first).min(TILE), &dequantize, &is_exact, state);
-                } else {
-                    let row = first_row + row;
-                    let shift_log2 = problem.lse_shift(flat_q, row) * LOG2_E;
-                    let terms = [modifiers.terms(row, first), modifiers.terms(row, first + BLOCK_KV)];
-                    general_row(p, &dequantize, modifiers.softcap(), shift_log2, terms.as_flattened(), state);
+            let dequantize = |row: usize| Dequantize {
+                q_scale: q_scales[options.granularity.q_group(row)],
+                k_scale: &k_scale,
+                delta_s: &shift,
+                sm_scale_log2: options.sm_scale * LOG2_E,
+                is_biased: options.smooth_q,
+                exponential,
+                depth,
+            };
+            if plain {
+                let visible = |row: usize| keys(row).1.saturating_sub(first).min(TILE);
+                for (group, begin) in groups.iter_mut().zip((0..rows).step_by(WARPGROUP_Q)) {
+                    let rows = begin..rows.min(begin + WARPGROUP_Q);
+                    let full = keys(begin).1 / TILE;
+                    let tile = GroupTile { rows, visible: &visible, full, dequantize: &dequantize };
+                    group.step(&tile, p, &mut states);
                 }
-                alpha[row] = state.alpha;
+            } else {
+                for (row, p) in p.chunks_exact_mut(TILE).take(rows).enumerate() {
+                    let state = &mut states[row];
+                    let at = first_row + row;
+                    let shift_log2 = problem.lse_shift(flat_q, at) * LOG2_E;
+                    let terms = [modifiers.terms(at, first), modifiers.terms(at, first + BLOCK_KV)];
+                    general_row(p, &dequantize(row), modifiers.softcap(), shift_log2, terms.as_flattened(), state);
+                }
             }
+            let mut alpha = states.map(|state| state.alpha);
             for at in [0, BLOCK_KV] {
                 unpack_v(v_codes, sage_spec::PvFormat::Fp8, depth, first + at, kv);
                 for (p, half) in p.chunks_exact(TILE).zip(half.chunks_exact_mut(BLOCK_KV)).take(rows) {
@@ -171,11 +182,13 @@ impl Scratch {
         }
 
         let v_scale = &quantized.v_scale[flat_kv * depth..];
-        let v_mean = quantized.v_mean.as_ref().map(|mean| &mean[flat_kv * depth..]);
+        let v_offset = quantized.v_offset.as_ref().map(|offset| &offset[flat_kv * depth..]);
         for row in 0..rows {
             let state = &mut states[row];
-            // As in the general kernels' reference, which keeps maxima less the largest P.
-            state.max -= P_MAX_LOG2;
+            if !plain {
+                // As in the general kernels' reference, which keeps maxima less the largest P.
+                state.max -= P_MAX_LOG2;
+            }
             let shift = if modifiers.softcap().is_some() { 0.0 } else { problem.lse_shift(flat_q, first_row + row) };
             let (mut rescale, mut weight) = (1.0, 1.0);
             if modifiers.sink != f32::NEG_INFINITY {
@@ -189,7 +202,8 @@ impl Scratch {
             let to = &mut block.out[row * dims.head_dim_v..(row + 1) * dims.head_dim_v];
             for (channel, to) in to.iter_mut().enumerate() {
                 let x = out[row * depth + channel] * inverse_sum;
-                *to = v_mean.map_or(x * v_scale[channel], |mean| x.mul_add(v_scale[channel], mean[channel] * weight));
+                let offset = v_offset.map_or(0.0, |offset| offset[channel]);
+                *to = x.mul_add(v_scale[channel], offset * weight);
             }
             let lse = (state.max + state.sum.log2()) * std::f32::consts::LN_2;
             block.lse[row] = match quantized.qk_mean {
@@ -201,12 +215,61 @@ impl Scratch {
 }
 
 /// What turns integer scores of one row and tile into log2 units.
+#[derive(Clone, Copy)]
 struct Dequantize<'a> {
     q_scale: f32,
     k_scale: &'a [f32; TILE],
     /// ΔS of each key over its scale; 0 if Q is not smoothed.
     delta_s: &'a [f32; TILE],
     sm_scale_log2: f32,
+    /// Whether Q is smoothed: the kernels' scores then are `SCORE_BIAS` larger.
+    is_biased: bool,
+    exponential: Exponential,
+    /// Padded head dimension, which decides about exact keys.
+    depth: usize,
+}
+
+impl Dequantize<'_> {
+    /// What turns score steps of key `key` into log2 units.
+    fn factor(&self, key: usize) -> f32 {
+        self.k_scale[key] * (self.q_scale * self.sm_scale_log2)
+    }
+
+    /// Adds ΔS to integer scores, in whole score steps; returns the largest in log2 units.
+    fn scores(&self, scores: &mut [f32]) -> f32 {
+        let inverse_q_scale = 1.0 / self.q_scale;
+        let mut max = ROW_MAX_START;
+        for (key, x) in scores.iter_mut().enumerate() {
+            // Rounded by adding 1.5 · 2²³.
+            *x += self.delta_s[key].mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS;
+            max = max_propagate_nan(max, *x * self.factor(key));
+        }
+        max
+    }
+
+    /// Scores become P relative to `reference`; returns their sum.
+    fn weigh(&self, scores: &mut [f32], reference: f32, basis: Basis) -> f32 {
+        for (key, x) in scores.iter_mut().enumerate() {
+            *x = self.p_of(*x, key, reference, self.exponential.is_exact_key(basis, self.depth, key));
+        }
+        scores.iter().sum()
+    }
+
+    /// P of key `key`, whose score is `score` steps, as the value of its code, relative to the row's reference: in the
+    /// kernels' own operations, which take the bias of scores out together with the reference.
+    fn p_of(&self, score: f32, key: usize, reference: f32, is_exact: bool) -> f32 {
+        let factor = self.factor(key);
+        if is_exact && self.is_biased {
+            let reference = factor.mul_add(SCORE_BIAS, reference);
+            round_e4m3(exp2_fast((score + SCORE_BIAS).mul_add(factor, -reference)))
+        } else if is_exact {
+            round_e4m3(exp2_fast(score.mul_add(factor, -reference)))
+        } else {
+            // Without an exponential (`sage_spec::sm90::direct_code`). NaN becomes 0; the row is NaN through its reference.
+            let offset = DIRECT_ONE - reference * DIRECT_SLOPE;
+            E4M3[usize::from(code_of_part(score.mul_add(factor * DIRECT_SLOPE, offset)))]
+        }
+    }
 }
 
 /// The larger number, NaN if either is.
@@ -214,38 +277,88 @@ fn max_propagate_nan(a: f32, b: f32) -> f32 {
     if a.is_nan() || a > b { a } else { b }
 }
 
-/// One row of a tile: integer `scores` become the values of P's codes; the first `visible` keys count. `is_exact`
-/// tells which keys take the exact exponential.
-fn softmax_row(
-    scores: &mut [f32],
-    visible: usize,
-    dequantize: &Dequantize,
-    is_exact: &[bool; TILE],
-    state: &mut RowState,
-) {
-    let q_factor = dequantize.q_scale * dequantize.sm_scale_log2;
-    let inverse_q_scale = 1.0 / dequantize.q_scale;
-    let (seen, masked) = scores.split_at_mut(visible);
-    let mut max = state.max;
-    for (key, x) in seen.iter_mut().enumerate() {
-        // Whole score steps: rounded by adding 1.5 · 2²³.
-        *x += dequantize.delta_s[key].mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS;
-        max = max_propagate_nan(max, *x * (dequantize.k_scale[key] * q_factor));
+/// Rows of a warpgroup, which decide together what P of a tile is relative to.
+struct Group {
+    /// Tiles so far.
+    tiles: usize,
+    /// What P of the next tile is relative to.
+    basis: Basis,
+    /// P of a tile that is tried without maxima, `[WARPGROUP_Q, TILE]`.
+    tried: Vec<f32>,
+    /// Octaves by which each row's reference is raised before the next tile.
+    octaves: [i32; WARPGROUP_Q],
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        let tried = vec![0.0; WARPGROUP_Q * TILE];
+        Group { tiles: 0, basis: Basis::Maxima, tried, octaves: [0; WARPGROUP_Q] }
     }
-    let mut sum = 0.0;
-    for (key, x) in seen.iter_mut().enumerate() {
-        let factor = dequantize.k_scale[key] * q_factor;
-        *x = if is_exact[key] {
-            round_e4m3(exp2_fast(x.mul_add(factor, P_MAX_LOG2 - max)))
+}
+
+/// A tile as a warpgroup sees it.
+struct GroupTile<'a> {
+    /// The rows, in their block.
+    rows: Range<usize>,
+    /// How many keys of this tile a row sees.
+    visible: &'a dyn Fn(usize) -> usize,
+    /// How many whole tiles all rows see, of all.
+    full: usize,
+    /// What turns a row's scores into log2 units.
+    dequantize: &'a dyn Fn(usize) -> Dequantize<'a>,
+}
+
+impl Group {
+    /// One tile: integer scores in `p` become the values of P's codes. The maxima of `states` are the rows' references.
+    fn step(&mut self, tile: &GroupTile, p: &mut [f32], states: &mut [RowState; BLOCK_Q]) {
+        let GroupTile { rows, visible, full, dequantize } = tile;
+        let mut maxima = [ROW_MAX_START; WARPGROUP_Q];
+        for (at, row) in rows.clone().enumerate() {
+            let octaves = std::mem::take(&mut self.octaves[at]) as f32;
+            states[row].alpha = exp2_fast(-octaves);
+            states[row].max += octaves;
+            maxima[at] = dequantize(row).scores(&mut p[row * TILE..][..visible(row)]);
+        }
+        let is_tried = self.basis == Basis::References && self.tiles < *full;
+        if is_tried && !self.fits(tile, p, states) {
+            self.basis = Basis::Maxima;
+        }
+        let mut is_even = true;
+        for (at, row) in rows.clone().enumerate() {
+            let state = &mut states[row];
+            let (seen, masked) = p[row * TILE..][..TILE].split_at_mut(visible(row));
+            masked.fill(0.0);
+            let tile_sum: f32 = if is_tried && self.basis == Basis::References {
+                seen.copy_from_slice(&self.tried[at * TILE..][..TILE]);
+                seen.iter().sum()
+            } else {
+                let reference = max_propagate_nan(state.max, maxima[at] - P_MAX_LOG2);
+                state.alpha *= exp2_fast(state.max - reference);
+                state.max = reference;
+                dequantize(row).weigh(seen, reference, Basis::Maxima)
+            };
+            state.sum = state.sum * state.alpha + tile_sum;
+            self.octaves[at] = octaves_to_raise(tile_sum);
+            is_even &= tile_sum >= EVEN_TILE_SUM;
+        }
+        self.tiles += 1;
+        if self.tiles == 1 && *full > 1 && is_even {
+            self.basis = Basis::References;
         } else {
-            direct_p(*x, factor, max)
-        };
-        sum += *x;
+            self.octaves.fill(0);
+        }
     }
-    masked.fill(0.0);
-    state.alpha = exp2_fast(state.max - max);
-    state.sum = state.sum * state.alpha + sum;
-    state.max = max;
+
+    /// Whether no code of the tile is clamped with the references as they are: the warpgroup's sums tell.
+    fn fits(&mut self, tile: &GroupTile, scores: &[f32], states: &[RowState; BLOCK_Q]) -> bool {
+        let mut fits = true;
+        for (tried, row) in self.tried.chunks_exact_mut(TILE).zip(tile.rows.clone()) {
+            tried.copy_from_slice(&scores[row * TILE..][..TILE]);
+            let sum = (tile.dequantize)(row).weigh(tried, states[row].max, Basis::References);
+            fits &= sum < TILE_SUM_LIMIT;
+        }
+        fits
+    }
 }
 
 /// One row of a tile with modifiers: integer `scores` become the values of P's codes. Keys whose term is −inf are
@@ -258,12 +371,10 @@ fn general_row(
     terms: &[f32],
     state: &mut RowState,
 ) {
-    let q_factor = dequantize.q_scale * dequantize.sm_scale_log2;
-    let inverse_q_scale = 1.0 / dequantize.q_scale;
     let mut max = state.max;
+    dequantize.scores(scores);
     for (key, (x, &term)) in scores.iter_mut().zip(terms).enumerate() {
-        let steps = *x + (dequantize.delta_s[key].mul_add(inverse_q_scale, SCORE_BIAS) - SCORE_BIAS);
-        let score = steps * (dequantize.k_scale[key] * q_factor);
+        let score = *x * dequantize.factor(key);
         let score = softcap.map_or(score, |softcap| capped(score + shift_log2, softcap));
         *x = if term == f32::NEG_INFINITY { term } else { score + term };
         max = max_propagate_nan(max, *x);
@@ -278,44 +389,76 @@ fn general_row(
     state.max = max;
 }
 
-/// P of a score without an exponential (`sage_spec::sm90::direct_code`), in the kernels' own operations. NaN becomes
-/// 0 here; the row is NaN through its maximum.
-fn direct_p(score: f32, factor: f32, max: f32) -> f32 {
-    let code = score.mul_add(factor * 8.0, max.mul_add(-8.0, DIRECT_MAX_CODE));
-    E4M3[usize::from(round_code(round_to_f16(code)))]
-}
-
 #[cfg(test)]
 mod tests {
     use sage_spec::sm90::direct_code;
 
     use super::*;
 
+    /// P of a score in log2 units, relative to a reference of 0.
+    fn p_of(x: f32, is_exact: bool) -> f32 {
+        let ones = &[1.0; TILE];
+        let dequantize = Dequantize {
+            q_scale: 1.0,
+            k_scale: ones,
+            delta_s: &[0.0; TILE],
+            sm_scale_log2: 1.0,
+            is_biased: false,
+            exponential: Exponential::Exact,
+            depth: 64,
+        };
+        dequantize.p_of(x, 0, 0.0, is_exact)
+    }
+
     #[test]
     fn direct_p_is_the_specified_code() {
         for step in 0..4000 {
-            let below = -(step as f32) / 200.0;
-            // Exact powers of two keep the operations' rounding out of the comparison.
-            assert_eq!(direct_p(below, 1.0, 0.0), E4M3[usize::from(direct_code(below))], "{below}");
+            let x = 8.0 - step as f32 / 200.0;
+            assert_eq!(p_of(x, false), E4M3[usize::from(direct_code(x))], "{x}");
         }
     }
 
     #[test]
     fn both_halves_of_a_mixed_row_weigh_the_same() {
-        let sum = |is_exact: bool| -> f64 {
-            (0..8000)
-                .map(|i| {
-                    let below = -8.0 * (i as f32 + 0.5) / 8000.0;
-                    let p =
-                        if is_exact { round_e4m3(exp2_fast(below + P_MAX_LOG2)) } else { direct_p(below, 1.0, 0.0) };
-                    f64::from(p) / f64::from(below + P_MAX_LOG2).exp2()
-                })
-                .sum::<f64>()
-                / 8000.0
+        let mean = |is_exact: bool| -> f64 {
+            let x = |i: i32| 8.0 - 8.0 * (i as f32 + 0.5) / 8000.0;
+            (0..8000).map(|i| f64::from(p_of(x(i), is_exact)) / f64::from(x(i)).exp2()).sum::<f64>() / 8000.0
         };
-        let (exact, direct) = (sum(true), sum(false));
+        let (exact, direct) = (mean(true), mean(false));
         assert!((exact - 1.0).abs() < 1e-3, "{exact}");
         assert!((direct - 1.0).abs() < 2e-3, "{direct}");
+    }
+
+    /// What P of the third of three tiles is relative to, in which the last score is `last` octaves; the other scores are `spread`
+    /// octaves apart.
+    fn basis(spread: f32, last: f32) -> Basis {
+        let ones = &[1.0; TILE];
+        let dequantize = Dequantize {
+            q_scale: 1.0,
+            k_scale: ones,
+            delta_s: &[0.0; TILE],
+            sm_scale_log2: 1.0,
+            is_biased: false,
+            exponential: Exponential::Exact,
+            depth: 64,
+        };
+        let (mut group, mut states) = (Group::default(), [RowState::new(ROW_MAX_START); BLOCK_Q]);
+        for tile in 0..3 {
+            let mut scores: [f32; TILE] = std::array::from_fn(|key| -spread * (key % 64) as f32);
+            if tile == 2 {
+                scores[TILE - 1] = last;
+            }
+            let tile = GroupTile { rows: 0..1, visible: &|_| TILE, full: 3, dequantize: &|_| dequantize };
+            group.step(&tile, &mut scores, &mut states);
+        }
+        group.basis
+    }
+
+    #[test]
+    fn an_even_first_tile_decides_and_a_clamped_code_revises() {
+        assert_eq!(basis(0.1, 0.0), Basis::References);
+        assert_eq!(basis(5.0, 0.0), Basis::Maxima, "the first key has nearly all the weight");
+        assert_eq!(basis(0.1, 10.0), Basis::Maxima, "the last key has");
     }
 
     #[test]
@@ -324,10 +467,20 @@ mod tests {
             let mut scores = [1.0; TILE];
             let mut k_scale = [0.1; TILE];
             k_scale[64] = f32::NAN;
-            let dequantize = Dequantize { q_scale: 0.1, k_scale: &k_scale, delta_s: &[0.0; TILE], sm_scale_log2: 1.0 };
-            let mut state = RowState::new(ROW_MAX_START);
-            softmax_row(&mut scores, visible, &dequantize, &[true; TILE], &mut state);
-            assert_eq!(state.alpha.is_nan(), is_nan);
+            let delta_s = &[0.0; TILE];
+            let dequantize = Dequantize {
+                q_scale: 0.1,
+                k_scale: &k_scale,
+                delta_s,
+                sm_scale_log2: 1.0,
+                is_biased: false,
+                exponential: Exponential::Exact,
+                depth: 64,
+            };
+            let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
+            let tile = GroupTile { rows: 0..1, visible: &|_| visible, full: 0, dequantize: &|_| dequantize };
+            Group::default().step(&tile, &mut scores, &mut states);
+            assert_eq!(states[0].alpha.is_nan(), is_nan);
         }
     }
 }

@@ -95,8 +95,8 @@ impl Problem<'_> {
             }
             for (channel, out) in out.iter_mut().enumerate() {
                 let at = flat_kv * depth + channel;
-                let mean = quantized.v_mean.as_ref().map_or(0.0, |mean| mean[at]);
-                *out = *out * f64::from(quantized.v_scale[at]) + f64::from(mean) * weight;
+                let offset = quantized.v_offset.as_ref().map_or(0.0, |offset| offset[at]);
+                *out = *out * f64::from(quantized.v_scale[at]) + f64::from(offset) * weight;
             }
         }
     }

@@ -29,17 +29,6 @@ pub fn f32_to_f16x2(lo: f32, hi: f32) -> u32 {
     bits
 }
 
-/// `cvt.rn.relu.f16x2.f32` (sm_80): as [`f32_to_f16x2`], and zero for negative values.
-#[inline(always)]
-pub fn f32_to_f16x2_relu(lo: f32, hi: f32) -> u32 {
-    let bits: u32;
-    // SAFETY: register arithmetic.
-    unsafe {
-        asm!("cvt.rn.relu.f16x2.f32 {}, {}, {};", out(reg32) bits, in(reg32) hi, in(reg32) lo, options(pure, nomem, nostack))
-    };
-    bits
-}
-
 /// `cvt.rn.bf16x2.f32` (sm_80): `lo` to the low half, `hi` to the high half.
 #[inline(always)]
 pub fn f32_to_bf16x2(lo: f32, hi: f32) -> u32 {

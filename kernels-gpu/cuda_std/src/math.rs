@@ -117,14 +117,15 @@ pub fn fma_saturate(a: f32, b: f32, c: f32) -> f32 {
     value
 }
 
-/// `add.rn.f16x2` [add]: two sums of f16, each rounded once.
+/// `fma.rn.f16x2` [fma]: two times `a · b + c` of f16, each rounded once.
 #[inline(always)]
-pub fn add_f16x2(a: u32, b: u32) -> u32 {
+pub fn fma_f16x2(a: u32, b: u32, c: u32) -> u32 {
     let value: u32;
     // SAFETY: register arithmetic.
     unsafe {
-        asm!("add.rn.f16x2 {}, {}, {};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
-    };
+        asm!("fma.rn.f16x2 {}, {}, {}, {};",
+            out(reg32) value, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
     value
 }
 

@@ -72,3 +72,13 @@ pub unsafe fn wait(barrier: u32, parity: u32) {
     // SAFETY: forwarded contract.
     while !unsafe { try_wait(barrier, parity) } {}
 }
+
+/// As [`wait`], for a phase that the thread may have waited for before: then it passes at once.
+///
+/// # Safety
+/// As for [`try_wait`].
+#[inline(always)]
+pub unsafe fn wait_again(barrier: u32, parity: u32) {
+    // SAFETY: forwarded contract.
+    unsafe { wait(barrier, parity) }
+}

@@ -107,6 +107,8 @@ unsafe extern "C" {
     fn barrier_sync(barrier: i32, threads: i32);
     #[link_name = "llvm.nvvm.barrier.cta.arrive.aligned.count"]
     fn barrier_arrive(barrier: i32, threads: i32);
+    #[link_name = "llvm.nvvm.barrier.cta.red.or.aligned.count"]
+    fn barrier_or(barrier: i32, threads: i32, condition: bool) -> bool;
 }
 
 /// `bar.sync barrier, threads` [bar]: waits until `threads` threads, a multiple of 32, have arrived at barrier
@@ -129,6 +131,16 @@ pub unsafe fn sync_named(barrier: u32, threads: u32) {
 pub unsafe fn arrive_named(barrier: u32, threads: u32) {
     // SAFETY: the caller keeps control flow uniform; the intrinsic is convergent.
     unsafe { barrier_arrive(barrier as i32, threads as i32) }
+}
+
+/// `bar.red.or.pred condition, barrier, threads` [bar]: as [`sync_named`]; whether `condition` holds in any of the threads.
+///
+/// # Safety
+/// As for [`sync_named`].
+#[inline(always)]
+pub unsafe fn any_named(barrier: u32, threads: u32, condition: bool) -> bool {
+    // SAFETY: the caller keeps control flow uniform; the intrinsic is convergent.
+    unsafe { barrier_or(barrier as i32, threads as i32, condition) }
 }
 
 /// `%tid.x`, read again: unlike [`thread_idx_x`] the compiler may not reuse an earlier result, so that

@@ -16,8 +16,15 @@ pub trait Element {
     /// As for [`Element::shared8`].
     unsafe fn raw8(address: u32) -> Self::Raw;
 
+    /// Elements `2 pair` and `2 pair + 1` of eight, as numbers.
+    fn widen2(raw: Self::Raw, pair: usize) -> [f32; 2];
+
     /// Eight elements as numbers.
-    fn widen(raw: Self::Raw) -> [f32; 8];
+    #[inline(always)]
+    fn widen(raw: Self::Raw) -> [f32; 8] {
+        let [[a, b], [c, d], [e, f], [g, h]] = [0, 1, 2, 3].map(|pair| Self::widen2(raw, pair));
+        [a, b, c, d, e, f, g, h]
+    }
 
     /// Eight neighbouring elements of shared memory.
     ///
@@ -36,20 +43,16 @@ pub trait Element {
     unsafe fn load_word(address: u64, exist: u32) -> u32;
 }
 
-/// Widens eight f16.
+/// Widens two f16.
 #[inline(always)]
-fn widen_f16(w: [u32; 4]) -> [f32; 8] {
-    let lo = w.map(convert::f16_to_f32);
-    let hi = w.map(|w| convert::f16_to_f32(w >> 16));
-    [lo[0], hi[0], lo[1], hi[1], lo[2], hi[2], lo[3], hi[3]]
+fn widen_f16(w: u32) -> [f32; 2] {
+    [convert::f16_to_f32(w), convert::f16_to_f32(w >> 16)]
 }
 
-/// Widens eight bf16.
+/// Widens two bf16.
 #[inline(always)]
-fn widen_bf16(w: [u32; 4]) -> [f32; 8] {
-    let lo = w.map(convert::bf16_to_f32);
-    let hi = w.map(|w| f32::from_bits(w & 0xffff_0000));
-    [lo[0], hi[0], lo[1], hi[1], lo[2], hi[2], lo[3], hi[3]]
+fn widen_bf16(w: u32) -> [f32; 2] {
+    [convert::bf16_to_f32(w), f32::from_bits(w & 0xffff_0000)]
 }
 
 /// [`Element::load_word`] of a 16-bit type.
@@ -92,8 +95,8 @@ macro_rules! half_element {
             }
 
             #[inline(always)]
-            fn widen(raw: [u32; 4]) -> [f32; 8] {
-                $widen(raw)
+            fn widen2(raw: [u32; 4], pair: usize) -> [f32; 2] {
+                $widen(raw[pair])
             }
 
             #[inline(always)]
@@ -121,8 +124,8 @@ impl Element for F32 {
     }
 
     #[inline(always)]
-    fn widen(raw: [f32; 8]) -> [f32; 8] {
-        raw
+    fn widen2(raw: [f32; 8], pair: usize) -> [f32; 2] {
+        [raw[2 * pair], raw[2 * pair + 1]]
     }
 
     #[inline(always)]

@@ -33,6 +33,12 @@ impl Position {
         Position { thread, lane: thread / columns, first_feature: thread % columns * FEATURES }
     }
 
+    /// The thread's slot in the table `[LANES, HEAD_DIM]` of f32 at `table`.
+    #[inline(always)]
+    pub fn slot<const HEAD_DIM: u32>(&self, table: u32) -> u32 {
+        table + (self.lane * HEAD_DIM + self.first_feature) * 4
+    }
+
     /// The thread's token number `i` of a tile.
     #[inline(always)]
     pub fn token(&self, i: usize) -> u32 {
@@ -52,12 +58,10 @@ pub unsafe fn reduce_lanes<const HEAD_DIM: u32>(
     x: [f32; 8],
     combine: impl Fn(f32, f32) -> f32,
 ) -> f32 {
-    let slot = table + (position.lane * HEAD_DIM + position.first_feature) * 4;
-    let bits = x.map(f32::to_bits);
+    let slot = position.slot::<HEAD_DIM>(table);
     // SAFETY: the thread's own slot, then a barrier that all threads reach.
     unsafe {
-        shared::store_u32x4(slot, [bits[0], bits[1], bits[2], bits[3]]);
-        shared::store_u32x4(slot + 16, [bits[4], bits[5], bits[6], bits[7]]);
+        store8(slot, x);
         thread::sync_threads();
     }
     // SAFETY: written before the barrier.
@@ -136,6 +140,20 @@ pub unsafe fn reduce_chunks<const HEAD_DIM: u32>(
         shared::store_u32x4(table + (lane * HEAD_DIM + feature) * 4, x.map(f32::to_bits));
         thread::sync_threads();
         reduce_table::<HEAD_DIM, CHUNK_LANES>(table, thread, combine)
+    }
+}
+
+/// Stores eight f32 to shared memory.
+///
+/// # Safety
+/// As for [`load8`].
+#[inline(always)]
+pub unsafe fn store8(address: u32, x: [f32; 8]) {
+    let bits = x.map(f32::to_bits);
+    // SAFETY: forwarded contract.
+    unsafe {
+        shared::store_u32x4(address, [bits[0], bits[1], bits[2], bits[3]]);
+        shared::store_u32x4(address + 16, [bits[4], bits[5], bits[6], bits[7]]);
     }
 }
 

@@ -1,9 +1,9 @@
 //! The loop over tiles.
 
-use cuda_std::{atomic, cp_async, shared, thread, warp};
+use cuda_std::{atomic, cp_async, hint, shared, thread, warp};
 use sage_spec::launch::{WORK_BYTES, quantize_buffers};
 use sage_spec::params::QuantizeParams;
-use sage_spec::schedule::{Progress, Role};
+use sage_spec::schedule::{Progress, Role, Schedule};
 
 use super::element::Element;
 use super::lanes::{Position, TOKENS};
@@ -75,7 +75,9 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(p:
             thread::sync_threads();
             // Everybody has read the slot.
             if position.thread == 0 {
-                Job::publish::<E>(p, slot(round), p.schedule.work(ticket));
+                // Anew: else what derives from the schedule has a register through all tiles.
+                let schedule = Schedule { lookahead: hint::opaque(p.schedule.lookahead), ..p.schedule };
+                Job::publish::<E>(p, slot(round), schedule.work(ticket));
             }
             let base = buffer(round);
             if is(Role::KStatistics) {

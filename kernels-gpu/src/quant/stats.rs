@@ -3,6 +3,8 @@
 
 use cuda_std::{atomic, global, math, shared, thread};
 use sage_spec::params::QuantizeParams;
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+use sage_spec::quant::v_offset;
 use sage_spec::quant::{v_scale_f16, v_scale_fp8};
 use sage_spec::schedule::Progress;
 
@@ -187,6 +189,39 @@ pub unsafe fn v<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(
                 global::store_f32(p.v_scale + index * 4, scale);
             }
             publish(position.thread, counter);
+        }
+    }
+}
+
+/// Takes `rounding`, which the first `HEAD_DIM` threads have of a tile of V: what was rounded less what became of it. After the
+/// head's last one, its offsets.
+///
+/// # Safety
+/// As for [`k`]; the head's statistics are visible, and nobody needs its sums any more.
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+#[inline(always)]
+pub unsafe fn v_rounding<E: Element, const HEAD_DIM: u32>(
+    p: &QuantizeParams,
+    job: &Job,
+    cta: u32,
+    thread: u32,
+    rounding: f32,
+) {
+    let tiles = p.schedule.tiles_kv;
+    let parts = p.v_sum + job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
+    let counter = p.progress + Progress::v_codes(job.head) * 4;
+    // SAFETY: forwarded contract; `v_sum` has a row for every tile.
+    unsafe {
+        store_row::<HEAD_DIM>(thread, parts + tiles_row::<HEAD_DIM>(job.tile), rounding);
+        if is_last(thread, counter, tiles, cta + const { smem::<E, HEAD_DIM>() }.amax as u32) {
+            let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+            let rounding = reduce_chunks::<HEAD_DIM>(table, thread, parts, tiles, 0.0, add);
+            if thread < HEAD_DIM {
+                let channel = (job.head as u64 * HEAD_DIM as u64 + thread as u64) * 4;
+                let mean = if p.v_mean == 0 { 0.0 } else { global::read_f32(p.v_mean + channel) };
+                let scale = global::read_f32(p.v_scale + channel);
+                global::store_f32(p.v_offset + channel, v_offset(mean, scale, rounding, p.seqlen_kv));
+            }
         }
     }
 }

@@ -4,7 +4,8 @@ use cuda_std::{convert, global, shared, thread};
 use sage_spec::params::QuantizeParams;
 
 use super::element::Element;
-use super::lanes::{LANES, Position, TOKENS, load8, read8};
+use super::lanes::{LANES, Position, TOKENS, load8, read8, reduce_lanes, store8};
+use super::stats;
 use super::tile::{self, Job, smem};
 
 /// The thread's eight channels: what to subtract and what to multiply by.
@@ -88,6 +89,18 @@ pub unsafe fn f16<E: Element, const HEAD_DIM: u32>(
     }
 }
 
+/// Sums of eight pairs.
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+#[inline(always)]
+fn combine8(mut a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+    let mut i = 0;
+    while i < 8 {
+        a[i] += b[i];
+        i += 1;
+    }
+    a
+}
+
 /// 128 tokens to FP8, transposed in shared memory.
 ///
 /// A thread reads eight channels of the four tokens that make one 32-bit word of a channel's row
@@ -120,6 +133,15 @@ pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(
     let (octet, t) = (warp_index % halves * 8 + lane % 8, lane / 8);
     // SAFETY: forwarded contract.
     let channels = unsafe { Channels::load::<HEAD_DIM>(p, cta + tables.lanes as u32, thread, job.head, octet * 8) };
+    let table = cta + tables.lanes as u32;
+    // The thread's place in the table, anew as in `Position::new`.
+    let place = || {
+        let thread = thread::reread_thread_idx_x();
+        let (warp_index, lane) = (thread / 32, thread % 32);
+        let first_feature = (warp_index % halves * 8 + lane % 8) * 8;
+        Position { thread, lane: warp_index / halves * 4 + lane / 8, first_feature }
+    };
+    let mut rounding = [0.0f32; 8];
     let mut round = 0;
     while round < ROUNDS {
         let group = warp_index / halves + round * (TOKENS / 16 / ROUNDS);
@@ -127,19 +149,32 @@ pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(
         // SAFETY: the tile is there: the codes cover its first half only, after it has been read.
         let x =
             [0, 1, 8, 9].map(|offset| unsafe { E::raw8(base + ((first + offset) * HEAD_DIM + octet * 8) * E::BYTES) });
-        let byte = |offset: u32, mask: u32| if job.first_token() + first + offset < p.seqlen_kv { mask } else { 0 };
-        let exists = byte(0, 0xff) | byte(1, 0xff00) | byte(8, 0xff_0000) | byte(9, 0xff00_0000);
+        let exists = [0, 1, 8, 9].map(|offset| job.first_token() + first + offset < p.seqlen_kv);
         let mut words = [0; 8];
         let mut c = 0;
         while c < 8 {
-            let x = [0, 1, 2, 3].map(|i| channels.scale(c, E::widen(x[i])[c]));
-            words[c] = convert::f32_to_e4m3x4(x) & exists;
+            let x =
+                [0, 1, 2, 3].map(|i| if exists[i] { channels.scale(c, E::widen2(x[i], c / 2)[c % 2]) } else { 0.0 });
+            words[c] = convert::f32_to_e4m3x4(x);
+            let [low, high] = convert::e4m3x4_to_f16x4(words[c]);
+            let value = [low, low >> 16, high, high >> 16].map(convert::f16_to_f32);
+            let mut i = 0;
+            while i < 4 {
+                rounding[c] += x[i] - value[i];
+                i += 1;
+            }
             c += 1;
         }
-        // SAFETY: all threads are here; each word of the codes' HEAD_DIM x 128 bytes is written by one thread.
+        // SAFETY: all threads are here; each word of the codes' HEAD_DIM x 128 bytes is written by one thread, and so is its
+        // slot, whose place the reciprocals had.
         unsafe {
             if round == 0 {
                 thread::sync_threads();
+                // Not in registers through the next round.
+                store8(place().slot::<HEAD_DIM>(table), rounding);
+                rounding = [0.0; 8];
+            } else {
+                rounding = combine8(load8(place().slot::<HEAD_DIM>(table)), rounding);
             }
             let mut c = 0;
             while c < 8 {
@@ -150,8 +185,10 @@ pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(
         }
         round += 1;
     }
-    // SAFETY: all threads are here.
-    unsafe { thread::sync_threads() };
+    let position = place();
+    let thread = position.thread;
+    // SAFETY: all threads are here, where they meet; each has read its slot.
+    let rounding = unsafe { reduce_lanes::<HEAD_DIM>(table, position, rounding, |a, b| a + b) };
     let seqlen_padded = p.schedule.tiles_kv as u64 * TOKENS as u64;
     let threads = warps * 32;
     let mut i = 0;
@@ -166,4 +203,6 @@ pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(
         }
         i += 1;
     }
+    // SAFETY: forwarded contract.
+    unsafe { stats::v_rounding::<E, HEAD_DIM>(p, job, cta, thread, rounding) };
 }

@@ -53,7 +53,7 @@ pub const FAULTS: &[Fault] = &[
         name: "progress-of-one-head",
         what: "the counters of the second head lie in the next buffer",
         file: WORKSPACE,
-        text: "product(«self.heads_kv», 2, F32)),",
+        text: "Some(Progress::bytes(0) as u128 + product(«self.heads_kv», Progress::bytes(1) - Progress::bytes(0), 1))",
         bad: "1",
         tests: &[BATCH, GRAN, REF],
     },

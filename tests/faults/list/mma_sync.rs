@@ -234,7 +234,7 @@ pub const FAULTS: &[Fault] = &[
         name: "mean-not-weighed",
         what: "the mean of V counts in full although a sink takes part of the weight",
         file: EPILOGUE,
-        text: "math::fma(mean[i], «weights.keys[row]», normalised)",
+        text: "math::fma(offset[i], «weights.keys[row]», normalised)",
         bad: "1.0",
         tests: &[MODS, GEN],
     },

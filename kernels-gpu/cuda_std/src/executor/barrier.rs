@@ -17,6 +17,10 @@ pub(super) struct Barrier {
     /// Threads it takes; 0 between uses.
     expected: usize,
     arrived: usize,
+    /// Whether a thread that has arrived brought a condition that holds.
+    any: bool,
+    /// What `any` was when the last use ended: no thread can begin another before all have it.
+    result: bool,
     /// Threads that sleep, and where.
     sleepers: Vec<(u16, Site)>,
     published: Published,
@@ -85,7 +89,28 @@ impl Machine {
         done.sleepers.clear();
         done.published.clear();
         (done.arrived, done.expected) = (0, 0);
+        (done.result, done.any) = (done.any, false);
         self.barriers[index as usize] = done;
         Ok(Some(()))
+    }
+
+    /// `bar.red.or`: as `bar.sync`; whether `condition` holds in any of the threads. `None` if the thread must sleep, and ask
+    /// [`Machine::barrier_result`] then.
+    pub(crate) fn barrier_or(
+        &mut self,
+        index: u32,
+        threads: u32,
+        condition: bool,
+        at: Site,
+    ) -> Result<Option<bool>, FaultKind> {
+        if let Some(barrier) = self.barriers.get_mut(index as usize) {
+            barrier.any |= condition;
+        }
+        Ok(self.barrier(index, Some(threads), true, at)?.map(|()| self.barrier_result(index)))
+    }
+
+    /// What the last `bar.red.or` of the barrier found.
+    pub(crate) fn barrier_result(&self, index: u32) -> bool {
+        self.barriers[index as usize].result
     }
 }

@@ -135,15 +135,21 @@ impl Machine {
     }
 
     /// `mbarrier.try_wait.parity`, which here waits as long as it takes: [mbarrier.test_wait] says that the
-    /// phase named by a parity is the present one or the one before.
-    pub(crate) fn wait_phase(&mut self, address: u32, parity: u32, at: Site) -> Result<Option<()>, FaultKind> {
+    /// phase named by a parity is the present one or the one before. Unless `again`, the thread has not waited for it yet.
+    pub(crate) fn wait_phase(
+        &mut self,
+        address: u32,
+        parity: u32,
+        again: bool,
+        at: Site,
+    ) -> Result<Option<()>, FaultKind> {
         let thread = self.current;
         let phases = self.phases(address)?;
         let completed = phases.completed;
         // Phases count from 1 here, so that what a fresh barrier has "completed" is phase 0.
         let is_present = completed % 2 == u64::from(parity & 1);
         let phase = if is_present { completed + 1 } else { completed };
-        if phases.waited[thread] > phase {
+        if phases.waited[thread] > phase + u64::from(again) {
             return Err(FaultKind::Parity { barrier: address, parity, completed });
         }
         phases.waited[thread] = phase + 1;

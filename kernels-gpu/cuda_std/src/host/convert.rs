@@ -20,14 +20,6 @@ pub fn f32_to_f16x2(lo: f32, hi: f32) -> u32 {
     u32::from(numeric::f32_to_f16(lo)) | u32::from(numeric::f32_to_f16(hi)) << 16
 }
 
-/// `cvt.rn.relu.f16x2.f32`: as [`f32_to_f16x2`], and zero for negative values.
-#[inline]
-pub fn f32_to_f16x2_relu(lo: f32, hi: f32) -> u32 {
-    // Not f32::max, which would turn NaN into zero.
-    let [lo, hi] = [lo, hi].map(|x| if x.is_sign_negative() && !x.is_nan() { 0.0 } else { x });
-    f32_to_f16x2(lo, hi)
-}
-
 /// `cvt.rn.bf16x2.f32`: `lo` to the low half, `hi` to the high half.
 #[inline]
 pub fn f32_to_bf16x2(lo: f32, hi: f32) -> u32 {

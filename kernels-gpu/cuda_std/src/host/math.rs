@@ -101,14 +101,42 @@ pub fn fma_saturate(a: f32, b: f32, c: f32) -> f32 {
     if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) + 0.0 }
 }
 
-/// `add.rn.f16x2` [add]: two sums of f16, each rounded once.
+/// `fma.rn.f16x2` [fma]: two times `a · b + c` of f16, each rounded once.
 #[inline]
 #[track_caller]
-pub fn add_f16x2(a: u32, b: u32) -> u32 {
-    check_finished(Location::caller(), [a, b]);
-    // f32 has more than twice the digits of f16: rounding to it first changes no sum.
-    let half = |shift: u32| f32_to_f16(f16_to_f32((a >> shift) as u16) + f16_to_f32((b >> shift) as u16));
-    u32::from(half(0)) | u32::from(half(16)) << 16
+pub fn fma_f16x2(a: u32, b: u32, c: u32) -> u32 {
+    check_finished(Location::caller(), [a, b, c]);
+    let half = |shift: u32| {
+        let [a, b, c] = [a, b, c].map(|x| f64::from(f16_to_f32((x >> shift) as u16)));
+        // A product of f16 has 22 bits. With c far away the sum has more than the 53 of f64: `odd` keeps a trace of them.
+        u32::from(f32_to_f16(odd(a * b, c)))
+    };
+    half(0) | half(16) << 16
+}
+
+/// `a + b`, inexact only in an odd last digit, so that rounding it again, to f16, makes what rounding once would have made
+/// (S. Boldo, G. Melquiond: Emulation of a FMA and Correctly Rounded Sums, 2008).
+fn odd(a: f64, b: f64) -> f32 {
+    let sum = a + b;
+    if !sum.is_finite() {
+        return sum as f32;
+    }
+    let rest = {
+        let b_rounded = sum - a;
+        (a - (sum - b_rounded)) + (b - b_rounded)
+    };
+    let bits = sum.to_bits();
+    let sum = match rest == 0.0 || bits & 1 == 1 {
+        true => sum,
+        false if (rest > 0.0) == (sum > 0.0) => f64::from_bits(bits + 1),
+        false => f64::from_bits(bits - 1),
+    };
+    let near = sum as f32;
+    if f64::from(near) == sum {
+        return near;
+    }
+    let truncated = if f64::from(near.abs()) > sum.abs() { near.to_bits() - 1 } else { near.to_bits() };
+    f32::from_bits(truncated | 1)
 }
 
 /// `max.s32` [max]: the larger of two integers given by their bits.

@@ -55,7 +55,7 @@ pub unsafe fn arrive_expect_tx(barrier: u32, bytes: u32) {
 #[inline]
 #[track_caller]
 pub unsafe fn try_wait(barrier: u32, parity: u32) -> bool {
-    call_waiting(Location::caller(), |machine, at| machine.wait_phase(barrier, parity, at), |_| ());
+    call_waiting(Location::caller(), |machine, at| machine.wait_phase(barrier, parity, false, at), |_| ());
     true
 }
 
@@ -66,5 +66,15 @@ pub unsafe fn try_wait(barrier: u32, parity: u32) -> bool {
 #[inline]
 #[track_caller]
 pub unsafe fn wait(barrier: u32, parity: u32) {
-    call_waiting(Location::caller(), |machine, at| machine.wait_phase(barrier, parity, at), |_| ());
+    call_waiting(Location::caller(), |machine, at| machine.wait_phase(barrier, parity, false, at), |_| ());
+}
+
+/// As [`wait`], for a phase that the thread may have waited for before: then it passes at once.
+///
+/// # Safety
+/// As for [`init`].
+#[inline]
+#[track_caller]
+pub unsafe fn wait_again(barrier: u32, parity: u32) {
+    call_waiting(Location::caller(), |machine, at| machine.wait_phase(barrier, parity, true, at), |_| ());
 }

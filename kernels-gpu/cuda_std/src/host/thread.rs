@@ -84,3 +84,17 @@ pub unsafe fn sync_named(barrier: u32, threads: u32) {
 pub unsafe fn arrive_named(barrier: u32, threads: u32) {
     call_waiting(Location::caller(), |machine, at| machine.barrier(barrier, Some(threads), false, at), |_| ())
 }
+
+/// `bar.red.or.pred condition, barrier, threads` [bar].
+///
+/// # Safety
+/// As for [`sync_threads`].
+#[inline]
+#[track_caller]
+pub unsafe fn any_named(barrier: u32, threads: u32, condition: bool) -> bool {
+    call_waiting(
+        Location::caller(),
+        |machine, at| machine.barrier_or(barrier, threads, condition, at),
+        |machine| machine.barrier_result(barrier),
+    )
+}

@@ -93,13 +93,13 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
     let existing = if GENERAL { p.head_dim_v - first_channel } else { p.head_dim_v };
     // All at once, so that one latency passes and not one for each block of channels. Those that do not exist are there,
     // but without keys V was never quantized; its buffers are not read.
-    let (mut scales, mut means) = ([[1.0f32; 2]; 16], [[0.0f32; 2]; 16]);
+    let (mut scales, mut offsets) = ([[1.0f32; 2]; 16], [[0.0f32; 2]; 16]);
     if p.seqlen_kv > 0 {
         // SAFETY: f32 [B, Hkv, Dp].
         unsafe {
             load_pairs::<C>(&mut scales, p.v_scale + (channels + 2 * t as u64) * 4);
-            if p.v_mean != 0 {
-                load_pairs::<C>(&mut means, p.v_mean + (channels + 2 * t as u64) * 4);
+            if p.v_offset != 0 {
+                load_pairs::<C>(&mut offsets, p.v_offset + (channels + 2 * t as u64) * 4);
             }
         }
     }
@@ -107,7 +107,7 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
     while c < C::V_DIM as usize / 8 {
         let channel = 8 * c as u32 + 2 * t;
         if channel < existing {
-            let (scale, mean) = (scales[c], means[c]);
+            let (scale, offset) = (scales[c], offsets[c]);
             let mut row = 0;
             while row < if GENERAL { 2 } else { 4 } {
                 if first_row + 8 * (row as u32) < p.seqlen_q {
@@ -119,9 +119,9 @@ pub unsafe fn store<C: Config, const GENERAL: bool>(
                         values[i] = if state.row_sum[row] == 0.0 {
                             0.0
                         } else if GENERAL {
-                            math::fma(mean[i], weights.keys[row], normalised)
+                            math::fma(offset[i], weights.keys[row], normalised)
                         } else {
-                            normalised + mean[i]
+                            normalised + offset[i]
                         };
                         i += 1;
                     }

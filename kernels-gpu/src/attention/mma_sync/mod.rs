@@ -9,7 +9,7 @@
 //!     P̂ = round(p) to FP8 or FP16
 //!     α = 2^(m − m');  m = m'
 //!     O = O·α + P̂ V̂_j;   l = l·α + P̂ 1      tensor cores start from zero each tile; FMA in f32
-//! out = O / l · v_scale + v_mean
+//! out = O / l · v_scale + v_offset
 //! ```
 //!
 //! Deviations from the paper's Algorithm 1, and why:

@@ -1,13 +1,13 @@
 //! What varies between the kernels, every number derived from it, and the named shared-memory plan.
 
-use sage_spec::sm90::{self, Q_BUFFERS, STAGES, SmemPlan};
+use sage_spec::sm90::{self, Exponential, Q_BUFFERS, STAGES, SmemPlan};
 
 /// A kernel.
 pub trait Config {
     /// Padded head dimension, 64 or 128.
     const HEAD_DIM: u32;
-    /// Bit `i`: whether keys `16 i .. 16 i + 16` of a tile take the exact exponential.
-    const EXACT_PAIRS: u32;
+    /// How scores become codes.
+    const EXPONENTIAL: Exponential;
     /// Whether scores get ΔS of smooth-Q, or may: then it has room beside K's tiles, and scores are biased
     /// ([`super::scores::Scores`]).
     const DELTA_S: bool;
@@ -47,40 +47,28 @@ impl Barriers {
         Barriers { first: smem + const { C::SMEM.barrier_offset as u32 } }
     }
 
-    /// K's tile `stage` has landed.
+    /// The tiles of K and V of stage `stage` have landed.
     #[inline(always)]
-    pub fn full_k(self, stage: u32) -> u32 {
+    pub fn full(self, stage: u32) -> u32 {
         self.first + stage * 8
     }
 
-    /// Nobody reads K's tile `stage`.
+    /// Nobody reads the tiles of stage `stage`.
     #[inline(always)]
-    pub fn empty_k(self, stage: u32) -> u32 {
+    pub fn empty(self, stage: u32) -> u32 {
         self.first + STAGES as u32 * 8 + stage * 8
-    }
-
-    /// V's tile `stage` has landed.
-    #[inline(always)]
-    pub fn full_v(self, stage: u32) -> u32 {
-        self.first + 2 * STAGES as u32 * 8 + stage * 8
-    }
-
-    /// Nobody reads V's tile `stage`.
-    #[inline(always)]
-    pub fn empty_v(self, stage: u32) -> u32 {
-        self.first + 3 * STAGES as u32 * 8 + stage * 8
     }
 
     /// Q's buffer `buffer` has landed.
     #[inline(always)]
     pub fn full_q(self, buffer: u32) -> u32 {
-        self.first + 4 * STAGES as u32 * 8 + buffer * 8
+        self.first + 2 * STAGES as u32 * 8 + buffer * 8
     }
 
     /// Nobody reads Q's buffer `buffer`.
     #[inline(always)]
     pub fn empty_q(self, buffer: u32) -> u32 {
-        self.first + (4 * STAGES + Q_BUFFERS) as u32 * 8 + buffer * 8
+        self.first + (2 * STAGES + Q_BUFFERS) as u32 * 8 + buffer * 8
     }
 }
 
@@ -113,7 +101,7 @@ impl<const LENGTH: u32> Ring<LENGTH> {
     }
 }
 
-/// Ring of K's and V's tiles.
+/// Ring of the stages of K and V.
 pub type TileRing = Ring<{ STAGES as u32 }>;
 /// Ring of Q's buffers.
 pub type QueryRing = Ring<{ Q_BUFFERS as u32 }>;

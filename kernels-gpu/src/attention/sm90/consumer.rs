@@ -11,7 +11,7 @@ use super::epilogue::Weights;
 use super::output::{self, Output};
 use super::producer::KScales;
 use super::schedule::{Work, rows_end, visible};
-use super::softmax::{self, ROW_MAX_START, RowState};
+use super::softmax::{self, References};
 use super::{epilogue, scores};
 
 const KEYS: u32 = BLOCK_KV as u32;
@@ -171,57 +171,100 @@ impl<'a> Item<'a> {
         self.delta_s + tile.index * const { C::SMEM.delta_s_bytes as u32 }
     }
 
-    /// One tile.
+    /// Scores of tile `j` at `tile`, and what turns them into log2 units.
+    ///
+    /// # Safety
+    /// The warpgroup is converged, and the tile has landed.
+    #[inline(always)]
+    unsafe fn scores<C: Config>(&self, j: u32, tile: TileRing, t: u32) -> (scores::Scores, [f32; 2]) {
+        let k_bytes = const { C::SMEM.k_bytes as u32 };
+        // SAFETY: forwarded contract.
+        unsafe {
+            let mut s =
+                if C::DELTA_S { scores::delta_s(self.delta_s::<C>(tile), self.inverse_q_scale, t) } else { [0; 64] };
+            scores::start_product::<C>(&mut s, self.q, self.k + (tile.index * k_bytes / 16) as u64);
+            // Loaded while the tensor core works.
+            let factor = self.factor::<C>(j, tile, t);
+            wgmma::wait_group::<0>();
+            (s, factor)
+        }
+    }
+
+    /// Descriptor of the tile of V at `tile`.
+    #[inline(always)]
+    pub fn v<C: Config>(&self, tile: TileRing) -> u64 {
+        self.v + (tile.index * const { C::SMEM.v_bytes as u32 } / 16) as u64
+    }
+
+    /// Gives the stage back.
+    ///
+    /// # Safety
+    /// Every lane of the warp has read what it wants, and met the others since.
+    #[inline(always)]
+    pub unsafe fn release(&self, tile: TileRing) {
+        if self.lane.leads {
+            // SAFETY: forwarded contract.
+            unsafe { mbarrier::arrive(self.barriers.empty(tile.index)) };
+        }
+    }
+
+    /// One tile that all rows see, with the references as they are. Returns false, and leaves everything as it was, if that
+    /// clamps a code.
     ///
     /// # Safety
     /// The warpgroup is converged and owns the tile `j`, which the producer puts at `tile`.
+    #[inline(always)]
+    unsafe fn try_step<C: Config>(&self, j: u32, tile: TileRing, references: References, output: &mut Output) -> bool {
+        // SAFETY: forwarded contract.
+        unsafe {
+            // Read again and again: a register that lives through the loop costs more.
+            let thread = thread::reread_thread_idx_x();
+            mbarrier::wait(self.barriers.full(tile.index), tile.parity);
+            let (s, factor) = self.scores::<C>(j, tile, thread % 4);
+            let p = softmax::probabilities::<C, false, false>(&s, factor, references);
+            // Every lane has its scales and its ΔS when they meet in there.
+            let fits = output::try_accumulate::<C>(output, &p, self.v::<C>(tile), 1 + self.lane.warpgroup);
+            if fits {
+                self.release(tile);
+            }
+            fits
+        }
+    }
+
+    /// Any tile; one whose keys not all rows see if `IS_MASKED`.
+    ///
+    /// # Safety
+    /// As for [`Item::try_step`].
     #[inline(always)]
     unsafe fn step<C: Config, const IS_MASKED: bool>(
         &self,
         j: u32,
         tile: TileRing,
-        state: &mut RowState,
+        references: &mut References,
         output: &mut Output,
     ) {
-        let plan = const { C::SMEM };
-        let (p, barriers) = (self.p, self.barriers);
         // SAFETY: forwarded contract.
         unsafe {
-            // Read again and again: a register that lives through the loop costs more.
             let thread = thread::reread_thread_idx_x();
-            mbarrier::wait(barriers.full_k(tile.index), tile.parity);
-            let mut s = if C::DELTA_S {
-                scores::delta_s(self.delta_s::<C>(tile), self.inverse_q_scale, thread % 4)
-            } else {
-                [0; 64]
-            };
-            scores::start_product::<C>(&mut s, self.q, self.k + (tile.index * plan.k_bytes as u32 / 16) as u64);
-            wgmma::wait_group::<0>();
+            // A tile that was tried has landed before.
+            mbarrier::wait_again(self.barriers.full(tile.index), tile.parity);
+            let (mut s, factor) = self.scores::<C>(j, tile, thread % 4);
+            // Every lane has its scales and its ΔS, before one of them lets the stage go.
+            warp::sync_warp();
             if IS_MASKED {
                 let first = j * KEYS;
                 let seen = |row: u32| {
-                    let visible = visible(p, row);
+                    let visible = visible(self.p, row);
                     let from_first = if visible > first { visible - first } else { 0 };
                     if from_first < KEYS { from_first } else { KEYS }
                 };
                 let row = self.first_row + row_in_warpgroup(thread);
                 scores::mask(&mut s, [seen(row), seen(row + 8)], thread % 4);
             }
-            let factor = self.factor::<C>(j, tile, thread % 4);
-            // Every lane has its scales and its ΔS, before one of them lets the stage go.
-            warp::sync_warp();
-            if self.lane.leads {
-                mbarrier::arrive(barriers.empty_k(tile.index));
-            }
-            softmax::update_max::<C, IS_MASKED>(&s, factor, state);
-            let probabilities = softmax::probabilities::<C, IS_MASKED>(&s, factor, state.max);
-
-            mbarrier::wait(barriers.full_v(tile.index), tile.parity);
-            let v = self.v + (tile.index * plan.v_bytes as u32 / 16) as u64;
-            output::accumulate::<C>(output, &probabilities, v, state.alpha);
-            if self.lane.leads {
-                mbarrier::arrive(barriers.empty_v(tile.index));
-            }
+            let alpha = references.raise::<C, IS_MASKED>(&s, factor);
+            let p = softmax::probabilities::<C, IS_MASKED, true>(&s, factor, *references);
+            output::accumulate::<C>(output, &p, self.v::<C>(tile), alpha);
+            self.release(tile);
         }
     }
 }
@@ -242,13 +285,11 @@ pub unsafe fn pass(barriers: Barriers, lane: Lane, j: &mut u32, end: u32, tile: 
     // SAFETY: forwarded contract.
     unsafe {
         while *j < end {
-            mbarrier::wait(barriers.full_k(tile.index), tile.parity);
-            mbarrier::wait(barriers.full_v(tile.index), tile.parity);
+            mbarrier::wait(barriers.full(tile.index), tile.parity);
             // Every lane has seen this round, before one of them lets the next one of the stage begin.
             warp::sync_warp();
             if lane.leads {
-                mbarrier::arrive(barriers.empty_k(tile.index));
-                mbarrier::arrive(barriers.empty_v(tile.index));
+                mbarrier::arrive(barriers.empty(tile.index));
             }
             tile.advance();
             *j += 1;
@@ -273,11 +314,12 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
             let slot = smem + const { C::SMEM.work_offset as u32 } + query.index * WORK_BYTES as u32;
             let Some(work) = Work::load(slot) else { break };
             let tiles = work.end_tile;
-            let first_row = work.first_row + lane.warpgroup * WARPGROUP_Q as u32;
+            // Through a shuffle, as the warpgroup: which tiles there are then stays in uniform registers.
+            let first_row = warp::shuffle_idx(work.first_row, 0) + lane.warpgroup * WARPGROUP_Q as u32;
             let end = rows_end(p);
             let mut j = 0;
             if first_row < end {
-                let mut state = RowState { max: [ROW_MAX_START; 2], alpha: [1.0; 2] };
+                let mut references = References::start();
                 let mut output = Output::zero();
                 if tiles > 0 {
                     let last_row =
@@ -285,20 +327,35 @@ pub unsafe fn run<C: Config>(p: &Sm90AttentionParams, smem: u32) {
                     let full = visible(p, first_row) / KEYS;
                     let own = visible(p, last_row).div_ceil(KEYS);
                     let item = Item::new::<C>(p, barriers, smem, lane, &work, query.index);
+                    // Where the tiles with maxima end: the first, and all if scores are uneven there or in a later one.
+                    let mut with_maxima = if full > 1 { 1 } else { full };
                     while j < full {
-                        item.step::<C, false>(j, tile, &mut state, &mut output);
-                        tile.advance();
-                        j += 1;
+                        while j < with_maxima {
+                            item.step::<C, false>(j, tile, &mut references, &mut output);
+                            tile.advance();
+                            j += 1;
+                        }
+                        if j < full {
+                            with_maxima = full;
+                            let row = first_row + row_in_warpgroup(thread::reread_thread_idx_x());
+                            let exists = [row < end, row + 8 < end];
+                            if references.make_room::<C>(&mut output, exists, 1 + lane.warpgroup) {
+                                while j < full && item.try_step::<C>(j, tile, references, &mut output) {
+                                    tile.advance();
+                                    j += 1;
+                                }
+                            }
+                        }
                     }
                     while j < own {
-                        item.step::<C, true>(j, tile, &mut state, &mut output);
+                        item.step::<C, true>(j, tile, &mut references, &mut output);
                         tile.advance();
                         j += 1;
                     }
                 }
                 // Without a tile nothing travelled with Q.
                 let channels = if tiles > 0 { Some(channels::<C>(smem, query.index)) } else { None };
-                epilogue::store::<C>(p, &work, Work::load_out(slot), &state, &output, channels, Weights::PLAIN);
+                epilogue::store::<C>(p, &work, Work::load_out(slot), references, &output, channels, Weights::PLAIN);
             }
             pass(barriers, lane, &mut j, tiles, &mut tile);
             // Every lane has read the item, before one of them lets its slot go.

@@ -1,14 +1,14 @@
 //! Normalises, scales and stores the output and LSE of one warpgroup.
 
-use cuda_std::{convert, global, math, shared, warp};
-use sage_spec::sm90::{P_MAX_LOG2, Sm90AttentionParams, WARPGROUP_Q};
+use cuda_std::{convert, global, hint, math, shared, warp};
+use sage_spec::sm90::{Sm90AttentionParams, WARPGROUP_Q};
 use sage_spec::tiling;
 
 use super::config::Config;
 use super::consumer::Lane;
 use super::output::Output;
 use super::schedule::{Work, rows_end};
-use super::softmax::RowState;
+use super::softmax::References;
 use crate::attention::store::store_pair;
 
 /// Where a lane's rows go, and how.
@@ -28,7 +28,8 @@ impl Place {
     /// Of the rows `row` and `row + 8` of the head whose output is at `out`.
     #[inline(always)]
     fn new(p: &Sm90AttentionParams, out: u64, row: u32) -> Self {
-        let element_bytes: i64 = if p.out_dtype == 2 { 4 } else { 2 };
+        // Anew for each item: else it has a register through all tiles.
+        let element_bytes: i64 = if hint::opaque(p.out_dtype) == 2 { 4 } else { 2 };
         let address = |row: u32| out.wrapping_add((row as i64 * p.out.stride_token * element_bytes) as u64);
         let end = rows_end(p);
         let strides = p.out.stride_batch | p.out.stride_head | p.out.stride_token;
@@ -45,7 +46,7 @@ impl Place {
 /// What the general kernels do differently.
 #[derive(Clone, Copy)]
 pub struct Weights {
-    /// Part of each row's denominator that is the keys', which the mean of V is weighed by.
+    /// Part of each row's denominator that is the keys', which V's offset is weighed by.
     pub keys: [f32; 2],
     /// Whether scores lack what smoothing K took from them, so that the LSE gets it back.
     pub shift_lse: bool,
@@ -62,13 +63,13 @@ impl Weights {
 /// key.
 ///
 /// # Safety
-/// The warp is converged; `p` describes valid device buffers; `output` and `state` are complete.
+/// The warp is converged; `p` describes valid device buffers; `output` is complete.
 #[inline(always)]
 pub unsafe fn store<C: Config>(
     p: &Sm90AttentionParams,
     work: &Work,
     out: u64,
-    state: &RowState,
+    references: References,
     output: &Output,
     channels: Option<u32>,
     weights: Weights,
@@ -86,29 +87,34 @@ pub unsafe fn store<C: Config>(
         let sum = f32::from_bits(unsafe { warp::shuffle_idx(output.high[32 + 2 * r].to_bits(), warp::lane_id() & 28) });
         // NaN is not zero: it stays NaN in the output.
         is_empty[r] = sum == 0.0;
-        inverse_sum[r] = if sum == 0.0 { 0.0 } else { math::reciprocal(sum) };
+        // Of nothing anything is nothing.
+        inverse_sum[r] = math::reciprocal(if sum == 0.0 { 1.0 } else { sum });
         if p.lse != 0 && lane.t == 0 && place.exists[r] {
             // SAFETY: the row exists.
-            unsafe { store_lse(p, work.head_q, first_row + 8 * r as u32, state.max[r], sum, weights.shift_lse) };
+            unsafe { store_lse(p, work.head_q, first_row + 8 * r as u32, references.0[r], sum, weights.shift_lse) };
         }
         r += 1;
     }
 
-    // SAFETY: scales and means of all channels lie there.
+    // SAFETY: scales and offsets of all channels lie there; the warp is converged.
     unsafe {
-        let (mut scale, mut mean) = ([[1.0; 2]; 16], [[0.0; 2]; 16]);
-        let mut has_mean = false;
-        if let Some(channels) = channels {
-            scale = load_pairs::<C>(channels + 8 * lane.t);
-            if p.v_mean != 0 {
-                has_mean = true;
-                mean = load_pairs::<C>(channels + 4 * C::HEAD_DIM + 8 * lane.t);
+        match channels {
+            Some(channels)
+                if place.in_vectors
+                    && p.head_dim_v == C::HEAD_DIM
+                    && p.out_dtype != 2
+                    && !warp::vote_any(is_empty[0] || is_empty[1]) =>
+            {
+                store_vectors::<C>(p.out_dtype, &place, lane.t, output, inverse_sum, channels, weights);
             }
-        }
-        if place.in_vectors && p.head_dim_v == C::HEAD_DIM && p.out_dtype != 2 && !has_mean {
-            store_vectors::<C>(p.out_dtype, &place, lane.t, output, inverse_sum, &scale);
-        } else {
-            store_pairs::<C>(p, &place, lane.t, output, inverse_sum, is_empty, &scale, &mean, weights);
+            _ => {
+                let (mut scale, mut offset) = ([[1.0; 2]; 16], [[0.0; 2]; 16]);
+                if let Some(channels) = channels {
+                    scale = load_pairs::<C>(channels + 8 * lane.t);
+                    offset = load_pairs::<C>(channels + 4 * C::HEAD_DIM + 8 * lane.t);
+                }
+                store_pairs::<C>(p, &place, lane.t, output, inverse_sum, is_empty, &scale, &offset, weights);
+            }
         }
     }
 }
@@ -125,19 +131,34 @@ unsafe fn load_pairs<C: Config>(address: u32) -> Channels {
     let mut pairs = [[0.0; 2]; 16];
     let mut c = 0;
     while c < C::HEAD_DIM as usize / 8 {
-        let at = address + 32 * c as u32;
         // SAFETY: forwarded contract.
-        pairs[c] = unsafe { [shared::load_f32(at), shared::load_f32(at + 4)] };
-        c += 1;
+        let four = unsafe { load_four(address + 32 * c as u32) };
+        let mut i = 0;
+        while i < 4 {
+            pairs[c + i] = four[i];
+            i += 1;
+        }
+        c += 4;
     }
     pairs
 }
 
-/// Stores 16 bytes at a time: the usual case, in which all channels of the rows exist, in 16 bits. Lane `t` of a quad
-/// stores block `t` of every four, of which it gets from each lane of the quad what that one holds.
+/// Those of four blocks.
 ///
 /// # Safety
-/// The warp is converged; the rows that exist are mapped and accessed by no other thread.
+/// As for [`load_pairs`].
+#[inline(always)]
+unsafe fn load_four(address: u32) -> [[f32; 2]; 4] {
+    // SAFETY: forwarded contract.
+    [0, 32, 64, 96].map(|block| unsafe { [shared::load_f32(address + block), shared::load_f32(address + block + 4)] })
+}
+
+/// Stores 16 bytes at a time: the usual case, in which all channels of the rows exist, in 16 bits, and each row sees a key.
+/// Lane `t` of a quad stores block `t` of every four, of which it gets from each lane of the quad what that one holds.
+///
+/// # Safety
+/// The warp is converged; the rows that exist are mapped and accessed by no other thread; `channels` is the address of the
+/// scales and offsets of V's channels.
 #[inline(always)]
 unsafe fn store_vectors<C: Config>(
     dtype: u32,
@@ -145,31 +166,44 @@ unsafe fn store_vectors<C: Config>(
     t: u32,
     output: &Output,
     inverse_sum: [f32; 2],
-    scale: &Channels,
+    channels: u32,
+    weights: Weights,
 ) {
-    let mut r = 0;
-    while r < 2 {
+    // SAFETY: forwarded contract; a row has HEAD_DIM channels of two bytes.
+    unsafe {
         let mut first = 0;
         while first < C::HEAD_DIM as usize / 8 {
-            let mut words = [0u32; 4];
-            let mut i = 0;
-            while i < 4 {
-                let ([a, b], scale) = (at::<C>(output, first + i, r), scale[first + i]);
-                let (a, b) = (a * inverse_sum[r] * scale[0], b * inverse_sum[r] * scale[1]);
-                words[i] = if dtype == 0 { convert::f32_to_f16x2(a, b) } else { convert::f32_to_bf16x2(a, b) };
-                i += 1;
-            }
-            // SAFETY: the warp is converged; a row has HEAD_DIM channels of two bytes.
-            unsafe {
+            // Not all at once: there are no registers for them beside the output.
+            let scale = load_four(channels + 8 * t + 32 * first as u32);
+            let offset = load_four(channels + 4 * C::HEAD_DIM + 8 * t + 32 * first as u32);
+            let mut r = 0;
+            while r < 2 {
+                let mut words = [0u32; 4];
+                let mut i = 0;
+                while i < 4 {
+                    let sum = at::<C>(output, first + i, r);
+                    let [a, b] = value(sum, inverse_sum[r], scale[i], offset[i], weights.keys[r]);
+                    words[i] = if dtype == 0 { convert::f32_to_f16x2(a, b) } else { convert::f32_to_bf16x2(a, b) };
+                    i += 1;
+                }
                 let words = transpose_quad(words, t);
                 if place.exists[r] {
                     global::store_u32x4(place.rows[r] + 16 * (first as u64 + t as u64), words);
                 }
+                r += 1;
             }
             first += 4;
         }
-        r += 1;
     }
+}
+
+/// What two channels of a row become.
+#[inline(always)]
+fn value(sum: [f32; 2], inverse_sum: f32, scale: [f32; 2], offset: [f32; 2], weight: f32) -> [f32; 2] {
+    [
+        math::fma(sum[0] * inverse_sum, scale[0], offset[0] * weight),
+        math::fma(sum[1] * inverse_sum, scale[1], offset[1] * weight),
+    ]
 }
 
 /// Word `t` of each lane of the quad, in their order: a transpose of 4 x 4 words, first of their halves' pairs.
@@ -212,7 +246,7 @@ unsafe fn store_pairs<C: Config>(
     inverse_sum: [f32; 2],
     is_empty: [bool; 2],
     scale: &Channels,
-    mean: &Channels,
+    offset: &Channels,
     weights: Weights,
 ) {
     let mut c = 0;
@@ -221,11 +255,8 @@ unsafe fn store_pairs<C: Config>(
         let mut r = 0;
         while r < 2 {
             if channel < p.head_dim_v && place.exists[r] {
-                let [a, b] = at::<C>(output, c, r);
-                let mut values = [
-                    math::fma(a * inverse_sum[r], scale[c][0], mean[c][0] * weights.keys[r]),
-                    math::fma(b * inverse_sum[r], scale[c][1], mean[c][1] * weights.keys[r]),
-                ];
+                let sum = at::<C>(output, c, r);
+                let mut values = value(sum, inverse_sum[r], scale[c], offset[c], weights.keys[r]);
                 if is_empty[r] {
                     values = [0.0; 2];
                 }
@@ -254,9 +285,9 @@ fn at<C: Config>(output: &Output, c: usize, r: usize) -> [f32; 2] {
 /// # Safety
 /// The row exists; `p.lse` is f32 `[B, Hq, M]`, `p.qk_mean` null or f32 `[B, Hq, Mp]`.
 #[inline(always)]
-unsafe fn store_lse(p: &Sm90AttentionParams, head_q: u32, row: u32, max: f32, sum: f32, shift: bool) {
+unsafe fn store_lse(p: &Sm90AttentionParams, head_q: u32, row: u32, reference: f32, sum: f32, shift: bool) {
     let padded = p.seqlen_q.div_ceil(tiling::BLOCK_Q as u32) as u64 * tiling::BLOCK_Q as u64;
-    let mut lse = (max - P_MAX_LOG2 + math::log2(sum)) * core::f32::consts::LN_2;
+    let mut lse = (reference + math::log2(sum)) * core::f32::consts::LN_2;
     // SAFETY: forwarded contract.
     unsafe {
         if p.qk_mean != 0 && shift {

@@ -7,7 +7,8 @@
 use cuda_std::{convert, math, mbarrier, thread, warp, warpgroup, wgmma};
 use sage_spec::quant::SCORE_BIAS_BITS;
 use sage_spec::sm90::{
-    BLOCK_KV, GENERAL_WARPGROUPS, P_MAX_LOG2, Sm90AttentionParams, Sm90GeneralParams, WARPGROUP_Q, WORK_BYTES,
+    BLOCK_KV, Exponential, GENERAL_WARPGROUPS, P_MAX_LOG2, Sm90AttentionParams, Sm90GeneralParams, WARPGROUP_Q,
+    WORK_BYTES,
 };
 
 use super::config::{Barriers, CONSUMER_REGISTERS_OF_TWO, Config, QueryRing, TileRing};
@@ -17,7 +18,7 @@ use super::kernel::Algorithm;
 use super::output::{self, Output};
 use super::schedule::{Work, rows_end};
 use super::scores;
-use super::softmax::{P, ROW_MAX_START, RowState};
+use super::softmax::{P, ROW_MAX_START, References, RowState};
 use crate::attention::modifiers::{self, Columns, Head, Place, Scope};
 
 const KEYS: u32 = BLOCK_KV as u32;
@@ -30,7 +31,7 @@ pub struct General<const HEAD_DIM: u32>;
 
 impl<const HEAD_DIM: u32> Config for General<HEAD_DIM> {
     const HEAD_DIM: u32 = HEAD_DIM;
-    const EXACT_PAIRS: u32 = 0xff;
+    const EXPONENTIAL: Exponential = Exponential::Exact;
     // It may be there: whether it is, the launch says.
     const DELTA_S: bool = true;
     const WARPGROUPS: usize = GENERAL_WARPGROUPS;
@@ -244,7 +245,7 @@ unsafe fn step<C: Config>(
         let first = Place { row: item.first_row + row_in_warpgroup(thread), key: j * KEYS + 2 * t };
         // Its bytes are under way while the products are.
         let mask = if p.modifiers.mask.ptr != 0 { mask_bits(p, head_q, first) } else { [0; 4] };
-        mbarrier::wait(barriers.full_k(tile.index), tile.parity);
+        mbarrier::wait(barriers.full(tile.index), tile.parity);
         // Biased with and without ΔS, so that the rest is the same.
         let mut s = [SCORE_BIAS_BITS; 64];
         if p.attention.delta_s != 0 {
@@ -253,22 +254,15 @@ unsafe fn step<C: Config>(
         scores::start_product::<C>(&mut s, item.q, item.k + (tile.index * plan.k_bytes as u32 / 16) as u64);
         wgmma::wait_group::<0>();
         let factor = item.factor::<C>(j, tile, t);
-        // Every lane has its scales and its ΔS, before one of them lets the stage go.
-        warp::sync_warp();
-        if item.lane.leads {
-            mbarrier::arrive(barriers.empty_k(tile.index));
-        }
         let mut x = dequantize::<C>(&s, factor);
         modify(p, head_q, first, mask, &mut x);
         update_max(&x, state);
         let probabilities = probabilities(&x, state.max);
 
-        mbarrier::wait(barriers.full_v(tile.index), tile.parity);
-        let v = item.v + (tile.index * plan.v_bytes as u32 / 16) as u64;
-        output::accumulate::<C>(output, &probabilities, v, state.alpha);
-        if item.lane.leads {
-            mbarrier::arrive(barriers.empty_v(tile.index));
-        }
+        output::accumulate::<C>(output, &probabilities, item.v::<C>(tile), state.alpha);
+        // Every lane has its scales and its ΔS, before one of them lets the stage go.
+        warp::sync_warp();
+        item.release(tile);
     }
 }
 
@@ -346,7 +340,8 @@ unsafe fn consume<C: Config>(general: &Sm90GeneralParams, smem: u32) {
                     }
                 }
                 let weights = add_sinks(general, &work, &mut state, &mut output);
-                epilogue::store::<C>(p, &work, Work::load_out(slot), &state, &output, channels, weights);
+                let references = References([state.max[0] - P_MAX_LOG2, state.max[1] - P_MAX_LOG2]);
+                epilogue::store::<C>(p, &work, Work::load_out(slot), references, &output, channels, weights);
             }
             pass(barriers, lane, &mut j, end, &mut tile);
             // Every lane has read the item, before one of them lets its slot go.

@@ -43,10 +43,8 @@ pub unsafe fn kernel<A: Algorithm>(p: &A::Params, maps: u64) {
             let barriers = Barriers::new::<A>(smem);
             let mut i = 0;
             while i < STAGES as u32 {
-                mbarrier::init(barriers.full_k(i), 1);
-                mbarrier::init(barriers.empty_k(i), A::CONSUMER_WARPS);
-                mbarrier::init(barriers.full_v(i), 1);
-                mbarrier::init(barriers.empty_v(i), A::CONSUMER_WARPS);
+                mbarrier::init(barriers.full(i), 1);
+                mbarrier::init(barriers.empty(i), A::CONSUMER_WARPS);
                 i += 1;
             }
             let mut i = 0;

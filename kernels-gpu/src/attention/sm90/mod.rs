@@ -31,7 +31,7 @@ const fn exponential(exact: bool) -> Exponential {
 
 impl<const HEAD_DIM: u32, const EXACT: bool, const DELTA_S: bool> Config for Kernel<HEAD_DIM, EXACT, DELTA_S> {
     const HEAD_DIM: u32 = HEAD_DIM;
-    const EXACT_PAIRS: u32 = exponential(EXACT).exact_pairs();
+    const EXPONENTIAL: Exponential = exponential(EXACT);
     const DELTA_S: bool = DELTA_S;
     const WARPGROUPS: usize = warpgroups(HEAD_DIM as usize, exponential(EXACT), DELTA_S);
 }

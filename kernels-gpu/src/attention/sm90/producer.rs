@@ -114,12 +114,12 @@ impl DeltaS {
 }
 
 /// What travels with an item's Q: the scales of its rows (unless there is one a block, which is too little to copy),
-/// and scales and means of V's channels.
+/// and scales and offsets of V's channels.
 struct ItemScales {
     q: u64,
     q_bytes: u32,
     v: u64,
-    v_mean: u64,
+    v_offset: u64,
 }
 
 impl ItemScales {
@@ -134,7 +134,7 @@ impl ItemScales {
             q: p.q_scale + first * 4,
             q_bytes: if p.q_scales_per_block == 1 { 0 } else { count * p.q_scales_per_block * 4 },
             v: p.v_scale + channels,
-            v_mean: if p.v_mean == 0 { 0 } else { p.v_mean + channels },
+            v_offset: p.v_offset + channels,
         }
     }
 
@@ -147,7 +147,7 @@ impl ItemScales {
     /// Bytes that are copied.
     #[inline(always)]
     fn bytes<C: Config>(&self) -> u32 {
-        self.q_bytes + if self.v_mean == 0 { Self::row::<C>() } else { 2 * Self::row::<C>() }
+        self.q_bytes + 2 * Self::row::<C>()
     }
 
     /// Starts the copies.
@@ -165,9 +165,7 @@ impl ItemScales {
                 tma::load_bulk(q, self.q, self.q_bytes, barrier);
             }
             tma::load_bulk(v, self.v, Self::row::<C>(), barrier);
-            if self.v_mean != 0 {
-                tma::load_bulk(v + Self::row::<C>(), self.v_mean, Self::row::<C>(), barrier);
-            }
+            tma::load_bulk(v + Self::row::<C>(), self.v_offset, Self::row::<C>(), barrier);
         }
     }
 }
@@ -228,17 +226,14 @@ pub unsafe fn run<A: Algorithm>(params: &A::Params, maps: u64, smem: u32) {
             let (scales, delta_s) = (KScales::new(p, head_kv), DeltaS::new::<A>(p, &work));
             let mut j = first;
             while j < end {
-                mbarrier::wait(barriers.empty_k(tile.index), tile.parity ^ 1);
-                let full = barriers.full_k(tile.index);
-                mbarrier::arrive_expect_tx(full, plan.k_bytes as u32 + scales.bytes() + delta_s.bytes());
+                mbarrier::wait(barriers.empty(tile.index), tile.parity ^ 1);
+                let full = barriers.full(tile.index);
+                let bytes = (plan.k_bytes + plan.v_copy_bytes) as u32 + scales.bytes() + delta_s.bytes();
+                mbarrier::arrive_expect_tx(full, bytes);
                 let delta_s_offset = plan.delta_s_offset as u32 + tile.index * plan.delta_s_bytes as u32;
                 delta_s.load(p, j, smem + delta_s_offset, full);
                 scales.load(j, smem + (plan.k_scale_offset as u32 + tile.index * K_SCALE_BYTES as u32), full);
                 tma::load_3d(k_smem + tile.index * plan.k_bytes as u32, k_map, 0, j * BLOCK_KV as u32, head_kv, full);
-
-                mbarrier::wait(barriers.empty_v(tile.index), tile.parity ^ 1);
-                let full = barriers.full_v(tile.index);
-                mbarrier::arrive_expect_tx(full, plan.v_copy_bytes as u32);
                 tma::load_3d(v_smem + tile.index * plan.v_bytes as u32, v_map, j * BLOCK_KV as u32, 0, head_kv, full);
                 tile.advance();
                 j += 1;

@@ -37,7 +37,13 @@ pub unsafe fn start_product<C: Config>(scores: &mut Scores, q: u64, k: u64) {
 /// A score as a number.
 #[inline(always)]
 pub fn number<C: Config>(score: u32) -> f32 {
-    if C::DELTA_S { f32::from_bits(score) - SCORE_BIAS } else { score as i32 as f32 }
+    if C::DELTA_S { biased_number::<C>(score) - SCORE_BIAS } else { biased_number::<C>(score) }
+}
+
+/// A score as a number; with ΔS, that and `SCORE_BIAS`.
+#[inline(always)]
+pub fn biased_number<C: Config>(score: u32) -> f32 {
+    if C::DELTA_S { f32::from_bits(score) } else { score as i32 as f32 }
 }
 
 /// ΔS of a tile, rounded to whole score steps, as the bits of `SCORE_BIAS + steps`: what the accumulators of the product

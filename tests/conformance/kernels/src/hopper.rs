@@ -191,6 +191,7 @@ pub unsafe fn phases(p: Buffers) {
             shared::store_u32(smem + me * 4, x);
             mbarrier::arrive(written);
             while !mbarrier::try_wait(written, parity) {}
+            mbarrier::wait_again(written, parity);
             x = x.rotate_left(7) ^ shared::load_u32(smem + (me ^ (33 + 2 * round as u32)) * 4);
             y[round] = x;
             warp::sync_warp();

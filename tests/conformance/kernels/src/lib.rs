@@ -141,7 +141,6 @@ kernels! {
     f16_to_f32(x: 1) -> 1 = [convert::f16_to_f32(x[0]).to_bits()];
     bf16_to_f32(x: 1) -> 1 = [convert::bf16_to_f32(x[0]).to_bits()];
     f32_to_f16x2(x: 2) -> 1 = [convert::f32_to_f16x2(f(x[0]), f(x[1]))];
-    f32_to_f16x2_relu(x: 2) -> 1 = [convert::f32_to_f16x2_relu(f(x[0]), f(x[1]))];
     f32_to_bf16x2(x: 2) -> 1 = [convert::f32_to_bf16x2(f(x[0]), f(x[1]))];
     permute_bytes(x: 2) -> 4 = [
         convert::permute_bytes::<0x5410>(x[0], x[1]),
@@ -151,7 +150,7 @@ kernels! {
     ];
     fma(x: 3) -> 1 = [math::fma(f(x[0]), f(x[1]), f(x[2])).to_bits()];
     fma_saturate(x: 3) -> 1 = [math::fma_saturate(f(x[0]), f(x[1]), f(x[2])).to_bits()];
-    add_f16x2(x: 2) -> 1 = [math::add_f16x2(x[0], x[1])];
+    fma_f16x2(x: 3) -> 1 = [math::fma_f16x2(x[0], x[1], x[2])];
     max(x: 2) -> 1 = [math::max(f(x[0]), f(x[1])).to_bits()];
     max_propagate_nan(x: 2) -> 1 = [math::max_propagate_nan(f(x[0]), f(x[1])).to_bits()];
     min_propagate_nan(x: 2) -> 1 = [math::min_propagate_nan(f(x[0]), f(x[1])).to_bits()];
@@ -233,6 +232,26 @@ pub unsafe fn named_barrier(p: Buffers) {
             y = shared::load_u32(smem + (127 - me) * 4);
         }
         write(&p, [y]);
+    }
+}
+
+/// `bar.red.or`: whether a thread of the same half of the CTA has a value whose lowest 5 bits are 0.
+///
+/// # Safety
+/// [`Buffers`] of as many threads as the grid has, which is one CTA of 128.
+#[kernel(max_threads = 128)]
+pub unsafe fn barrier_of_predicates(p: Buffers) {
+    let half = thread::thread_idx_x() / 64;
+    // SAFETY: forwarded contract; each barrier is one half's.
+    unsafe {
+        let [x] = read::<1>(&p);
+        let mut found = 0;
+        let mut i = 0;
+        while i < 32 {
+            found |= (thread::any_named(1 + half, 64, (x >> i) % 32 == 0) as u32) << i;
+            i += 1;
+        }
+        write(&p, [found]);
     }
 }
 

@@ -56,7 +56,6 @@ golden! {
     convert_f16_to_f32(bits: u32) -> f32 = convert::f16_to_f32(bits);
     convert_bf16_to_f32(bits: u32) -> f32 = convert::bf16_to_f32(bits);
     convert_f32_to_f16x2(lo: f32, hi: f32) -> u32 = convert::f32_to_f16x2(lo, hi);
-    convert_f32_to_f16x2_relu(lo: f32, hi: f32) -> u32 = convert::f32_to_f16x2_relu(lo, hi);
     convert_f32_to_bf16x2(lo: f32, hi: f32) -> u32 = convert::f32_to_bf16x2(lo, hi);
     convert_permute_bytes(a: u32, b: u32) -> u32 = convert::permute_bytes::<0x5410>(a, b);
 
@@ -98,7 +97,7 @@ golden! {
     math_reciprocal(x: f32) -> f32 = math::reciprocal(x);
     math_distinct_copy(x: f32) -> f32 = math::distinct_copy(x);
     math_fma_saturate(a: f32, b: f32, c: f32) -> f32 = math::fma_saturate(a, b, c);
-    math_add_f16x2(a: u32, b: u32) -> u32 = math::add_f16x2(a, b);
+    math_fma_f16x2(a: u32, b: u32, c: u32) -> u32 = math::fma_f16x2(a, b, c);
     math_max_s32(a: u32, b: u32) -> u32 = math::max_s32(a, b);
 
     mma_m16n8k64_s4(
@@ -135,6 +134,7 @@ golden! {
     thread_sync_threads() = thread::sync_threads();
     thread_sync_named() = thread::sync_named(3, 64);
     thread_arrive_named() = thread::arrive_named(3, 64);
+    thread_any_named(x: u32) -> u32 = thread::any_named(3, 64, x > 1) as u32;
     thread_reread_thread_idx_x() -> u32 = thread::reread_thread_idx_x();
     thread_reread_block_idx_x() -> u32 = thread::reread_block_idx_x();
     thread_reread_block_idx_y() -> u32 = thread::reread_block_idx_y();
@@ -166,6 +166,7 @@ golden! {
     mbarrier_arrive_expect_tx(barrier: u32, bytes: u32) = mbarrier::arrive_expect_tx(barrier, bytes);
     mbarrier_try_wait(barrier: u32, parity: u32) -> u32 = mbarrier::try_wait(barrier, parity) as u32;
     mbarrier_wait(barrier: u32, parity: u32) = mbarrier::wait(barrier, parity);
+    mbarrier_wait_again(barrier: u32, parity: u32) = mbarrier::wait_again(barrier, parity);
 
     tma_fence_proxy_async() = tma::fence_proxy_async();
     tma_prefetch_map(map: u64) = tma::prefetch_map(map);
