@@ -19,6 +19,7 @@ mod output;
 mod portable;
 mod product;
 mod quantize;
+mod quantize_v;
 mod quantized;
 mod queries;
 mod scores;

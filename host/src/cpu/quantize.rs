@@ -6,19 +6,18 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 use rayon::prelude::*;
-use sage_spec::layout::v_slot;
-use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_offset, v_scale_fp8};
-use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES, V_LANES, v_lane};
+use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_scale_fp8};
+use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, REDUCE_CHUNK, WIDE_HEAD_DIM};
 use sage_spec::{Dims, Precision, PvFormat};
 
 use super::isa::{Isa, MOST_LANES, Task};
 use super::select::Path;
-use crate::reference::convert::{pack_int4, round_e4m3};
+use crate::reference::convert::pack_int4;
 use crate::reference::{self, HostTensor, Options, Quantized};
 
 /// One f32 per feature, zero beyond the head dimension; `WIDTH` is 128, or more for wide heads only.
-type Row<const WIDTH: usize> = [f32; WIDTH];
+pub(super) type Row<const WIDTH: usize> = [f32; WIDTH];
 
 /// [`reference::quantize()`], faster. `q` is `[B, Hq, M, D]`, `k` is `[B, Hkv, N, D]`, `v` is
 /// `[B, Hkv, N, Dv]`.
@@ -140,7 +139,7 @@ fn quantize_rows<const WIDTH: usize>(
 
 /// Plain code, compiled for an instruction set. `FnMut`, although it is called once: a call of `FnOnce` goes through a
 /// function that is compiled for the baseline CPU.
-struct Run<F>(F);
+pub(super) struct Run<F>(pub(super) F);
 
 impl<R, F: FnMut() -> R> Task for Run<F> {
     type Output = R;
@@ -155,26 +154,26 @@ impl<R, F: FnMut() -> R> Task for Run<F> {
 type Blocks = [usize; 3];
 
 /// A tensor seen as flattened heads of tokens.
-struct Source<'a, const WIDTH: usize> {
-    path: Path,
-    tensor: &'a HostTensor<'a>,
-    num_heads: usize,
-    seqlen: usize,
-    head_dim: usize,
+pub(super) struct Source<'a, const WIDTH: usize> {
+    pub(super) path: Path,
+    pub(super) tensor: &'a HostTensor<'a>,
+    pub(super) num_heads: usize,
+    pub(super) seqlen: usize,
+    pub(super) head_dim: usize,
     /// `head_dim_padded`.
     depth: usize,
 }
 
 impl<const WIDTH: usize> Source<'_, WIDTH> {
     /// The tokens that exist of block `block` of a head, in blocks of `size`.
-    fn tokens(&self, block: usize, size: usize) -> Range<usize> {
+    pub(super) fn tokens(&self, block: usize, size: usize) -> Range<usize> {
         let end = self.seqlen.min((block + 1) * size);
         (block * size).min(end)..end
     }
 
     /// Writes the first features of `row`.
     #[inline(always)]
-    fn row(&self, head: usize, token: usize, row: &mut Row<WIDTH>) {
+    pub(super) fn row(&self, head: usize, token: usize, row: &mut Row<WIDTH>) {
         self.tensor.row(head / self.num_heads, head % self.num_heads, token, &mut row[..self.head_dim]);
     }
 
@@ -249,60 +248,6 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
                 self.path.run(Block { source, precision, head, tokens, group: &group, smoothing, rows, codes, scales });
             },
         );
-    }
-
-    /// `[depth]`: scales of the channels of a head of V in FP8, which has tokens.
-    fn scales_fp8(&self, head: usize, mean: &[f32], scales: &mut [f32]) {
-        let extrema: Vec<(Row<WIDTH>, Row<WIDTH>)> = (0..self.seqlen.div_ceil(REDUCE_CHUNK))
-            .into_par_iter()
-            .map(|chunk| {
-                let tokens = self.tokens(chunk, REDUCE_CHUNK);
-                self.path.run(Run(
-                    #[inline(always)]
-                    || {
-                        let (mut max, mut min) = ([f32::NEG_INFINITY; WIDTH], [f32::INFINITY; WIDTH]);
-                        let mut row = [0.0; WIDTH];
-                        for token in tokens.clone() {
-                            self.row(head, token, &mut row);
-                            for d in 0..WIDTH {
-                                max[d] = max_or_nan(max[d], row[d]);
-                                min[d] = -max_or_nan(-min[d], -row[d]);
-                            }
-                        }
-                        (max, min)
-                    },
-                ))
-            })
-            .collect();
-        for (channel, (scale, mean)) in scales.iter_mut().zip(mean).enumerate() {
-            let start = (f32::NEG_INFINITY, f32::INFINITY);
-            let (max, min) = extrema.iter().fold(start, |(max, min), (chunk_max, chunk_min)| {
-                (max_or_nan(max, chunk_max[channel]), -max_or_nan(-min, -chunk_min[channel]))
-            });
-            *scale = v_scale_fp8(max_or_nan(max - mean, mean - min));
-        }
-    }
-
-    /// `[depth, padded]`: a head in E4M3, tokens in the order of [`v_slot`]; and its offsets.
-    fn codes_fp8(
-        &self,
-        head: usize,
-        padded: usize,
-        mean: &[f32],
-        scales: &[f32],
-        codes: &mut [u8],
-        offsets: &mut [f32],
-    ) {
-        let groups = codes.par_chunks_exact_mut(CHANNELS * padded).zip(offsets.par_chunks_exact_mut(CHANNELS));
-        groups.enumerate().for_each(|(group, (codes, offsets))| {
-            let first = group * CHANNELS;
-            let mean: [f32; CHANNELS] = std::array::from_fn(|c| mean[first + c]);
-            let inverse = std::array::from_fn(|c| 1.0 / scales[first + c]);
-            let rounding = self.path.run(Channels { source: self, head, first, padded, mean, inverse, codes });
-            for (c, offset) in offsets.iter_mut().enumerate() {
-                *offset = v_offset(mean[c], scales[first + c], rounding[c], self.seqlen as u32);
-            }
-        });
     }
 }
 
@@ -415,68 +360,6 @@ impl<const WIDTH: usize> Task for Dots<'_, WIDTH> {
     }
 }
 
-/// Channels of V that one task transposes together.
-const CHANNELS: usize = 32;
-
-/// Codes of some channels of V.
-struct Channels<'a, const WIDTH: usize> {
-    source: &'a Source<'a, WIDTH>,
-    head: usize,
-    /// The first channel.
-    first: usize,
-    padded: usize,
-    mean: [f32; CHANNELS],
-    inverse: [f32; CHANNELS],
-    /// `[CHANNELS, padded]`, zeros.
-    codes: &'a mut [u8],
-}
-
-impl<const WIDTH: usize> Task for Channels<'_, WIDTH> {
-    /// Sums of what was rounded less what became of it.
-    type Output = [f32; CHANNELS];
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> [f32; CHANNELS] {
-        let Channels { source, head, first, padded, mean, inverse, codes } = self;
-        let real = source.head_dim.saturating_sub(first).min(CHANNELS);
-        let mut x = [0.0; CHANNELS];
-        let mut panels = [I::Panel::zeroed(); CHANNELS];
-        let (mut rounding, mut sums) = ([[0.0; CHANNELS]; V_LANES], [[0.0; CHANNELS]; CHUNK_LANES]);
-        for begin in (0..source.seqlen).step_by(4 * I::PANEL) {
-            // Four codes to a word, in the order of their slots; then a channel's words become neighbours.
-            let mut words = [[0; CHANNELS]; MOST_LANES];
-            for token in begin..source.seqlen.min(begin + 4 * I::PANEL) {
-                let (batch, head) = (head / source.num_heads, head % source.num_heads);
-                source.tensor.row_from(batch, head, token, first, &mut x[..real]);
-                let slot = v_slot(token - begin);
-                let word = &mut words[slot / 4];
-                let lane = &mut rounding[v_lane(token % REDUCE_CHUNK)];
-                for c in 0..CHANNELS {
-                    let normalized = (x[c] - mean[c]) * inverse[c];
-                    let code = e4m3_code(normalized);
-                    word[c] |= code << (slot % 4 * 8);
-                    lane[c] += normalized - e4m3_value(code);
-                }
-            }
-            let end = source.seqlen.min(begin + 4 * I::PANEL);
-            if end % REDUCE_CHUNK == 0 || end == source.seqlen {
-                add(&mut sums[begin / REDUCE_CHUNK % CHUNK_LANES], &pairwise(&mut rounding));
-                rounding = [[0.0; CHANNELS]; V_LANES];
-            }
-            let mut rows = [&words[0][..]; MOST_LANES];
-            for (row, word) in rows.iter_mut().zip(&words) {
-                *row = word;
-            }
-            isa.transpose(&rows[..I::PANEL], &mut panels);
-            for (codes, panel) in codes.chunks_exact_mut(padded).zip(&panels).take(real) {
-                let to = &mut codes[begin..padded.min(begin + 4 * I::PANEL)];
-                to.copy_from_slice(&bytemuck::bytes_of(panel)[..to.len()]);
-            }
-        }
-        pairwise(&mut sums)
-    }
-}
-
 /// [`int_code`] of a row; the rest of `codes` stays.
 #[inline(always)]
 pub fn int_codes<I: Isa>(row: &[f32], inverse_scale: f32, max_code: f32, codes: &mut [u8]) {
@@ -509,23 +392,6 @@ fn int_code_fused(x: f32, inverse_scale: f32, max_code: f32) -> u8 {
     if x.is_nan() { 0 } else { x.to_bits() as u8 }
 }
 
-/// Value of a code that is not NaN.
-#[inline(always)]
-fn e4m3_value(code: u32) -> f32 {
-    // As f32 with the same exponent bits, whose bias is 120 larger.
-    f32::from_bits((code & 0x80) << 24 | (code & 0x7f) << 20) * f32::from_bits((127 + 120) << 23)
-}
-
-/// [`reference::convert::e4m3_from_f32`] without branches.
-#[inline(always)]
-fn e4m3_code(x: f32) -> u32 {
-    const REBIAS: f32 = f32::from_bits((127 - 120) << 23);
-    // As in the unpacking: 2⁻¹²⁰ puts exponent and mantissa where the code has them, 20 bits further up.
-    let magnitude = (round_e4m3(x.abs()) * REBIAS).to_bits() >> 20;
-    let sign = x.to_bits() >> 24 & 0x80;
-    if x.is_nan() { 0x7f } else { sign | magnitude }
-}
-
 /// Takes the mean off a row; what is beyond the mean stays.
 #[inline(always)]
 pub fn subtract(row: &mut [f32], mean: &[f32]) {
@@ -535,7 +401,7 @@ pub fn subtract(row: &mut [f32], mean: &[f32]) {
 }
 
 #[inline(always)]
-fn add<const WIDTH: usize>(sum: &mut Row<WIDTH>, row: &Row<WIDTH>) {
+pub(super) fn add<const WIDTH: usize>(sum: &mut Row<WIDTH>, row: &Row<WIDTH>) {
     for d in 0..WIDTH {
         sum[d] += row[d];
     }
@@ -543,7 +409,7 @@ fn add<const WIDTH: usize>(sum: &mut Row<WIDTH>, row: &Row<WIDTH>) {
 
 /// Adds the lanes pairwise.
 #[inline(always)]
-fn pairwise<const WIDTH: usize>(lanes: &mut [Row<WIDTH>]) -> Row<WIDTH> {
+pub(super) fn pairwise<const WIDTH: usize>(lanes: &mut [Row<WIDTH>]) -> Row<WIDTH> {
     let mut half = lanes.len() / 2;
     while half > 0 {
         let (low, high) = lanes.split_at_mut(half);
@@ -602,14 +468,12 @@ pub fn max_or_nan(a: f32, b: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::convert::{self, e4m3_from_f32};
+    use crate::reference::convert;
 
     #[test]
     fn codes_are_those_of_the_reference() {
         for bits in (0..=u32::MAX).step_by(1021) {
             let x = f32::from_bits(bits);
-            assert_eq!(e4m3_code(x) as u8, e4m3_from_f32(x), "{x:e}");
-            assert!(x.is_nan() || x.abs() > 448.0 || e4m3_value(e4m3_code(x)) == round_e4m3(x), "{x:e}");
             for (inverse_scale, max_code) in [(1.0, 127.0), (0.01, 127.0), (12.0, 7.0)] {
                 let expected = convert::int_code(x, inverse_scale, max_code);
                 assert_eq!(int_code(x, inverse_scale, max_code) as i8, expected, "{x:e}");

@@ -29,7 +29,7 @@ pub struct Codings<'a> {
 /// f32 bits of an E4M3 code. The exponent and mantissa of the code, put where those of f32 are, make a
 /// number that is too small by 2¹²⁰; that of subnormal codes too. NaN becomes 480: its channel's scale is NaN.
 #[inline(always)]
-fn e4m3_bits(code: u32) -> u32 {
+pub fn e4m3_bits(code: u32) -> u32 {
     const REBIAS: f32 = f32::from_bits((127 + 120) << 23);
     (f32::from_bits((code & 0x7f) << 20) * REBIAS).to_bits() | (code & 0x80) << 24
 }
