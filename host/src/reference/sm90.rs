@@ -285,14 +285,11 @@ struct Group {
     basis: Basis,
     /// P of a tile that is tried without maxima, `[WARPGROUP_Q, TILE]`.
     tried: Vec<f32>,
-    /// Octaves by which each row's reference is raised before the next tile.
-    octaves: [i32; WARPGROUP_Q],
 }
 
 impl Default for Group {
     fn default() -> Self {
-        let tried = vec![0.0; WARPGROUP_Q * TILE];
-        Group { tiles: 0, basis: Basis::Maxima, tried, octaves: [0; WARPGROUP_Q] }
+        Group { tiles: 0, basis: Basis::Maxima, tried: vec![0.0; WARPGROUP_Q * TILE] }
     }
 }
 
@@ -314,16 +311,21 @@ impl Group {
         let GroupTile { rows, visible, full, dequantize } = tile;
         let mut maxima = [ROW_MAX_START; WARPGROUP_Q];
         for (at, row) in rows.clone().enumerate() {
-            let octaves = std::mem::take(&mut self.octaves[at]) as f32;
-            states[row].alpha = exp2_fast(-octaves);
-            states[row].max += octaves;
+            states[row].alpha = 1.0;
             maxima[at] = dequantize(row).scores(&mut p[row * TILE..][..visible(row)]);
+        }
+        if self.tiles == 1 && *full > 1 && rows.clone().all(|row| states[row].sum >= EVEN_TILE_SUM) {
+            self.basis = Basis::References;
+            for row in rows.clone() {
+                let octaves = octaves_to_raise(states[row].sum) as f32;
+                states[row].alpha = exp2_fast(-octaves);
+                states[row].max += octaves;
+            }
         }
         let is_tried = self.basis == Basis::References && self.tiles < *full;
         if is_tried && !self.fits(tile, p, states) {
             self.basis = Basis::Maxima;
         }
-        let mut is_even = true;
         for (at, row) in rows.clone().enumerate() {
             let state = &mut states[row];
             let (seen, masked) = p[row * TILE..][..TILE].split_at_mut(visible(row));
@@ -338,15 +340,8 @@ impl Group {
                 dequantize(row).weigh(seen, reference, Basis::Maxima)
             };
             state.sum = state.sum * state.alpha + tile_sum;
-            self.octaves[at] = octaves_to_raise(tile_sum);
-            is_even &= tile_sum >= EVEN_TILE_SUM;
         }
         self.tiles += 1;
-        if self.tiles == 1 && *full > 1 && is_even {
-            self.basis = Basis::References;
-        } else {
-            self.octaves.fill(0);
-        }
     }
 
     /// Whether no code of the tile is clamped with the references as they are: the warpgroup's sums tell.
@@ -395,19 +390,22 @@ mod tests {
 
     use super::*;
 
-    /// P of a score in log2 units, relative to a reference of 0.
-    fn p_of(x: f32, is_exact: bool) -> f32 {
-        let ones = &[1.0; TILE];
-        let dequantize = Dequantize {
+    /// Scores are in units of `k_scale`; every key takes the exact exponential.
+    fn in_units_of(k_scale: &[f32; TILE]) -> Dequantize<'_> {
+        Dequantize {
             q_scale: 1.0,
-            k_scale: ones,
+            k_scale,
             delta_s: &[0.0; TILE],
             sm_scale_log2: 1.0,
             is_biased: false,
             exponential: Exponential::Exact,
             depth: 64,
-        };
-        dequantize.p_of(x, 0, 0.0, is_exact)
+        }
+    }
+
+    /// P of a score in log2 units, relative to a reference of 0.
+    fn p_of(x: f32, is_exact: bool) -> f32 {
+        in_units_of(&[1.0; TILE]).p_of(x, 0, 0.0, is_exact)
     }
 
     #[test]
@@ -432,16 +430,7 @@ mod tests {
     /// What P of the third of three tiles is relative to, in which the last score is `last` octaves; the other scores are `spread`
     /// octaves apart.
     fn basis(spread: f32, last: f32) -> Basis {
-        let ones = &[1.0; TILE];
-        let dequantize = Dequantize {
-            q_scale: 1.0,
-            k_scale: ones,
-            delta_s: &[0.0; TILE],
-            sm_scale_log2: 1.0,
-            is_biased: false,
-            exponential: Exponential::Exact,
-            depth: 64,
-        };
+        let dequantize = in_units_of(&[1.0; TILE]);
         let (mut group, mut states) = (Group::default(), [RowState::new(ROW_MAX_START); BLOCK_Q]);
         for tile in 0..3 {
             let mut scores: [f32; TILE] = std::array::from_fn(|key| -spread * (key % 64) as f32);
@@ -467,16 +456,7 @@ mod tests {
             let mut scores = [1.0; TILE];
             let mut k_scale = [0.1; TILE];
             k_scale[64] = f32::NAN;
-            let delta_s = &[0.0; TILE];
-            let dequantize = Dequantize {
-                q_scale: 0.1,
-                k_scale: &k_scale,
-                delta_s,
-                sm_scale_log2: 1.0,
-                is_biased: false,
-                exponential: Exponential::Exact,
-                depth: 64,
-            };
+            let dequantize = Dequantize { q_scale: 0.1, ..in_units_of(&k_scale) };
             let mut states = [RowState::new(ROW_MAX_START); BLOCK_Q];
             let tile = GroupTile { rows: 0..1, visible: &|_| visible, full: 0, dequantize: &|_| dequantize };
             Group::default().step(&tile, &mut scores, &mut states);
