@@ -187,12 +187,12 @@ impl Progress {
 
     /// Word of the counter of V of a head.
     pub const fn v(head_kv: u32) -> u64 {
-        Self::COUNTERS as u64 + Self::COUNTERS_OF_HEAD as u64 * head_kv as u64 + 1
+        Self::k(head_kv) + 1
     }
 
     /// Word of the counter of the tiles of V that are quantized, of a head.
     pub const fn v_codes(head_kv: u32) -> u64 {
-        Self::v(head_kv) + 1
+        Self::k(head_kv) + 2
     }
 }
 

@@ -222,13 +222,12 @@ pub fn code_of_part(part: f32) -> u8 {
     round_code(round_to_f16(part) * DIRECT_MAX_CODE)
 }
 
-/// Nearest f16 (ties to even) of a positive number of at most 127 codes, a multiple of a sixteenth from 64 on; zero
-/// for negative ones and NaN.
-pub fn round_to_f16(code: f32) -> f32 {
-    if code.is_nan() || code <= 0.0 {
+/// Nearest f16 (ties to even) of a positive number that f16 reaches; zero for negative ones and NaN.
+pub fn round_to_f16(x: f32) -> f32 {
+    if x.is_nan() || x <= 0.0 {
         return 0.0;
     }
-    let bits = code.to_bits();
+    let bits = x.to_bits();
     // f16 has 13 bits less; what it would not hold, or hold with fewer bits, is far below half a code.
     f32::from_bits((bits + 0xfff + (bits >> 13 & 1)) & !0x1fff)
 }

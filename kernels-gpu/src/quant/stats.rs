@@ -12,8 +12,9 @@ use super::element::Element;
 use super::lanes::{PER_THREAD, Position, reduce_chunks, reduce_lanes};
 use super::tile::{self, Job, smem};
 
+/// `a + b`, for reductions.
 #[inline(always)]
-fn add(a: f32, b: f32) -> f32 {
+pub fn add(a: f32, b: f32) -> f32 {
     a + b
 }
 

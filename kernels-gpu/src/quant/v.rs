@@ -188,7 +188,7 @@ pub unsafe fn fp8<E: Element, const HEAD_DIM: u32>(
     let position = place();
     let thread = position.thread;
     // SAFETY: all threads are here, where they meet; each has read its slot.
-    let rounding = unsafe { reduce_lanes::<HEAD_DIM>(table, position, rounding, |a, b| a + b) };
+    let rounding = unsafe { reduce_lanes::<HEAD_DIM>(table, position, rounding, stats::add) };
     let seqlen_padded = p.schedule.tiles_kv as u64 * TOKENS as u64;
     let threads = warps * 32;
     let mut i = 0;

@@ -235,7 +235,8 @@ pub unsafe fn named_barrier(p: Buffers) {
     }
 }
 
-/// `bar.red.or`: whether a thread of the same half of the CTA has a value whose lowest 5 bits are 0.
+/// `bar.red.or`, 32 times: whether a thread of the same half of the CTA has a value whose five bits from the 0th, the 1st, ... on
+/// are 0.
 ///
 /// # Safety
 /// [`Buffers`] of as many threads as the grid has, which is one CTA of 128.
