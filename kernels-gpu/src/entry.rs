@@ -137,7 +137,7 @@ pub mod hopper {
 }
 
 /// The quantizers of one type of V, by input type and padded head dimension: threads of a CTA x CTAs whose
-/// registers must fit on a multiprocessor (`sage_spec::launch::quantize_ctas_per_sm`).
+/// registers must fit on a multiprocessor (`sage_spec::launch::quantize_ctas_per_sm`, or fewer).
 macro_rules! quantizers {
     ($v_is_f16:literal; $($element:ident, $head_dim:literal, $threads:literal x $ctas:literal => $name:ident;)*) => { $(
         /// Quantizes Q, K and V.
@@ -182,11 +182,12 @@ quantizers! {
     Bf16, 256, 512 x 2 => quantize_f16_bf16_d256;
 }
 
+// One of them fits the shared memory of a multiprocessor of compute capability 8.9.
 #[cfg(feature = "sm_89")]
 quantizers! {
     false;
-    F16, 256, 512 x 2 => quantize_fp8_f16_d256;
-    Bf16, 256, 512 x 2 => quantize_fp8_bf16_d256;
+    F16, 256, 512 x 1 => quantize_fp8_f16_d256;
+    Bf16, 256, 512 x 1 => quantize_fp8_bf16_d256;
 }
 
 /// The kernels of ΔS, by input type and padded head dimension: threads of a CTA, query blocks of a warp.

@@ -207,6 +207,7 @@ pub fn all() -> Vec<Case> {
         kernels::fma(3) -> 1, Sm80, Rule::Bits, float;
         kernels::fma_saturate(3) -> 1, Sm80, Rule::Bits, float;
         kernels::fma_f16x2(3) -> 1, Sm80, Rule::Bits, bits;
+        kernels::max_propagate_nan_x2(2) -> 2, Sm80, Rule::Bits, bits;
         kernels::max(2) -> 1, Sm80, Rule::Bits, float;
         kernels::max_propagate_nan(2) -> 1, Sm80, Rule::Bits, float;
         kernels::min_propagate_nan(2) -> 1, Sm80, Rule::Bits, float;
@@ -262,7 +263,7 @@ pub fn all() -> Vec<Case> {
         kernels::copy_groups(2) -> 9, Sm80, 16384, 1024;
         kernels::global_loads(1) -> 8, Sm80, 16384, 16384;
         kernels::global_reads(1) -> 5, Sm80, 16384, 16384;
-        kernels::global_stores(4) -> 17, Sm80, 16, 0xffff_ffff;
+        kernels::global_stores(4) -> 28, Sm80, 16, 0xffff_ffff;
         kernels::pollute(1) -> 1, Sm80, 32768, 0xffff_ffff;
         kernels::shared_stores(4) -> 6, Sm80, 16, 0xffff_ffff;
         hopper::bulk_copy(1) -> 4, Sm90a, 16384, 1024;
@@ -303,6 +304,11 @@ pub fn all() -> Vec<Case> {
         let image = vec![0; 4 * 10];
         let case = Case::new(name, kernels::chain, Arch::Sm80, 1024, 1);
         add(Case { symbol: "chain", input: vec![0; 1024], image, seed, ..case });
+    }
+    for (name, seed) in [("chain_of_words_of_single_ctas", 0), ("chain_of_words", 3)] {
+        let image = vec![0; 4 * (4 + 1024)];
+        let case = Case::new(name, kernels::chain_of_words, Arch::Sm80, 1024, 1);
+        add(Case { symbol: "chain_of_words", input: vec![0; 1024], image, seed, ..case });
     }
     let terms: Vec<[u32; 2]> = (0..1024).map(|_| addends(&mut random)).collect();
     add(Case {

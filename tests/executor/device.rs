@@ -135,8 +135,8 @@ pub fn launch_steps<'a>(
     steps: impl Iterator<Item = Step<'a>>,
 ) -> Result<(), Fault> {
     for step in steps {
-        if let Some(buffer) = step.entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
-            memory.write(args.workspace.ptr + buffer.offset_bytes as u64, &vec![0; buffer.bytes]);
+        if step.entry.kernel.needs_clearing() {
+            memory.write(args.workspace.ptr, &vec![0; plan.workspace().cleared_bytes()]);
         }
         let params = args
             .kernel_params_with(plan, side, &step, &|tensor| Ok(encode(tensor)))

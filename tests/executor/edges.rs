@@ -1,8 +1,8 @@
 //! Values and shapes at the edge of what a kernel allows, which random problems rarely meet.
 
 use sage_attn::problem::{DType, Smoothing};
-use sage_spec::Dims;
 use sage_spec::symbol::{STEMS, Stem};
+use sage_spec::{Dims, ScaleGranularity};
 use sage_tests::case::Case;
 use sage_tests::judge::Outcome;
 use sage_tests::setup::{Setup, noisy_k, noisy_q, noisy_v};
@@ -35,6 +35,33 @@ fn zero_tensors_give_zeros() {
         let v = |h, n, d| if d == 5 { 0.0 } else { noisy_v(h, n, d) };
         let k = |h, n, d| if n == 3 { 0.0 } else { noisy_k(h, n, d) };
         check(&setup.case(&noisy_q, &k, &v));
+    }
+}
+
+#[test]
+fn minus_zeros_are_zeros() {
+    for setup in setups(DIMS) {
+        let zero = |_, _, _| -0.0;
+        let outcome = check(&setup.case(&zero, &zero, &zero));
+        assert!(outcome.out.iter().all(|x| x.to_bits() & 0x7fff_ffff == 0), "{}", setup.stem.name);
+    }
+}
+
+/// Quantizers of 16-bit types leave tokens of padding out in another way than those of f32.
+#[test]
+fn tokens_of_16_bits_end_where_those_of_32_do() {
+    for setup in setups(DIMS) {
+        for dtype in [DType::F16, DType::BF16] {
+            check(&Setup { dtype, ..setup }.noisy());
+        }
+    }
+}
+
+#[test]
+fn a_large_last_query_changes_no_other_scale() {
+    for setup in setups(DIMS) {
+        let q = |h, m, d| if m + 1 == DIMS.seqlen_q { 30.0 } else { noisy_q(h, m, d) };
+        check(&Setup { granularity: ScaleGranularity::PerThread, ..setup }.case(&q, &noisy_k, &noisy_v));
     }
 }
 

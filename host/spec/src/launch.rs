@@ -25,14 +25,16 @@ pub struct QuantizeSmem {
     pub amax: usize,
     /// f32 `[64]`: reciprocals of their scales.
     pub inverse_scale: usize,
-    /// u32 `[8]` a buffer: the work of this round, and of the next.
+    /// u32 `[16]` a buffer: the work of this round, and of the next.
     pub work: usize,
+    /// u32: whether the tile was a head's last to be begun.
+    pub is_last: usize,
     /// Bytes in all.
     pub total: usize,
 }
 
 /// Bytes of a buffer's work.
-pub const WORK_BYTES: u32 = 32;
+pub const WORK_BYTES: u32 = 64;
 
 /// Tiles in shared memory: the one that is worked on and, if a tile has no more than 32 KiB, the next one.
 pub const fn quantize_buffers(head_dim_padded: usize, element_bytes: usize) -> usize {
@@ -47,7 +49,8 @@ pub const fn quantize_smem(head_dim_padded: usize, element_bytes: usize) -> Quan
     let amax = mean + head_dim_padded * 4;
     let inverse_scale = amax + 256;
     let work = inverse_scale + 256;
-    QuantizeSmem { lanes, mean, amax, inverse_scale, work, total: work + buffers * WORK_BYTES as usize }
+    let is_last = work + buffers * WORK_BYTES as usize;
+    QuantizeSmem { lanes, mean, amax, inverse_scale, work, is_last, total: is_last + 16 }
 }
 
 /// `quantize_*`: sixteen token lanes, each a row of threads that span the features.
@@ -57,7 +60,7 @@ pub const fn quantize(head_dim_padded: usize, element_bytes: usize) -> Cta {
 }
 
 /// CTAs of `quantize_*` for each multiprocessor: as many as one of compute capability 9.0 holds. Where fewer
-/// fit, the others find no tile left.
+/// fit (of 256 features to FP8 one), the others find no tile left.
 pub const fn quantize_ctas_per_sm(head_dim_padded: usize) -> usize {
     match head_dim_padded {
         256 => 2,

@@ -42,7 +42,10 @@ pub struct QuantizeParams {
     pub k_codes: u64,
     /// Out: f32 `[B, Hkv, Np / 64 * k_scales_per_block]`.
     pub k_scale: u64,
-    /// Scratch, with `k_mean`: f32 `[B, Hkv, num_chunks, Dp]`, sums of the tokens of each chunk.
+    /// Scratch, zero before the launch: f32 `[B, Hkv, 4, Dp]`, [`posted`](crate::schedule::posted): what
+    /// [`Statistic`](crate::schedule::Statistic) says.
+    pub statistics: u64,
+    /// Scratch, zero before the launch, with `k_mean`: f32 `[B, Hkv, num_chunks, Dp]`, posted sums of the tokens of each chunk.
     pub k_sum: u64,
     /// Out, nullable (K is not smoothed): f32 `[B, Hkv, Dp]` token mean, zero beyond D.
     pub k_mean: u64,
@@ -51,13 +54,16 @@ pub struct QuantizeParams {
     pub v_codes: u64,
     /// Out: f32 `[B, Hkv, Dp]`, dequantization factors.
     pub v_scale: u64,
-    /// Scratch: f32 `[B, Hkv, num_chunks, Dp]`. With `v_mean` the maxima of each chunk, else its largest
-    /// magnitudes.
+    /// Scratch, zero before the launch: f32 `[B, Hkv, num_chunks, Dp]`, posted. With `v_mean` the maxima of each chunk, else its
+    /// largest magnitudes.
     pub v_max: u64,
-    /// Scratch, with `v_mean`: f32 `[B, Hkv, num_chunks, Dp]` minima.
+    /// Scratch, zero before the launch, with `v_mean`: f32 `[B, Hkv, num_chunks, Dp]`, posted minima.
     pub v_min: u64,
-    /// Scratch, with `v_mean` or `v_offset`: f32 `[B, Hkv, num_chunks, Dp]` sums.
+    /// The same, sums.
     pub v_sum: u64,
+    /// Scratch, zero before the launch, with `v_offset`: f32 `[B, Hkv, num_chunks, Dp]`, posted sums of what V's tokens were
+    /// rounded by.
+    pub v_rounding: u64,
     /// Out, nullable (V is not smoothed): f32 `[B, Hkv, Dp]` channel means.
     pub v_mean: u64,
     /// Out, nullable (FP16): f32 `[B, Hkv, Dp]`, what the output lacks without it: [`crate::quant::v_offset`].
@@ -70,6 +76,8 @@ pub struct QuantizeParams {
     pub num_heads_q: u32,
     /// Hkv.
     pub num_heads_kv: u32,
+    /// Hq / Hkv.
+    pub gqa_group: u32,
     /// M.
     pub seqlen_q: u32,
     /// N, at least 1.

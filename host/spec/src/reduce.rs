@@ -7,10 +7,15 @@
 //!
 //! * token mean of K, channel mean of V: every chunk of `REDUCE_CHUNK` tokens is a strided-lane sum
 //!   over [`TOKEN_LANES`]; the chunk sums are a strided-lane sum over [`CHUNK_LANES`]; the mean is
-//!   that sum divided by the token count.
+//!   [`token_mean`] of that sum.
 //! * rounding of V in FP8 ([`crate::quant::v_offset`]): the same, but over [`V_LANES`], and the lane of a token is [`v_lane`].
 //! * query-block mean of Q: a strided-lane sum over [`TOKEN_LANES`] of the block's real rows,
 //!   divided by their count.
+
+/// The mean of `tokens` tokens whose sum is `sum`; never −0, which [`crate::schedule::posted`] could not tell from +0.
+pub const fn token_mean(sum: f32, tokens: u32) -> f32 {
+    sum / tokens as f32 + 0.0
+}
 
 /// Lanes that share the tokens of a chunk or a query block.
 pub const TOKEN_LANES: usize = 16;

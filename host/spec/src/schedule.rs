@@ -2,7 +2,8 @@
 //!
 //! K's mean and V's scales depend on all tokens of a head, so K and V are read twice. A CTA draws a *ticket*
 //! from a counter and does the work of that number; a ticket depends only on smaller ones, so whoever holds it
-//! may wait: the work it waits for is running or done. Statistics run `lookahead` heads before the codes that
+//! may wait: the work it waits for is running or done. Results of a tile are [`posted`]; whoever begins the last tile of a head
+//! reduces them, when all have come: the others are running, and wait for smaller tickets only. Statistics run `lookahead` heads before the codes that
 //! need them. That is long enough for them to be there in time, and short enough that the second read of K and
 //! V finds them in the L2 cache.
 //!
@@ -38,6 +39,33 @@ pub struct Work {
     pub tile: u32,
 }
 
+/// Division by a number that is known before the launch: a product and a shift, where a thread would take twenty instructions
+/// that wait for each other.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Divisor {
+    /// 2^(31 + shift) over the divisor, rounded up.
+    factor: u32,
+    /// The divisor's base-2 logarithm, rounded up.
+    shift: u32,
+}
+
+impl Divisor {
+    /// By `by`, at most 2³¹, or by 1 if that is 0.
+    pub const fn new(by: u32) -> Divisor {
+        let by = if by == 0 { 1 } else { by };
+        let shift = 32 - (by - 1).leading_zeros();
+        // At most 2³² − 1: `by` exceeds half of 2^shift unless it is 2^shift.
+        Divisor { factor: (1u64 << (31 + shift)).div_ceil(by as u64) as u32, shift }
+    }
+
+    /// Of `a`, below 2³¹: rounding up adds less than `a` over 2^(31 + shift), too little to reach the next multiple.
+    #[inline(always)]
+    pub const fn quotient(&self, a: u32) -> u32 {
+        (((2 * a) as u64 * self.factor as u64) >> 32) as u32 >> self.shift
+    }
+}
+
 /// The tickets of one problem.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +80,16 @@ pub struct Schedule {
     pub tiles_q: u32,
     /// Tickets of statistics of a head: `tiles_kv`, twice if K is smoothed.
     pub statistics: u32,
+    /// By `statistics`.
+    by_statistics: Divisor,
+    /// By the tickets of the codes of a head.
+    by_codes: Divisor,
+    /// By both.
+    by_both: Divisor,
+    /// By Hkv.
+    pub by_heads_kv: Divisor,
+    /// By the query blocks of a head.
+    pub by_query_blocks: Divisor,
 }
 
 impl Schedule {
@@ -80,6 +118,11 @@ impl Schedule {
             tiles_kv: tiles_kv as u32,
             tiles_q: tiles_q as u32,
             statistics: statistics as u32,
+            by_statistics: Divisor::new(statistics as u32),
+            by_codes: Divisor::new((tickets - statistics) as u32),
+            by_both: Divisor::new(tickets as u32),
+            by_heads_kv: Divisor::new(dims.num_heads_kv as u32),
+            by_query_blocks: Divisor::new(dims.num_query_blocks() as u32),
         }
     }
 
@@ -93,14 +136,14 @@ impl Schedule {
     pub fn work(&self, ticket: u32) -> Option<Work> {
         let ahead = self.lookahead * self.statistics;
         if ticket < ahead {
-            let head = quotient(ticket, self.statistics);
+            let head = self.by_statistics.quotient(ticket);
             return Some(self.statistics_work(head, ticket - head * self.statistics));
         }
         let ticket = ticket - ahead;
         let both = self.statistics + self.codes();
         let paired = self.heads - self.lookahead;
         if ticket < paired * both {
-            let head = quotient(ticket, both);
+            let head = self.by_both.quotient(ticket);
             let rest = ticket - head * both;
             return Some(if rest < self.statistics {
                 self.statistics_work(head + self.lookahead, rest)
@@ -112,7 +155,7 @@ impl Schedule {
         if ticket >= self.lookahead * self.codes() {
             return None;
         }
-        let head = quotient(ticket, self.codes());
+        let head = self.by_codes.quotient(ticket);
         Some(self.codes_work(head + paired, ticket - head * self.codes()))
     }
 
@@ -149,21 +192,10 @@ pub const fn tickets(dims: &Dims, smooth_k: bool) -> u128 {
     kv.saturating_add(tiles_q).saturating_mul(dims.batch as u128)
 }
 
-/// `a / b`; a checked division by a variable would leave a call to a panic function in device code.
-#[inline(always)]
-fn quotient(a: u32, b: u32) -> u32 {
-    a.checked_div(b).unwrap_or_default()
-}
-
-/// What the CTAs tell each other: u32 words, all zero before the launch.
-///
-/// A head's counter counts the tiles whose statistics are written. Whoever writes the last one reduces them
-/// and sets the counter to [`Progress::READY`].
+/// What the CTAs of a grid count together: u32 words, all zero before the launch.
 pub struct Progress;
 
 impl Progress {
-    /// Counter of a head whose statistics are reduced.
-    pub const READY: u32 = u32::MAX;
     /// Word of the next ticket.
     pub const TICKET: usize = 0;
     /// Word of the next work item of the attention kernel for Hopper. It leaves its words as it found them, zero.
@@ -180,25 +212,89 @@ impl Progress {
         (Self::COUNTERS + Self::COUNTERS_OF_HEAD * heads) * 4
     }
 
-    /// Word of the counter of K of a head.
-    pub const fn k(head_kv: u32) -> u64 {
-        Self::COUNTERS as u64 + Self::COUNTERS_OF_HEAD as u64 * head_kv as u64
+    /// Word that counts the tiles of a head that are begun in `role`, if the role's tiles are reduced; else 0.
+    pub const fn counter(role: Role, head_kv: u32) -> u32 {
+        let counter = match role {
+            Role::KStatistics => 0,
+            Role::VStatistics => 1,
+            Role::V => 2,
+            Role::Q | Role::K => return 0,
+        };
+        Self::COUNTERS as u32 + Self::COUNTERS_OF_HEAD as u32 * head_kv + counter
     }
+}
 
-    /// Word of the counter of V of a head.
-    pub const fn v(head_kv: u32) -> u64 {
-        Self::k(head_kv) + 1
-    }
+/// A head's statistics, by their rows of `QuantizeParams::statistics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Statistic {
+    /// Token mean of K.
+    KMean,
+    /// Channel mean of V.
+    VMean,
+    /// Scale of V's channels.
+    VScale,
+    /// Its reciprocal.
+    VInverseScale,
+}
 
-    /// Word of the counter of the tiles of V that are quantized, of a head.
-    pub const fn v_codes(head_kv: u32) -> u64 {
-        Self::k(head_kv) + 2
+impl Statistic {
+    /// Rows of a head.
+    pub const ROWS: usize = 4;
+
+    /// The row of a flattened (batch, kv head).
+    pub const fn row(self, head_kv: u32) -> u64 {
+        head_kv as u64 * Self::ROWS as u64 + self as u64
     }
+}
+
+/// The word that a CTA *posts* for others to find: they know that `x` is there because no posted word is zero, which is what they
+/// read before. So no fence waits for a CTA's other stores.
+///
+/// The bits of minus `x`, where −0 counts as +0.
+#[inline(always)]
+pub fn posted(x: f32) -> u32 {
+    (-(x + 0.0)).to_bits()
+}
+
+/// The number that was [`posted`].
+#[inline(always)]
+pub fn received(word: u32) -> f32 {
+    -f32::from_bits(word)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quotients_are_those_of_the_division() {
+        let numbers = |most: u32| {
+            let near = (0..32).flat_map(|bit| [-1, 0, 1].map(|x| ((1i64 << bit) + x) as u32));
+            let some = (1..200u32).map(|i| i.wrapping_mul(2_654_435_769) >> (i % 31));
+            near.chain(some).filter(move |x| *x <= most)
+        };
+        for by in numbers(1 << 31).filter(|by| *by > 0) {
+            let divisor = Divisor::new(by);
+            let multiples = (0..50u32).flat_map(|i| [(i * 40_503).wrapping_mul(by), (i * 40_503 + 1).wrapping_mul(by)]);
+            for a in numbers(i32::MAX as u32).chain(multiples.flat_map(|a| [a.wrapping_sub(1), a, a + 1])) {
+                if a <= i32::MAX as u32 {
+                    assert_eq!(divisor.quotient(a), a / by, "{a} / {by}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_posted_word_is_zero() {
+        let smallest = f32::from_bits(1);
+        for x in [0.0, -0.0, smallest, -smallest, 1.5, f32::MAX, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_ne!(posted(x), 0, "{x}");
+            assert_eq!(received(posted(x)).to_bits(), (x + 0.0).to_bits(), "{x}");
+        }
+        for nan in [f32::NAN, -f32::NAN] {
+            assert!(posted(nan) != 0 && received(posted(nan)).is_nan());
+        }
+    }
 
     /// Every tile once, and nothing before what it depends on.
     #[test]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 use sage_spec::quant::{qk_scale, smooth_q_scale_floor, v_scale_fp8};
-use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
+use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES, token_mean};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, REDUCE_CHUNK, WIDE_HEAD_DIM};
 use sage_spec::{Dims, Precision, PvFormat};
 
@@ -205,7 +205,7 @@ impl<const WIDTH: usize> Source<'_, WIDTH> {
         for (index, sum) in sums.iter().enumerate() {
             add(&mut lanes[index % CHUNK_LANES], sum);
         }
-        mean.iter_mut().zip(pairwise(&mut lanes)).for_each(|(mean, sum)| *mean = sum / self.seqlen as f32);
+        mean.iter_mut().zip(pairwise(&mut lanes)).for_each(|(mean, sum)| *mean = token_mean(sum, self.seqlen as u32));
     }
 
     /// Room for codes `[heads, blocks * size, depth]` and scales `[heads, blocks, scales_per_block]` of Q or K.

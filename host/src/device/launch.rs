@@ -159,11 +159,11 @@ impl Gpu {
         let params = ParamsBuilder { plan, args, side, encode: &encode };
         for step in steps {
             let Step { entry, grid, .. } = step;
-            if let Some(buffer) = entry.kernel.clears().and_then(|slot| plan.workspace().get(slot)) {
-                let address = args.workspace.ptr + buffer.offset_bytes as u64;
-                // SAFETY: a buffer of the workspace, which the caller promises to be ours.
-                let cleared = unsafe { result::memset_d8_async(address, 0, buffer.bytes, stream) };
-                self.check("clearing a buffer", cleared)?;
+            if entry.kernel.needs_clearing() {
+                let bytes = plan.workspace().cleared_bytes();
+                // SAFETY: the start of the workspace, which the caller promises to be ours.
+                let cleared = unsafe { result::memset_d8_async(args.workspace.ptr, 0, bytes, stream) };
+                self.check("clearing the workspace", cleared)?;
             }
             macro_rules! launch {
                 ($($variant:ident)*) => {

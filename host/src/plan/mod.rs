@@ -50,7 +50,7 @@ pub struct Capability {
 /// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// Smoothing and quantization of Q, K and V. [`Kernel::clears`] must be zero before it runs.
+    /// Smoothing and quantization of Q, K and V. [`Workspace::cleared_bytes`] must be zero before it runs.
     Quantize,
     /// Scores of the query-block means, once per chunk.
     DeltaS,
@@ -66,12 +66,9 @@ impl Kernel {
         matches!(self, Kernel::DeltaS | Kernel::Attention | Kernel::General)
     }
 
-    /// The workspace buffer that must be zero before the kernel runs, if there is one.
-    pub const fn clears(self) -> Option<Slot> {
-        match self {
-            Kernel::Quantize => Some(Slot::Progress),
-            Kernel::DeltaS | Kernel::Attention | Kernel::General => None,
-        }
+    /// Whether [`Workspace::cleared_bytes`] must be zero before the kernel runs.
+    pub const fn needs_clearing(self) -> bool {
+        matches!(self, Kernel::Quantize)
     }
 }
 
@@ -322,8 +319,8 @@ impl Plan {
         let dims = self.problem.dims();
         let token_bytes = 2 * dims.head_dim * self.problem.input_dtype().bytes();
         let kv_bytes = dims.seqlen_kv.saturating_mul(token_bytes);
-        // Half of it, as codes pass through as well.
-        let cached_heads = L2_BUDGET_BYTES / 2 / kv_bytes.max(1);
+        // Two thirds of it, as other tokens and codes pass through as well.
+        let cached_heads = L2_BUDGET_BYTES / 3 * 2 / kv_bytes.max(1);
         Schedule::new(dims, self.problem.smoothing().k, self.quantize_resident(), cached_heads)
     }
 

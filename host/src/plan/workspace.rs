@@ -3,7 +3,7 @@
 use sage_spec::PvFormat;
 use sage_spec::launch::num_chunks;
 use sage_spec::limits::WORKSPACE_ALIGN;
-use sage_spec::schedule::Progress;
+use sage_spec::schedule::{Progress, Statistic};
 use sage_spec::symbol::Stem;
 
 use super::Chunks;
@@ -16,10 +16,20 @@ use crate::problem::Problem;
 /// Example: [`plan`](crate::plan::plan()).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
-    /// Progress of the quantizer's CTAs; must be zero before it runs.
+    /// What CTAs count together.
     Progress,
-    /// Sums of K per reduction chunk.
+    /// Statistics of the heads of K and V, on their way from CTA to CTA.
+    Statistics,
+    /// Sums of K per reduction chunk, on their way likewise.
     KSum,
+    /// Maxima, or largest magnitudes if V is not smoothed, of V per reduction chunk, likewise.
+    VMax,
+    /// Minima of V per reduction chunk, likewise.
+    VMin,
+    /// Sums of V per reduction chunk, likewise.
+    VSum,
+    /// Sums of what V was rounded by per reduction chunk, likewise.
+    VRounding,
     /// Token mean of K.
     KMean,
     /// Codes of Q.
@@ -34,12 +44,6 @@ pub enum Slot {
     KCodes,
     /// Scales of K.
     KScale,
-    /// Sums of V per reduction chunk.
-    VSum,
-    /// Maxima, or largest magnitudes if V is not smoothed, of V per reduction chunk.
-    VMax,
-    /// Minima of V per reduction chunk.
-    VMin,
     /// Channel means of V.
     VMean,
     /// What the output lacks of each channel without it, if V is FP8.
@@ -54,9 +58,14 @@ pub enum Slot {
 
 impl Slot {
     /// Every slot, in the order of their offsets.
-    pub const ALL: [Slot; 17] = [
+    pub const ALL: [Slot; 19] = [
         Slot::Progress,
+        Slot::Statistics,
         Slot::KSum,
+        Slot::VMax,
+        Slot::VMin,
+        Slot::VSum,
+        Slot::VRounding,
         Slot::KMean,
         Slot::QCodes,
         Slot::QScale,
@@ -64,9 +73,6 @@ impl Slot {
         Slot::QkMean,
         Slot::KCodes,
         Slot::KScale,
-        Slot::VSum,
-        Slot::VMax,
-        Slot::VMin,
         Slot::VMean,
         Slot::VOffset,
         Slot::VScale,
@@ -74,10 +80,19 @@ impl Slot {
         Slot::DeltaS,
     ];
 
+    /// Whether it must be zero before the quantizer runs: CTAs then see what has not come yet. These slots come first.
+    pub const fn is_cleared(self) -> bool {
+        matches!(
+            self,
+            Slot::Progress | Slot::Statistics | Slot::KSum | Slot::VMax | Slot::VMin | Slot::VSum | Slot::VRounding
+        )
+    }
+
     /// Name in explanations.
     pub const fn name(self) -> &'static str {
         match self {
             Slot::Progress => "progress",
+            Slot::Statistics => "statistics",
             Slot::KSum => "k_sum",
             Slot::KMean => "k_mean",
             Slot::QCodes => "q_codes",
@@ -89,6 +104,7 @@ impl Slot {
             Slot::VSum => "v_sum",
             Slot::VMax => "v_max",
             Slot::VMin => "v_min",
+            Slot::VRounding => "v_rounding",
             Slot::VMean => "v_mean",
             Slot::VOffset => "v_offset",
             Slot::VScale => "v_scale",
@@ -157,6 +173,12 @@ impl Workspace {
         self.total_bytes
     }
 
+    /// Bytes from the start on that must be zero before [`Kernel::Quantize`](super::Kernel::Quantize) runs.
+    pub fn cleared_bytes(&self) -> usize {
+        let cleared = self.buffers.iter().rfind(|buffer| buffer.slot.is_cleared());
+        cleared.map_or(0, |buffer| buffer.offset_bytes + buffer.bytes)
+    }
+
     /// Address of `slot` in a workspace at `base`; 0, which kernels read as "absent", if unused.
     pub fn address(&self, base: u64, slot: Slot) -> u64 {
         self.get(slot).map_or(0, |buffer| base + buffer.offset_bytes as u64)
@@ -203,6 +225,7 @@ impl Sizes<'_> {
             Slot::Progress => {
                 Some(Progress::bytes(0) as u128 + product(self.heads_kv, Progress::bytes(1) - Progress::bytes(0), 1))
             }
+            Slot::Statistics => Some(per_kv(Statistic::ROWS, d * F32)),
             Slot::KSum => smoothing.k.then(|| per_kv(num_chunks(dims), d * F32)),
             Slot::KMean => smoothing.k.then(|| per_kv(1, d * F32)),
             Slot::QCodes => Some(per_q(m, self.stem.storage().bytes(d))),
@@ -213,7 +236,8 @@ impl Sizes<'_> {
             Slot::KScale => Some(per_kv(dims.num_kv_blocks_padded(), granularity.k_scales_per_block() * F32)),
             Slot::VMax => Some(per_kv(num_chunks(dims), d * F32)),
             Slot::VMin => smoothing.v.then(|| per_kv(num_chunks(dims), d * F32)),
-            Slot::VSum => (smoothing.v || is_fp8).then(|| per_kv(num_chunks(dims), d * F32)),
+            Slot::VSum => smoothing.v.then(|| per_kv(num_chunks(dims), d * F32)),
+            Slot::VRounding => is_fp8.then(|| per_kv(num_chunks(dims), d * F32)),
             Slot::VOffset => is_fp8.then(|| per_kv(1, d * F32)),
             Slot::VMean => smoothing.v.then(|| per_kv(1, d * F32)),
             Slot::VScale => Some(per_kv(1, d * F32)),

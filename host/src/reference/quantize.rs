@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use sage_spec::limits::MAX_HEAD_DIM;
 use sage_spec::quant::{qk_scale, smooth_q_scale_floor};
-use sage_spec::reduce::{CHUNK_LANES, TOKEN_LANES};
+use sage_spec::reduce::{CHUNK_LANES, TOKEN_LANES, token_mean};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q, KV_PAD, REDUCE_CHUNK};
 use sage_spec::{CodeStorage, Dims, Precision, PvFormat};
 
@@ -227,7 +227,7 @@ fn token_means(x: &Tokens) -> Vec<f32> {
     for (mean, chunk_sums) in means.chunks_exact_mut(x.depth).zip(chunk_sums.chunks_exact(chunks)) {
         let mut sum = LaneSum::<CHUNK_LANES>::new();
         chunk_sums.iter().enumerate().for_each(|(index, chunk)| sum.add(index, chunk));
-        mean.iter_mut().zip(sum.finish()).for_each(|(mean, sum)| *mean = sum / x.seqlen as f32);
+        mean.iter_mut().zip(sum.finish()).for_each(|(mean, sum)| *mean = token_mean(sum, x.seqlen as u32));
     }
     means
 }

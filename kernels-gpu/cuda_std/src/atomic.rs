@@ -47,6 +47,30 @@ pub unsafe fn add_f32(address: u64, value: f32) -> f32 {
     old
 }
 
+/// `ld.relaxed.gpu.global.v4.u32` [ld]: four words, each as somebody has written it; orders nothing.
+///
+/// # Safety
+/// `address` is 16-byte aligned; for the rest as for [`add_relaxed`].
+#[inline(always)]
+pub unsafe fn load_relaxed_x4(address: u64) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller vouches for the address.
+    unsafe {
+        asm!("ld.relaxed.gpu.global.v4.u32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address, options(nostack))
+    };
+    [a, b, c, d]
+}
+
+/// `st.relaxed.gpu.global.u32` [st]: others see it some time; orders nothing.
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline(always)]
+pub unsafe fn store_relaxed(address: u64, value: u32) {
+    // SAFETY: the caller vouches for the address.
+    unsafe { asm!("st.relaxed.gpu.global.u32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) };
+}
+
 /// `ld.acquire.gpu.global.u32` [ld]: what the writer of the value had written before is visible from here on.
 ///
 /// # Safety

@@ -135,6 +135,41 @@ pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
     };
 }
 
+/// `st.global.cs.b32` [st]: [`store_u32`] of what is read late, if at all: it leaves the cache before other lines.
+///
+/// # Safety
+/// As for [`store_u16`], 4-byte aligned.
+#[inline(always)]
+pub unsafe fn stream_u32(address: u64, value: u32) {
+    // SAFETY: the caller vouches for the address.
+    unsafe { asm!("st.global.cs.b32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) };
+}
+
+/// `st.global.cs.v2.b32` [st], as [`stream_u32`].
+///
+/// # Safety
+/// As for [`store_u16`], 8-byte aligned.
+#[inline(always)]
+pub unsafe fn stream_u32x2(address: u64, value: [u32; 2]) {
+    // SAFETY: the caller vouches for the address.
+    unsafe {
+        asm!("st.global.cs.v2.b32 [{}], {{{}, {}}};", in(reg64) address, in(reg32) value[0], in(reg32) value[1], options(nostack))
+    };
+}
+
+/// `st.global.cs.v4.b32` [st], as [`stream_u32`].
+///
+/// # Safety
+/// As for [`store_u16`], 16-byte aligned.
+#[inline(always)]
+pub unsafe fn stream_u32x4(address: u64, value: [u32; 4]) {
+    // SAFETY: the caller vouches for the address.
+    unsafe {
+        asm!("st.global.cs.v4.b32 [{}], {{{}, {}, {}, {}}};",
+            in(reg64) address, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], options(nostack));
+    }
+}
+
 /// `st.global.v4.b32` [st].
 ///
 /// # Safety

@@ -38,6 +38,28 @@ pub fn min_propagate_nan(a: f32, b: f32) -> f32 {
     unsafe { fmin_nan(a, b) }
 }
 
+/// `max.NaN.f16x2` [max] (sm_80): twice the larger of two f16; NaN, always 0x7fff, if either is.
+#[inline(always)]
+pub fn max_propagate_nan_f16x2(a: u32, b: u32) -> u32 {
+    let value: u32;
+    // SAFETY: register arithmetic.
+    unsafe {
+        asm!("max.NaN.f16x2 {}, {}, {};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+    };
+    value
+}
+
+/// `max.NaN.bf16x2` [max] (sm_80): twice the larger of two bf16; NaN, always 0x7fff, if either is.
+#[inline(always)]
+pub fn max_propagate_nan_bf16x2(a: u32, b: u32) -> u32 {
+    let value: u32;
+    // SAFETY: register arithmetic.
+    unsafe {
+        asm!("max.NaN.bf16x2 {}, {}, {};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+    };
+    value
+}
+
 /// `abs.f32` [abs].
 #[inline(always)]
 pub fn abs(a: f32) -> f32 {

@@ -9,7 +9,7 @@ use sage_spec::tiling::{BLOCK_KV, KV_PAD};
 
 use super::element::Element;
 use super::lanes::{LANES, Position, TOKENS, load8};
-use super::tile::{Job, read_swizzled};
+use super::tile::{Source, read_swizzled};
 
 /// Keys of a thread, 32 apart.
 const KEYS: usize = 2;
@@ -49,9 +49,9 @@ pub unsafe fn delta_s<E: Element, const HEAD_DIM: u32, const BLOCKS_PER_WARP: us
 
     // SAFETY: inside shared memory and the tensors; a barrier separates writes from reads.
     unsafe {
-        let job = Job::new::<E>(&p.k, batch, head_kv, tile);
+        let source = Source::new::<E>(&p.k, [batch, head_kv, tile], [p.seqlen_kv, p.head_dim], p.vectorized != 0);
         let position = Position::new::<HEAD_DIM>();
-        job.stage::<E, HEAD_DIM, true>(keys, position, p.seqlen_kv, p.head_dim, p.vectorized != 0, None);
+        source.stage::<E, HEAD_DIM, true>(keys, position, None);
         cp_async::commit_group();
         if thread < HEAD_DIM {
             let mut mean = 0.0;

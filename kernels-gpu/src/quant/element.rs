@@ -1,6 +1,8 @@
 //! Reading the caller's tensors: f16, bf16 or f32, any strides with a unit last one.
 
-use cuda_std::{convert, global, shared};
+use cuda_std::{convert, global, math, shared};
+
+use super::lanes::amax;
 
 /// An input type.
 pub trait Element {
@@ -35,6 +37,18 @@ pub trait Element {
         // SAFETY: forwarded contract.
         Self::widen(unsafe { Self::raw8(address) })
     }
+
+    /// Eight zeros.
+    const ZEROS: Self::Raw;
+
+    /// Magnitudes of eight elements, or zeros.
+    fn magnitudes(raw: Self::Raw, exist: bool) -> Self::Raw;
+
+    /// The larger ones of two times eight magnitudes; NaN where either is.
+    fn larger(a: Self::Raw, b: Self::Raw) -> Self::Raw;
+
+    /// The largest of eight magnitudes; NaN if one is.
+    fn largest(raw: Self::Raw) -> f32;
 
     /// The elements of one 32-bit word, of which the first `exist` exist; zeros for the others.
     ///
@@ -82,7 +96,7 @@ pub struct Bf16;
 pub struct F32;
 
 macro_rules! half_element {
-    ($name:ident, $widen:ident) => {
+    ($name:ident, $widen:ident, $larger:ident) => {
         impl Element for $name {
             const BYTES: u32 = 2;
 
@@ -99,6 +113,25 @@ macro_rules! half_element {
                 $widen(raw[pair])
             }
 
+            const ZEROS: [u32; 4] = [0; 4];
+
+            #[inline(always)]
+            fn magnitudes(raw: [u32; 4], exist: bool) -> [u32; 4] {
+                let mask = if exist { 0x7fff_7fff } else { 0 };
+                raw.map(|word| word & mask)
+            }
+
+            #[inline(always)]
+            fn larger(a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+                [0, 1, 2, 3].map(|i| math::$larger(a[i], b[i]))
+            }
+
+            #[inline(always)]
+            fn largest([a, b, c, d]: [u32; 4]) -> f32 {
+                let [low, high] = $widen(math::$larger(math::$larger(a, b), math::$larger(c, d)));
+                math::max_propagate_nan(low, high)
+            }
+
             #[inline(always)]
             unsafe fn load_word(address: u64, exist: u32) -> u32 {
                 // SAFETY: forwarded contract.
@@ -108,8 +141,8 @@ macro_rules! half_element {
     };
 }
 
-half_element!(F16, widen_f16);
-half_element!(Bf16, widen_bf16);
+half_element!(F16, widen_f16, max_propagate_nan_f16x2);
+half_element!(Bf16, widen_bf16, max_propagate_nan_bf16x2);
 
 impl Element for F32 {
     const BYTES: u32 = 4;
@@ -126,6 +159,23 @@ impl Element for F32 {
     #[inline(always)]
     fn widen2(raw: [f32; 8], pair: usize) -> [f32; 2] {
         [raw[2 * pair], raw[2 * pair + 1]]
+    }
+
+    const ZEROS: [f32; 8] = [0.0; 8];
+
+    #[inline(always)]
+    fn magnitudes(raw: [f32; 8], exist: bool) -> [f32; 8] {
+        raw.map(|x| if exist { math::abs(x) } else { 0.0 })
+    }
+
+    #[inline(always)]
+    fn larger(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        [0, 1, 2, 3, 4, 5, 6, 7].map(|i| math::max_propagate_nan(a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn largest(raw: [f32; 8]) -> f32 {
+        amax(&raw)
     }
 
     #[inline(always)]

@@ -4,6 +4,8 @@ use cuda_std::{math, shared, thread, warp};
 use sage_spec::reduce::{CHUNK_LANES, FEATURES_PER_THREAD, TOKEN_LANES};
 use sage_spec::tiling::QUANTIZE_TILE;
 
+use super::posted::Four;
+
 /// Token lanes.
 pub const LANES: u32 = TOKEN_LANES as u32;
 /// Tokens of a tile.
@@ -97,11 +99,11 @@ unsafe fn reduce_table<const HEAD_DIM: u32, const L: usize>(
     lanes[0]
 }
 
-/// Combines the results of a head's chunks, f32 `[num_chunks, HEAD_DIM]` at `partial`: `CHUNK_LANES` strided
-/// lanes, each a row of threads of four features, then pairwise. See [`reduce_lanes`] for who returns what.
+/// Combines the posted results of a head's chunks, f32 `[num_chunks, HEAD_DIM]` at `partial`, when they have come:
+/// `CHUNK_LANES` strided lanes, each a row of threads of four features, then pairwise. See [`reduce_lanes`] for who returns what.
 ///
 /// # Safety
-/// All threads of the CTA call it; the chunks' results are visible; `table` has `CHUNK_LANES * HEAD_DIM` f32
+/// All threads of the CTA call it; the chunks' tiles are begun; `table` has `CHUNK_LANES * HEAD_DIM` f32
 /// that nobody else uses until a barrier. `neutral` changes nothing that starts from it.
 #[inline(always)]
 pub unsafe fn reduce_chunks<const HEAD_DIM: u32>(
@@ -120,9 +122,9 @@ pub unsafe fn reduce_chunks<const HEAD_DIM: u32>(
     while chunk < num_chunks {
         let row = |i: u32| (chunk + i * CHUNK_LANES as u32).min(num_chunks - 1);
         // SAFETY: chunks that exist.
-        let rows = [0, 1, 2, 3].map(|i| unsafe {
-            cuda_std::global::read_f32x4(partial + (row(i) as u64 * HEAD_DIM as u64 + feature as u64) * 4)
-        });
+        let rows = [0, 1, 2, 3]
+            .map(|i| unsafe { Four::request(partial + (row(i) as u64 * HEAD_DIM as u64 + feature as u64) * 4) });
+        let rows = rows.map(Four::wait);
         let mut i = 0;
         while i < BATCH {
             let exists = chunk + i * (CHUNK_LANES as u32) < num_chunks;
@@ -166,17 +168,6 @@ pub unsafe fn load8(address: u32) -> [f32; 8] {
     // SAFETY: forwarded contract.
     let (a, b) = unsafe { (shared::load_u32x4(address), shared::load_u32x4(address + 16)) };
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from_bits)
-}
-
-/// Eight f32 that another CTA of this kernel has written.
-///
-/// # Safety
-/// `address` is 16-byte aligned and readable, and the write is visible.
-#[inline(always)]
-pub unsafe fn read8(address: u64) -> [f32; 8] {
-    // SAFETY: forwarded contract.
-    let (a, b) = unsafe { (cuda_std::global::read_f32x4(address), cuda_std::global::read_f32x4(address + 16)) };
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
 }
 
 /// Combines one value per thread along a row: butterfly over the `HEAD_DIM / 8` neighbouring lanes of the

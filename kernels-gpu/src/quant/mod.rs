@@ -6,7 +6,9 @@
 
 pub mod delta_s;
 pub mod element;
+mod job;
 mod lanes;
+mod posted;
 mod qk;
 pub mod quantize;
 mod stats;

@@ -6,8 +6,10 @@ use sage_spec::quant::{SCORE_BIAS, qk_scale};
 use sage_spec::tiling::{BLOCK_KV, BLOCK_Q};
 
 use super::element::Element;
-use super::lanes::{LANES, PER_THREAD, Position, TOKENS, amax, load8, read8, reduce_lanes, reduce_row};
-use super::tile::{self, Job, smem};
+use super::job::Job;
+use super::lanes::{LANES, PER_THREAD, Position, TOKENS, amax, load8, reduce_lanes, reduce_row};
+use super::posted::Eight;
+use super::tile::{self, smem};
 use crate::codes::low_bytes;
 
 /// Whether this module has attention kernels that read two codes from a byte.
@@ -35,10 +37,10 @@ unsafe fn store_codes<const PACKED: bool>(codes: u64, element: u64, x: &[f32; 8]
                 bytes[i] = math::fma(odd, 16.0, even);
                 i += 1;
             }
-            global::store_u32(codes + element / 2, pack(bytes[0], bytes[1], bytes[2], bytes[3]) ^ 0x8888_8888);
+            global::stream_u32(codes + element / 2, pack(bytes[0], bytes[1], bytes[2], bytes[3]) ^ 0x8888_8888);
         } else {
             let z = x.map(|x| math::fma(x, inverse_scale, SCORE_BIAS));
-            global::store_u32x2(codes + element, [pack(z[0], z[1], z[2], z[3]), pack(z[4], z[5], z[6], z[7])]);
+            global::stream_u32x2(codes + element, [pack(z[0], z[1], z[2], z[3]), pack(z[4], z[5], z[6], z[7])]);
         }
     }
 }
@@ -78,9 +80,49 @@ unsafe fn reduce_segments<const HEAD_DIM: u32, const SEGMENTS: usize>(
     (segment, x[0])
 }
 
+/// Largest magnitudes of the thread's features of its units, see [`group_scales`].
+#[inline(always)]
+fn units_of<const SEGMENTS: usize>(
+    position: Position,
+    read: impl Fn(usize) -> [f32; 8],
+    exists: impl Fn(u32) -> bool,
+) -> [f32; SEGMENTS] {
+    let mut units = [0.0f32; SEGMENTS];
+    let mut i = 0;
+    while i < PER_THREAD {
+        let amax = if exists(position.token(i)) { amax(&read(i)) } else { 0.0 };
+        let unit = &mut units[i / (PER_THREAD / SEGMENTS)];
+        *unit = math::max_propagate_nan(*unit, amax);
+        i += 1;
+    }
+    units
+}
+
+/// [`units_of`] elements as they are.
+#[inline(always)]
+fn units_of_raw<E: Element, const SEGMENTS: usize>(
+    position: Position,
+    read: impl Fn(usize) -> E::Raw,
+    exists: impl Fn(u32) -> bool,
+) -> [f32; SEGMENTS] {
+    let mut units = [0.0f32; SEGMENTS];
+    let mut segment = 0;
+    while segment < SEGMENTS {
+        let mut largest = E::ZEROS;
+        let mut i = segment * (PER_THREAD / SEGMENTS);
+        while i < (segment + 1) * (PER_THREAD / SEGMENTS) {
+            largest = E::larger(largest, E::magnitudes(read(i), exists(position.token(i))));
+            i += 1;
+        }
+        units[segment] = E::largest(largest);
+        segment += 1;
+    }
+    units
+}
+
 /// Maxima and scales of a tile, by *units*: unit (segment, lane) is the `PER_THREAD / SEGMENTS` tokens that token
 /// lane `lane` holds of segment `segment` (a warp's 32 rows of Q, a block of 64 keys). Every group of every
-/// granularity is a union of units. `group_amax` yields, for a unit, the maximum of its group, `finish` turns
+/// granularity is a union of units. `units` are the thread's, of its features; `group_amax` yields, for a unit, the maximum of its group, `finish` turns
 /// that into the scale. Afterwards the table at `inverse` holds each unit's reciprocal of its scale.
 ///
 /// # Safety
@@ -90,19 +132,10 @@ unsafe fn group_scales<const HEAD_DIM: u32, const SEGMENTS: usize>(
     table: u32,
     inverse: u32,
     position: Position,
-    read: impl Fn(usize) -> [f32; 8],
-    exists: impl Fn(u32) -> bool,
+    units: [f32; SEGMENTS],
     group_amax: impl Fn(u32, u32) -> f32,
     finish: impl Fn(u32, u32, f32) -> f32,
 ) {
-    let mut units = [0.0f32; SEGMENTS];
-    let mut i = 0;
-    while i < PER_THREAD {
-        let amax = if exists(position.token(i)) { amax(&read(i)) } else { 0.0 };
-        let unit = &mut units[i / (PER_THREAD / SEGMENTS)];
-        *unit = math::max_propagate_nan(*unit, amax);
-        i += 1;
-    }
     // SAFETY: all threads are here; threads that hold the same segment store the same value; tables are
     // written before a barrier and read after it.
     unsafe {
@@ -187,10 +220,10 @@ unsafe fn store_tile<const HEAD_DIM: u32, const SEGMENTS: usize>(
 }
 
 /// One query block. Smooths (subtracts the block's mean), quantizes, and computes `q · k_mean` of the original
-/// rows for the LSE.
+/// rows for the LSE. `k_mean` is requested if they are wanted.
 ///
 /// # Safety
-/// All threads of the CTA call it; the tile is in shared memory at `base`, tables from `cta` on, `k_mean` is visible.
+/// All threads of the CTA call it; the tile is in shared memory at `base`, tables from `cta` on.
 #[inline(always)]
 pub unsafe fn q<E: Element, const HEAD_DIM: u32>(
     p: &QuantizeParams,
@@ -198,6 +231,7 @@ pub unsafe fn q<E: Element, const HEAD_DIM: u32>(
     cta: u32,
     base: u32,
     position: Position,
+    k_mean: Option<Eight>,
 ) {
     let tables = const { smem::<E, HEAD_DIM>() };
     let (table, inverse) = (cta + tables.amax as u32, cta + tables.inverse_scale as u32);
@@ -206,10 +240,8 @@ pub unsafe fn q<E: Element, const HEAD_DIM: u32>(
     // SAFETY: the tile is there.
     let raw = |i: usize| unsafe { tile::read::<E, HEAD_DIM>(base, position.first_feature, position.token(i)) };
 
-    if p.qk_mean != 0 {
-        // SAFETY: f32 [B, Hkv, Dp], visible.
-        let k_mean =
-            unsafe { read8(p.k_mean + (job.head_kv as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4) };
+    if let Some(k_mean) = k_mean {
+        let k_mean = k_mean.wait();
         let mut i = 0;
         while i < PER_THREAD {
             let x = raw(i);
@@ -270,8 +302,14 @@ pub unsafe fn q<E: Element, const HEAD_DIM: u32>(
         scale_floor = l1 * p.smooth_q_floor;
     }
 
-    // Without smoothing the mean is zero, and subtracting zero changes no magnitude and no code.
-    let read = |i: usize| subtract(raw(i), &mean);
+    let smoothed = |i: usize| subtract(raw(i), &mean);
+    let units = if p.q_mean != 0 {
+        units_of(position, smoothed, exists)
+    } else {
+        // SAFETY: the tile is there.
+        let read = |i: usize| unsafe { tile::raw::<E, HEAD_DIM>(base, position.first_feature, position.token(i)) };
+        units_of_raw::<E, 4>(position, read, exists)
+    };
     // Segments are the 32 rows of a warp: the tokens lane + 32 s and lane + 16 + 32 s.
     // SAFETY: all threads are here; tables are inside shared memory, scales inside p.q_scale.
     unsafe {
@@ -279,8 +317,7 @@ pub unsafe fn q<E: Element, const HEAD_DIM: u32>(
             table,
             inverse,
             position,
-            read,
-            exists,
+            units,
             |segment, lane| match p.granularity {
                 0 => table_amax(table, 0, 1, 4 * LANES),
                 1 => table_amax(table, segment * LANES, 1, LANES),
@@ -300,11 +337,15 @@ pub unsafe fn q<E: Element, const HEAD_DIM: u32>(
             },
         );
         let codes = tile_codes::<HEAD_DIM>(p, p.q_codes, block);
-        store_tile::<HEAD_DIM, 4>(p, inverse, position, read, codes, exists);
+        if p.q_mean != 0 {
+            store_tile::<HEAD_DIM, 4>(p, inverse, position, smoothed, codes, exists);
+        } else {
+            store_tile::<HEAD_DIM, 4>(p, inverse, position, raw, codes, exists);
+        }
     }
 }
 
-/// Two key blocks.
+/// Two key blocks. `k_mean` is requested if K is smoothed.
 ///
 /// # Safety
 /// As for [`q`].
@@ -315,16 +356,13 @@ pub unsafe fn k<E: Element, const HEAD_DIM: u32>(
     cta: u32,
     base: u32,
     position: Position,
+    k_mean: Option<Eight>,
 ) {
     let tables = const { smem::<E, HEAD_DIM>() };
     let (table, inverse) = (cta + tables.amax as u32, cta + tables.inverse_scale as u32);
     let tile = job.head as u64 * p.schedule.tiles_kv as u64 + job.tile as u64;
     let exists = |token: u32| job.first_token() + token < p.seqlen_kv;
-    let mut mean = [0.0; 8];
-    if p.k_mean != 0 {
-        // SAFETY: f32 [B, Hkv, Dp], visible.
-        mean = unsafe { read8(p.k_mean + (job.head as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4) };
-    }
+    let mean = k_mean.map_or([0.0; 8], Eight::wait);
     let read = |i: usize| {
         // SAFETY: the tile is there.
         let x = unsafe { tile::read::<E, HEAD_DIM>(base, position.first_feature, position.token(i)) };
@@ -336,8 +374,7 @@ pub unsafe fn k<E: Element, const HEAD_DIM: u32>(
             table,
             inverse,
             position,
-            read,
-            exists,
+            units_of(position, read, exists),
             |segment, lane| match p.granularity {
                 0 | 1 => table_amax(table, segment * LANES, 1, LANES),
                 _ => {

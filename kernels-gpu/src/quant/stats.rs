@@ -1,16 +1,21 @@
-//! Token mean of K; channel mean and largest magnitude of V. A tile's part first; whoever writes the last part
-//! of a head reduces them all.
+//! Token mean of K; channel mean and largest magnitude of V; what V was rounded by. A tile's part first; who begins a head's
+//! last tile reduces them all.
 
-use cuda_std::{atomic, global, math, shared, thread};
+use cuda_std::{global, math, thread};
 use sage_spec::params::QuantizeParams;
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
 use sage_spec::quant::v_offset;
 use sage_spec::quant::{v_scale_f16, v_scale_fp8};
-use sage_spec::schedule::Progress;
+use sage_spec::reduce::token_mean;
+use sage_spec::schedule::Statistic;
 
 use super::element::Element;
+use super::job::Job;
 use super::lanes::{PER_THREAD, Position, reduce_chunks, reduce_lanes};
-use super::tile::{self, Job, smem};
+use super::posted::post;
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+use super::posted::wait;
+use super::tile::{self, smem};
 
 /// `a + b`, for reductions.
 #[inline(always)]
@@ -55,44 +60,7 @@ unsafe fn over_tokens<E: Element, const HEAD_DIM: u32>(
     unsafe { reduce_lanes::<HEAD_DIM>(cta + const { smem::<E, HEAD_DIM>() }.lanes as u32, position, all, combine) }
 }
 
-/// Counts this tile at `counter` once all its results are written; whether it was the head's last.
-#[inline(always)]
-unsafe fn is_last(thread: u32, counter: u64, tiles: u32, word: u32) -> bool {
-    // SAFETY: all threads are here; the barrier puts everybody's stores before the release, and the acquire
-    // before everybody's reads.
-    unsafe {
-        thread::sync_threads();
-        if thread == 0 {
-            shared::store_u32(word, atomic::add_acq_rel(counter, 1));
-        }
-        thread::sync_threads();
-        shared::load_u32(word) == tiles - 1
-    }
-}
-
-/// Tells everybody that the head's statistics are written.
-#[inline(always)]
-unsafe fn publish(thread: u32, counter: u64) {
-    // SAFETY: as in `is_last`.
-    unsafe {
-        thread::sync_threads();
-        if thread == 0 {
-            atomic::store_release(counter, Progress::READY);
-        }
-    }
-}
-
-/// Waits until a head's statistics are visible to this thread.
-///
-/// # Safety
-/// `counter` is a word of `Progress`, whose statistics have smaller tickets than the work of this CTA.
-#[inline(always)]
-pub unsafe fn wait(counter: u64) {
-    // SAFETY: forwarded contract.
-    unsafe { while atomic::load_acquire(counter) != Progress::READY {} }
-}
-
-/// Sums of one tile of K; after the head's last one, its mean.
+/// Sums of one tile of K.
 ///
 /// # Safety
 /// All threads of the CTA call it; the tile is in shared memory at `base`, tables from `cta` on.
@@ -104,127 +72,159 @@ pub unsafe fn k<E: Element, const HEAD_DIM: u32>(
     base: u32,
     position: Position,
 ) {
-    let feature = position.thread;
-    let tiles = p.schedule.tiles_kv;
-    let parts = p.k_sum + job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
-    let counter = p.progress + Progress::k(job.head) * 4;
+    let row = parts::<HEAD_DIM>(p, p.k_sum, job.head) + tiles_row::<HEAD_DIM>(job.tile);
     let exists = |token| job.first_token() + token < p.seqlen_kv;
     // SAFETY: forwarded contract; `k_sum` has a row for every tile.
     unsafe {
         let sum = over_tokens::<E, HEAD_DIM>(cta, base, position, exists, 0.0, add_weighted, add);
-        store_row::<HEAD_DIM>(position.thread, parts + tiles_row::<HEAD_DIM>(job.tile), sum);
-        if is_last(position.thread, counter, tiles, cta + const { smem::<E, HEAD_DIM>() }.amax as u32) {
-            let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
-            let sum = reduce_chunks::<HEAD_DIM>(table, position.thread, parts, tiles, 0.0, add);
-            if feature < HEAD_DIM {
-                let index = job.head as u64 * HEAD_DIM as u64 + feature as u64;
-                global::store_f32(p.k_mean + index * 4, sum / p.seqlen_kv as f32);
-            }
-            publish(position.thread, counter);
-        }
+        post_row::<HEAD_DIM>(position.thread, row, sum);
     }
 }
 
-/// Extremes of one tile of V, sums too if V is smoothed; after the head's last one, its means, and its scales for
-/// FP16 or FP8.
+/// Extremes of one tile of V, sums too if V is smoothed.
 ///
 /// # Safety
 /// As for [`k`].
 #[inline(always)]
-pub unsafe fn v<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(
+pub unsafe fn v<E: Element, const HEAD_DIM: u32>(
     p: &QuantizeParams,
     job: &Job,
     cta: u32,
     base: u32,
     position: Position,
 ) {
-    let tiles = p.schedule.tiles_kv;
-    let head = job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
-    let row = head + tiles_row::<HEAD_DIM>(job.tile);
-    let smoothed = p.v_mean != 0;
+    let row = |tensor| parts::<HEAD_DIM>(p, tensor, job.head) + tiles_row::<HEAD_DIM>(job.tile);
     let exists = |token| job.first_token() + token < p.seqlen_kv;
     let (max, min) = (math::max_propagate_nan, math::min_propagate_nan);
-    let counter = p.progress + Progress::v(job.head) * 4;
-    let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+    let feature = position.thread;
     // SAFETY: forwarded contract; the scratch tensors have a row for every tile. Between two reductions a
     // barrier frees the table.
     unsafe {
-        if smoothed {
+        if p.v_mean != 0 {
             let sum = over_tokens::<E, HEAD_DIM>(cta, base, position, exists, 0.0, add_weighted, add);
-            store_row::<HEAD_DIM>(position.thread, p.v_sum + row, sum);
+            post_row::<HEAD_DIM>(feature, row(p.v_sum), sum);
             thread::sync_threads();
             let largest =
                 over_tokens::<E, HEAD_DIM>(cta, base, position, exists, f32::NEG_INFINITY, |a, x, _| max(a, x), max);
-            store_row::<HEAD_DIM>(position.thread, p.v_max + row, largest);
+            post_row::<HEAD_DIM>(feature, row(p.v_max), largest);
             thread::sync_threads();
             let smallest =
                 over_tokens::<E, HEAD_DIM>(cta, base, position, exists, f32::INFINITY, |a, x, _| min(a, x), min);
-            store_row::<HEAD_DIM>(position.thread, p.v_min + row, smallest);
+            post_row::<HEAD_DIM>(feature, row(p.v_min), smallest);
         } else {
-            let largest =
-                over_tokens::<E, HEAD_DIM>(cta, base, position, exists, 0.0, |a, x, _| max(a, math::abs(x)), max);
-            store_row::<HEAD_DIM>(position.thread, p.v_max + row, largest);
-        }
-        if is_last(position.thread, counter, tiles, cta + const { smem::<E, HEAD_DIM>() }.amax as u32) {
-            let largest =
-                reduce_chunks::<HEAD_DIM>(table, position.thread, p.v_max + head, tiles, f32::NEG_INFINITY, max);
-            let (mut mean, mut amax) = (0.0, largest);
-            if smoothed {
-                thread::sync_threads();
-                let smallest =
-                    reduce_chunks::<HEAD_DIM>(table, position.thread, p.v_min + head, tiles, f32::INFINITY, min);
-                thread::sync_threads();
-                mean = reduce_chunks::<HEAD_DIM>(table, position.thread, p.v_sum + head, tiles, 0.0, add)
-                    / p.seqlen_kv as f32;
-                // Subtraction rounds monotonically: the extreme of the differences is the difference of
-                // the extreme.
-                amax = max(largest - mean, mean - smallest);
+            let mut largest = E::ZEROS;
+            let mut i = 0;
+            while i < PER_THREAD {
+                // A token that does not exist is another one again.
+                let x = tile::raw::<E, HEAD_DIM>(base, position.first_feature, position.token(i));
+                largest = E::larger(largest, E::magnitudes(x, true));
+                i += 1;
             }
-            let feature = position.thread;
-            if feature < HEAD_DIM {
-                let index = job.head as u64 * HEAD_DIM as u64 + feature as u64;
-                if smoothed {
-                    global::store_f32(p.v_mean + index * 4, mean);
-                }
-                let scale = if V_IS_F16 { v_scale_f16(amax) } else { v_scale_fp8(amax) };
-                global::store_f32(p.v_scale + index * 4, scale);
-            }
-            publish(position.thread, counter);
+            let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+            let largest = reduce_lanes::<HEAD_DIM>(table, position, E::widen(largest), max);
+            post_row::<HEAD_DIM>(feature, row(p.v_max), largest);
         }
     }
 }
 
-/// Takes `rounding`, which the first `HEAD_DIM` threads have of a tile of V: what was rounded less what became of it. After the
-/// head's last one, its offsets.
+/// Posts `rounding`, which the first `HEAD_DIM` threads have of a tile of V: what was rounded less what became of it.
 ///
 /// # Safety
-/// As for [`k`]; the head's statistics are visible, and nobody needs its sums any more.
+/// `v_rounding` has a row for every tile.
 #[cfg(any(feature = "sm_89", feature = "sm_90a"))]
 #[inline(always)]
-pub unsafe fn v_rounding<E: Element, const HEAD_DIM: u32>(
+pub unsafe fn v_rounding<const HEAD_DIM: u32>(p: &QuantizeParams, job: &Job, feature: u32, rounding: f32) {
+    let row = parts::<HEAD_DIM>(p, p.v_rounding, job.head) + tiles_row::<HEAD_DIM>(job.tile);
+    // SAFETY: forwarded contract.
+    unsafe { post_row::<HEAD_DIM>(feature, row, rounding) };
+}
+
+/// The token mean of K of a head.
+///
+/// # Safety
+/// All threads of the CTA call it; all tiles are begun, and wait for smaller tickets only; the tables from `cta` on are free.
+#[inline(always)]
+pub unsafe fn reduce_k<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, head: u32, cta: u32, feature: u32) {
+    let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+    let rows = parts::<HEAD_DIM>(p, p.k_sum, head);
+    // SAFETY: forwarded contract; statistics have a row for every head.
+    unsafe {
+        let sum = reduce_chunks::<HEAD_DIM>(table, feature, rows, p.schedule.tiles_kv, 0.0, add);
+        let mean = token_mean(sum, p.seqlen_kv);
+        post_row::<HEAD_DIM>(feature, statistic::<HEAD_DIM>(p, Statistic::KMean, head), mean);
+        store_row::<HEAD_DIM>(feature, p.k_mean + tiles_row::<HEAD_DIM>(head), mean);
+    }
+}
+
+/// Scales of V's channels of a head for FP16 or FP8, and their means if V is smoothed.
+///
+/// # Safety
+/// As for [`reduce_k`].
+#[inline(always)]
+pub unsafe fn reduce_v<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(
     p: &QuantizeParams,
-    job: &Job,
+    head: u32,
     cta: u32,
-    thread: u32,
-    rounding: f32,
+    feature: u32,
 ) {
     let tiles = p.schedule.tiles_kv;
-    let parts = p.v_sum + job.head as u64 * tiles_row::<HEAD_DIM>(tiles);
-    let counter = p.progress + Progress::v_codes(job.head) * 4;
-    // SAFETY: forwarded contract; `v_sum` has a row for every tile.
+    let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+    let rows = |tensor| parts::<HEAD_DIM>(p, tensor, head);
+    let statistic = |which| statistic::<HEAD_DIM>(p, which, head);
+    let row = tiles_row::<HEAD_DIM>(head);
+    let (max, min) = (math::max_propagate_nan, math::min_propagate_nan);
+    // SAFETY: forwarded contract; statistics have a row for every head. Between two reductions a barrier frees the table.
     unsafe {
-        store_row::<HEAD_DIM>(thread, parts + tiles_row::<HEAD_DIM>(job.tile), rounding);
-        if is_last(thread, counter, tiles, cta + const { smem::<E, HEAD_DIM>() }.amax as u32) {
-            let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
-            let rounding = reduce_chunks::<HEAD_DIM>(table, thread, parts, tiles, 0.0, add);
-            if thread < HEAD_DIM {
-                let channel = (job.head as u64 * HEAD_DIM as u64 + thread as u64) * 4;
-                let mean = if p.v_mean == 0 { 0.0 } else { global::read_f32(p.v_mean + channel) };
-                let scale = global::read_f32(p.v_scale + channel);
-                global::store_f32(p.v_offset + channel, v_offset(mean, scale, rounding, p.seqlen_kv));
-            }
+        let largest = reduce_chunks::<HEAD_DIM>(table, feature, rows(p.v_max), tiles, f32::NEG_INFINITY, max);
+        let mut amax = largest;
+        if p.v_mean != 0 {
+            thread::sync_threads();
+            let smallest = reduce_chunks::<HEAD_DIM>(table, feature, rows(p.v_min), tiles, f32::INFINITY, min);
+            thread::sync_threads();
+            let sum = reduce_chunks::<HEAD_DIM>(table, feature, rows(p.v_sum), tiles, 0.0, add);
+            let mean = token_mean(sum, p.seqlen_kv);
+            // Subtraction rounds monotonically: the extreme of the differences is the difference of
+            // the extreme.
+            amax = max(largest - mean, mean - smallest);
+            post_row::<HEAD_DIM>(feature, statistic(Statistic::VMean), mean);
+            store_row::<HEAD_DIM>(feature, p.v_mean + row, mean);
         }
+        let scale = if V_IS_F16 { v_scale_f16(amax) } else { v_scale_fp8(amax) };
+        post_row::<HEAD_DIM>(feature, statistic(Statistic::VInverseScale), 1.0 / scale);
+        post_row::<HEAD_DIM>(feature, statistic(Statistic::VScale), scale);
+        store_row::<HEAD_DIM>(feature, p.v_scale + row, scale);
     }
+}
+
+/// The offsets of V's channels of a head ([`v_offset`]).
+///
+/// # Safety
+/// As for [`reduce_k`].
+#[cfg(any(feature = "sm_89", feature = "sm_90a"))]
+#[inline(always)]
+pub unsafe fn reduce_rounding<E: Element, const HEAD_DIM: u32>(p: &QuantizeParams, head: u32, cta: u32, feature: u32) {
+    let table = cta + const { smem::<E, HEAD_DIM>() }.lanes as u32;
+    let rows = parts::<HEAD_DIM>(p, p.v_rounding, head);
+    // SAFETY: forwarded contract; statistics have a row for every head, and smaller tickets.
+    unsafe {
+        let rounding = reduce_chunks::<HEAD_DIM>(table, feature, rows, p.schedule.tiles_kv, 0.0, add);
+        let statistic = |which| wait(statistic::<HEAD_DIM>(p, which, head) + (feature % HEAD_DIM * 4) as u64);
+        let mean = if p.v_mean == 0 { 0.0 } else { statistic(Statistic::VMean) };
+        let offset = v_offset(mean, statistic(Statistic::VScale), rounding, p.seqlen_kv);
+        store_row::<HEAD_DIM>(feature, p.v_offset + tiles_row::<HEAD_DIM>(head), offset);
+    }
+}
+
+/// Address of the first tile's row of a head in a scratch tensor.
+#[inline(always)]
+fn parts<const HEAD_DIM: u32>(p: &QuantizeParams, tensor: u64, head: u32) -> u64 {
+    tensor + head as u64 * tiles_row::<HEAD_DIM>(p.schedule.tiles_kv)
+}
+
+/// Address of a row of the statistics of a head.
+#[inline(always)]
+pub fn statistic<const HEAD_DIM: u32>(p: &QuantizeParams, statistic: Statistic, head: u32) -> u64 {
+    p.statistics + statistic.row(head) * tiles_row::<HEAD_DIM>(1)
 }
 
 /// Bytes of `tiles` rows of a scratch tensor.
@@ -239,5 +239,14 @@ unsafe fn store_row<const HEAD_DIM: u32>(feature: u32, address: u64, value: f32)
     if feature < HEAD_DIM {
         // SAFETY: the caller vouches for the row.
         unsafe { global::store_f32(address + (feature * 4) as u64, value) };
+    }
+}
+
+/// Posts a reduction's result, which the first `HEAD_DIM` threads have.
+#[inline(always)]
+unsafe fn post_row<const HEAD_DIM: u32>(feature: u32, address: u64, value: f32) {
+    if feature < HEAD_DIM {
+        // SAFETY: the caller vouches for the row.
+        unsafe { post(address + (feature * 4) as u64, value) };
     }
 }

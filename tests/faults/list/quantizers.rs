@@ -4,8 +4,10 @@ use super::killers::*;
 use crate::fault::Fault;
 
 const QK: &str = "kernels-gpu/src/quant/qk.rs";
-const V: &str = "kernels-gpu/src/quant/v.rs";
+const V: &str = "kernels-gpu/src/quant/v/fp8.rs";
 const STATS: &str = "kernels-gpu/src/quant/stats.rs";
+const POSTED: &str = "kernels-gpu/src/quant/posted.rs";
+const JOB: &str = "kernels-gpu/src/quant/job.rs";
 const TILE: &str = "kernels-gpu/src/quant/tile.rs";
 const LOOP: &str = "kernels-gpu/src/quant/quantize.rs";
 const DELTA_S: &str = "kernels-gpu/src/quant/delta_s.rs";
@@ -26,6 +28,14 @@ pub const FAULTS: &[Fault] = &[
         text: "let amax = if «exists(position.token(i))» { amax(&read(i)) } else { 0.0 };",
         bad: "true",
         tests: &[K80, Q80, REF],
+    },
+    Fault {
+        name: "padding-sets-scales-unsmoothed",
+        what: "tokens of padding take part in the largest magnitude of a group of Q that is not smoothed",
+        file: QK,
+        text: "largest = E::larger(largest, E::magnitudes(read(i), «exists(position.token(i))»));",
+        bad: "true",
+        tests: &[LARGE, REF],
     },
     Fault {
         name: "padding-in-block-mean",
@@ -86,9 +96,9 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "mean-of-another-head",
         what: "rows of grouped query heads take the K mean of the head with their own number",
-        file: QK,
-        text: "read8(p.k_mean + («job.head_kv» as u64 * HEAD_DIM as u64 + position.first_feature as u64) * 4) }; let mut i = 0;",
-        bad: "job.head % (p.schedule.heads)",
+        file: JOB,
+        text: "Role::Q if p.qk_mean != 0 => stats::statistic::<HEAD_DIM>(p, Statistic::KMean, «head_kv»),",
+        bad: "head % p.schedule.heads",
         tests: &[HEADS, TWO, REF],
     },
     Fault {
@@ -103,7 +113,7 @@ pub const FAULTS: &[Fault] = &[
         name: "mean-over-padded-length",
         what: "K's mean divides by the padded length",
         file: STATS,
-        text: "global::store_f32(p.k_mean + index * 4, sum / «p.seqlen_kv» as f32);",
+        text: "let mean = token_mean(sum, «p.seqlen_kv»); post_row::<HEAD_DIM>(feature, statistic::<HEAD_DIM>(p, Statistic::KMean,",
         bad: "p.seqlen_kv.div_ceil(128) * 128",
         tests: &[K80, Q80, REF],
     },
@@ -140,42 +150,42 @@ pub const FAULTS: &[Fault] = &[
         tests: &[LOW, REF, EMPTY],
     },
     Fault {
-        name: "statistics-published-early",
-        what: "a head's statistics are announced before all threads have written them",
-        file: STATS,
-        text: "«thread::sync_threads()»; if thread == 0 { atomic::store_release",
-        bad: "()",
-        tests: &[K80, Q80, ORDER, REF],
-    },
-    Fault {
-        name: "tile-counted-early",
-        what: "a tile is counted before all threads have written its sums",
-        file: STATS,
-        text: "«thread::sync_threads()»; if thread == 0 { shared::store_u32(word,",
-        bad: "()",
-        tests: &[K80, Q80, ORDER, REF],
-    },
-    Fault {
-        name: "statistics-published-without-release",
-        what: "a head's statistics are announced by an ordinary store",
-        file: STATS,
-        text: "«atomic::store_release(counter, Progress::READY)»;",
-        bad: "global::store_u32(counter, Progress::READY)",
-        tests: &[K80, Q80, ORDER, REF],
-    },
-    Fault {
-        name: "statistics-not-awaited",
-        what: "V is quantized without waiting for its scales",
-        file: LOOP,
-        text: "«stats::wait(p.progress + Progress::v(job.head_kv) * 4)»;",
-        bad: "()",
+        name: "words-taken-before-they-come",
+        what: "a word that another CTA is to leave is taken as it is",
+        file: POSTED,
+        text: "while «!self.are_here()» {",
+        bad: "false",
         tests: &[ORDER, K80, Q80, REF],
+    },
+    Fault {
+        name: "nobody-reduces",
+        what: "no CTA takes itself for the one that has begun a head's last tile",
+        file: LOOP,
+        text: "shared::store_u32(is_last, («begun == p.schedule.tiles_kv») as u32);",
+        bad: "begun == u32::MAX",
+        tests: &[K80, Q80, ORDER, REF],
+    },
+    Fault {
+        name: "tile-out-of-turn-with-statistics",
+        what: "a tile that comes before an older one takes the statistics that the older one has requested",
+        file: LOOP,
+        text: "(now, job, statistics) = (other(first), next, «None»);",
+        bad: "statistics",
+        tests: &[TURN, REF],
+    },
+    Fault {
+        name: "minus-zero-posted",
+        what: "a word that is to say that it has come says nothing if it is minus zero",
+        file: "host/spec/src/schedule.rs",
+        text: "(-(«x + 0.0»)).to_bits()",
+        bad: "x",
+        tests: &[NOZERO, MINUS],
     },
     Fault {
         name: "copies-not-awaited",
         what: "a tile is read before its copies have landed",
         file: LOOP,
-        text: "if buffers == 2 { «cp_async::wait_group::<1>()»; } else {",
+        text: "if buffers == 2 { «cp_async::wait_group::<1>()»; let waits",
         bad: "()",
         tests: &[FT, ODD, REF],
     },
@@ -183,7 +193,7 @@ pub const FAULTS: &[Fault] = &[
         name: "tile-overwritten",
         what: "no barrier between the last read of a tile and the copies of the next",
         file: LOOP,
-        text: "v::fp8::<E, HEAD_DIM>(p, &job, cta, base, position); } } «thread::sync_threads()»;",
+        text: "stats::reduce_rounding::<E, HEAD_DIM>(p, job.head, cta, thread::reread_thread_idx_x()); } } } «thread::sync_threads()»;",
         bad: "()",
         tests: &[K80, ORDER, REF],
     },
@@ -191,15 +201,15 @@ pub const FAULTS: &[Fault] = &[
         name: "tile-reads-past-the-end",
         what: "a partial tile is copied as if it were whole",
         file: TILE,
-        text: "let token = «(self.first_token() + token).min(tokens - 1)»;",
-        bad: "self.first_token() + token",
+        text: "let token = «(self.first_token + token).min(self.tokens - 1)»;",
+        bad: "self.first_token + token",
         tests: &[K80, Q80, REF],
     },
     Fault {
         name: "features-read-past-the-end",
         what: "the last features of a row are read as if eight were there",
         file: TILE,
-        text: "E::load_word(from.wrapping_add((word * 4) as u64), «head_dim.saturating_sub(first)»);",
+        text: "let exist = «self.head_dim.saturating_sub(first)»;",
         bad: "4",
         tests: &[ODD, FEAT, REF],
     },
@@ -223,9 +233,9 @@ pub const FAULTS: &[Fault] = &[
         name: "v-padding-gets-codes",
         what: "tokens of padding of V have the codes of the last token instead of zeros",
         file: V,
-        text: "if «exists[i]» { channels.scale(c,",
-        bad: "exists[i] || c < 8",
-        tests: &[K89, K90, REF],
+        text: "words[c] = if short_of_registers { word } else { word & «mask» };",
+        bad: "!0",
+        tests: &[BITS16, REF],
     },
     Fault {
         name: "v-tokens-out-of-order",
@@ -234,6 +244,22 @@ pub const FAULTS: &[Fault] = &[
         text: "let x = «[0, 1, 8, 9]».map(|offset|",
         bad: "[0, 8, 1, 9]",
         tests: &[K89, K90, REF],
+    },
+    Fault {
+        name: "v-padding-gets-codes-where-registers-are-few",
+        what: "tokens of padding of V in f32 have the codes of the last token instead of zeros",
+        file: V,
+        text: "x = [0, 1, 2, 3].map(|i| if «exists[i]» { x[i] } else { 0.0 });",
+        bad: "exists[i] || c < 8",
+        tests: &[K89, K90, REF],
+    },
+    Fault {
+        name: "v-rounding-of-padding",
+        what: "what V was rounded by counts tokens of padding",
+        file: V,
+        text: "math::fma(difference, «weight[i]», rounding[c])",
+        bad: "1.0",
+        tests: &[BITS16, REF],
     },
     Fault {
         name: "v-rounding-of-the-last-round",
@@ -245,9 +271,9 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "v-offset-of-one-tile",
-        what: "V's offsets are made when the first of a head's tiles is quantized",
+        what: "V's offsets are made of the first of a head's tiles",
         file: STATS,
-        text: "store_row::<HEAD_DIM>(thread, parts + tiles_row::<HEAD_DIM>(job.tile), rounding); if is_last(thread, counter, «tiles», cta",
+        text: "let rounding = reduce_chunks::<HEAD_DIM>(table, feature, rows, «p.schedule.tiles_kv», 0.0, add);",
         bad: "1",
         tests: &[K89, K90, RING],
     },

@@ -38,6 +38,28 @@ pub unsafe fn add_f32(address: u64, value: f32) -> f32 {
     f32::from_bits(call(Location::caller(), |machine, _| machine.atomic(address, Order::Relaxed, sum)))
 }
 
+/// `ld.relaxed.gpu.global.v4.u32` [ld]: four words, each as somebody has written it. Other threads go on first.
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline]
+#[track_caller]
+pub unsafe fn load_relaxed_x4(address: u64) -> [u32; 4] {
+    let at = Location::caller();
+    call_waiting(at, |machine, at| machine.spin(address, at), |_| ());
+    [0, 4, 8, 12].map(|byte| call(at, |machine, _| machine.atomic(address + byte, Order::Relaxed, |old| old)))
+}
+
+/// `st.relaxed.gpu.global.u32` [st]: others see it some time; orders nothing.
+///
+/// # Safety
+/// As for [`add_relaxed`].
+#[inline]
+#[track_caller]
+pub unsafe fn store_relaxed(address: u64, value: u32) {
+    call(Location::caller(), |machine, _| machine.atomic(address, Order::Relaxed, |_| value).map(drop))
+}
+
 /// `ld.acquire.gpu.global.u32` [ld]. Other threads go on first.
 ///
 /// # Safety

@@ -132,6 +132,37 @@ pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
     store(Location::caller(), address, &value.to_le_bytes());
 }
 
+/// `st.global.cs.b32` [st]: [`store_u32`] of what is read late, if at all.
+///
+/// # Safety
+/// As for [`load_u16`].
+#[inline]
+#[track_caller]
+pub unsafe fn stream_u32(address: u64, value: u32) {
+    store(Location::caller(), address, &value.to_le_bytes());
+}
+
+/// `st.global.cs.v2.b32` [st], as [`stream_u32`].
+///
+/// # Safety
+/// As for [`load_u16`].
+#[inline]
+#[track_caller]
+pub unsafe fn stream_u32x2(address: u64, value: [u32; 2]) {
+    let value = u64::from(value[1]) << 32 | u64::from(value[0]);
+    store(Location::caller(), address, &value.to_le_bytes());
+}
+
+/// `st.global.cs.v4.b32` [st], as [`stream_u32`].
+///
+/// # Safety
+/// As for [`load_u16`].
+#[inline]
+#[track_caller]
+pub unsafe fn stream_u32x4(address: u64, value: [u32; 4]) {
+    store(Location::caller(), address, &bytes(value));
+}
+
 /// `st.global.v4.b32` [st].
 ///
 /// # Safety

@@ -45,6 +45,38 @@ pub fn min_propagate_nan(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() { CANONICAL_NAN } else { min(a, b) }
 }
 
+/// Twice the larger of two 16-bit floats, which `widen` makes numbers; NaN if either is.
+fn max_propagate_nan_x2(a: u32, b: u32, widen: impl Fn(u16) -> f32) -> u32 {
+    let half = |shift: u32| {
+        let (a, b) = ((a >> shift) as u16, (b >> shift) as u16);
+        let (x, y) = (widen(a), widen(b));
+        if x.is_nan() || y.is_nan() {
+            0x7fff
+        } else if max(x, y).to_bits() == x.to_bits() {
+            u32::from(a)
+        } else {
+            u32::from(b)
+        }
+    };
+    half(0) | half(16) << 16
+}
+
+/// `max.NaN.f16x2`: twice the larger of two f16; NaN, always 0x7fff, if either is.
+#[inline]
+#[track_caller]
+pub fn max_propagate_nan_f16x2(a: u32, b: u32) -> u32 {
+    check_finished(Location::caller(), [a, b]);
+    max_propagate_nan_x2(a, b, f16_to_f32)
+}
+
+/// `max.NaN.bf16x2`: twice the larger of two bf16; NaN, always 0x7fff, if either is.
+#[inline]
+#[track_caller]
+pub fn max_propagate_nan_bf16x2(a: u32, b: u32) -> u32 {
+    check_finished(Location::caller(), [a, b]);
+    max_propagate_nan_x2(a, b, |x| f32::from_bits(u32::from(x) << 16))
+}
+
 /// `abs.f32` [abs].
 #[inline]
 pub fn abs(a: f32) -> f32 {

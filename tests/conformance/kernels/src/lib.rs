@@ -151,6 +151,7 @@ kernels! {
     fma(x: 3) -> 1 = [math::fma(f(x[0]), f(x[1]), f(x[2])).to_bits()];
     fma_saturate(x: 3) -> 1 = [math::fma_saturate(f(x[0]), f(x[1]), f(x[2])).to_bits()];
     fma_f16x2(x: 3) -> 1 = [math::fma_f16x2(x[0], x[1], x[2])];
+    max_propagate_nan_x2(x: 2) -> 2 = [math::max_propagate_nan_f16x2(x[0], x[1]), math::max_propagate_nan_bf16x2(x[0], x[1])];
     max(x: 2) -> 1 = [math::max(f(x[0]), f(x[1])).to_bits()];
     max_propagate_nan(x: 2) -> 1 = [math::max_propagate_nan(f(x[0]), f(x[1])).to_bits()];
     min_propagate_nan(x: 2) -> 1 = [math::min_propagate_nan(f(x[0]), f(x[1])).to_bits()];

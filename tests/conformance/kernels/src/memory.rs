@@ -44,7 +44,7 @@ global_kernels! {
 /// Every store to global memory, then reads of what other threads of the CTA stored.
 ///
 /// # Safety
-/// [`Buffers`] of one CTA of 128 threads; 17 words a thread are written.
+/// [`Buffers`] of one CTA of 128 threads; 28 words a thread are written.
 #[kernel(max_threads = 128)]
 pub unsafe fn global_stores(p: Buffers) {
     let me = thread::thread_idx_x();
@@ -64,6 +64,14 @@ pub unsafe fn global_stores(p: Buffers) {
         global::store_u32x4(at(9, 4, me), v.map(f32::to_bits));
         let word = |first, thread| global::read_f32(at(first, 1, thread)).to_bits();
         global::store_u32x4(at(13, 4, me), [word(4, me ^ 65), word(6, me ^ 1), word(7, 127 - me), word(8, me ^ 77)]);
+        global::stream_u32x4(at(17, 4, me), [x[2], x[0], x[3], x[1]]);
+        global::stream_u32x2(at(21, 2, me), [x[0], x[2]]);
+        global::stream_u32(at(23, 1, me), x[3]);
+        thread::sync_threads();
+        global::store_u32x4(
+            at(24, 4, me),
+            [word(17, me ^ 65), word(18, me ^ 1), word(21, 127 - me), word(23, me ^ 77)],
+        );
     }
 }
 
@@ -134,6 +142,34 @@ pub unsafe fn chain(p: Buffers) {
         if me == 0 {
             atomic::store_release(flag + 4, 1);
         }
+    }
+}
+
+/// The same chain by words that say for themselves that they have come, as they are zero before.
+///
+/// # Safety
+/// As for [`chain`]; the image has four words of zero and one for each thread.
+#[kernel(max_threads = 128)]
+pub unsafe fn chain_of_words(p: Buffers) {
+    let (smem, me) = (shared::dynamic_shared_mem(), thread::thread_idx_x());
+    // SAFETY: forwarded contract; words are accessed by atomic operations only.
+    unsafe {
+        if me == 0 {
+            shared::store_u32(smem, atomic::add_relaxed(p.image, 1));
+        }
+        thread::sync_threads();
+        let rank = shared::load_u32(smem);
+        let word = |rank: u32, thread: u32| p.image + (4 + rank * 128 + thread) as u64 * 4;
+        let mut sum = me + 1;
+        if rank > 0 {
+            let mut words = [0; 4];
+            while words[0] == 0 || words[1] == 0 || words[2] == 0 || words[3] == 0 {
+                words = atomic::load_relaxed_x4(word(rank - 1, (me ^ 33) / 4 * 4));
+            }
+            sum += (words[0] + 3 * words[1] + 5 * words[2] + 7 * words[3]) % 65_521;
+        }
+        global::store_u32(p.output + (rank * 128 + me) as u64 * 4, sum);
+        atomic::store_relaxed(word(rank, me), sum);
     }
 }
 

@@ -77,6 +77,9 @@ fn check(plan: &Plan, bytes: &mut Bytes<'_>) {
         end = buffer.offset_bytes + buffer.bytes;
     }
     assert_eq!(end, plan.workspace().total_bytes());
+    for buffer in plan.workspace().buffers() {
+        assert_eq!(buffer.slot.is_cleared(), buffer.offset_bytes < plan.workspace().cleared_bytes(), "{buffer:?}");
+    }
     assert!(i64::try_from(end).is_ok());
     assert_eq!(plan.entries().is_empty(), problem.is_empty());
     assert_eq!(plan.chunks().count() == 0, problem.is_empty());
@@ -87,8 +90,7 @@ fn check(plan: &Plan, bytes: &mut Bytes<'_>) {
         assert!((32..=1024).contains(&step.entry.cta.threads) && step.entry.cta.threads.is_multiple_of(32));
         assert!(step.entry.cta.smem_bytes <= device.smem_opt_in);
         assert!(step.chunk.head_count >= 1 && step.chunk.block_count >= 1);
-        // The progress of CTAs is cleared before it is counted.
-        assert_eq!(step.entry.kernel.clears().is_some(), step.entry.kernel == Kernel::Quantize);
+        assert_eq!(step.entry.kernel.needs_clearing(), step.entry.kernel == Kernel::Quantize);
     }
     if bytes.once_in(8) {
         assert!(plan.explain().lines().count() > 5);

@@ -51,6 +51,8 @@ golden! {
     atomic_add_acq_rel(address: u64, value: u32) -> u32 = atomic::add_acq_rel(address, value);
     atomic_add_f32(address: u64, value: f32) -> f32 = atomic::add_f32(address, value);
     atomic_load_acquire(address: u64) -> u32 = atomic::load_acquire(address);
+    atomic_load_relaxed_x4(address: u64) -> [u32; 4] = atomic::load_relaxed_x4(address);
+    atomic_store_relaxed(address: u64, value: u32) = atomic::store_relaxed(address, value);
     atomic_store_release(address: u64, value: u32) = atomic::store_release(address, value);
 
     convert_f16_to_f32(bits: u32) -> f32 = convert::f16_to_f32(bits);
@@ -79,6 +81,9 @@ golden! {
     global_store_f32(address: u64, value: f32) = global::store_f32(address, value);
     global_store_u32x2(address: u64, a: u32, b: u32) = global::store_u32x2(address, [a, b]);
     global_store_u32x4(address: u64, a: u32, b: u32, c: u32, d: u32) = global::store_u32x4(address, [a, b, c, d]);
+    global_stream_u32(address: u64, value: u32) = global::stream_u32(address, value);
+    global_stream_u32x2(address: u64, a: u32, b: u32) = global::stream_u32x2(address, [a, b]);
+    global_stream_u32x4(address: u64, a: u32, b: u32, c: u32, d: u32) = global::stream_u32x4(address, [a, b, c, d]);
 
     hint_opaque(value: u32) -> u32 = hint::opaque(value);
 
@@ -98,6 +103,8 @@ golden! {
     math_distinct_copy(x: f32) -> f32 = math::distinct_copy(x);
     math_fma_saturate(a: f32, b: f32, c: f32) -> f32 = math::fma_saturate(a, b, c);
     math_fma_f16x2(a: u32, b: u32, c: u32) -> u32 = math::fma_f16x2(a, b, c);
+    math_max_propagate_nan_f16x2(a: u32, b: u32) -> u32 = math::max_propagate_nan_f16x2(a, b);
+    math_max_propagate_nan_bf16x2(a: u32, b: u32) -> u32 = math::max_propagate_nan_bf16x2(a, b);
     math_max_s32(a: u32, b: u32) -> u32 = math::max_s32(a, b);
 
     mma_m16n8k64_s4(
