@@ -148,7 +148,7 @@ fn each_call_has_its_error() {
         for (name, call) in [
             ("cuStreamCreate", "creating a stream"),
             ("cuMemcpyHtoDAsync", "copying to the device"),
-            ("cuMemsetD8Async", "clearing a buffer"),
+            ("cuMemsetD8Async", "clearing the workspace"),
             ("cuTensorMapEncodeTiled", "making a tensor map"),
             ("cuLaunchKernel", "launching a kernel"),
             ("cuEventRecord", "recording an event"),
