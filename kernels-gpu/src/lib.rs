@@ -32,6 +32,8 @@ mod merge;
 mod quant;
 #[cfg(any(target_arch = "nvptx64", feature = "executor"))]
 mod rows;
+#[cfg(any(target_arch = "nvptx64", feature = "executor"))]
+mod words;
 
 /// Nothing in a kernel may panic: a call to this function in the PTX fails the lint.
 #[cfg(target_arch = "nvptx64")]

@@ -25,12 +25,17 @@ fn setups(dims: Dims) -> impl Iterator<Item = Setup> {
     })
 }
 
+/// Tensors of `zero`, of either sign, give zeros.
+fn check_zeros(setup: &Setup, zero: f32) {
+    let zero = |_, _, _| zero;
+    let outcome = check(&setup.case(&zero, &zero, &zero));
+    assert!(outcome.out.iter().all(|x| x.to_bits() & 0x7fff_ffff == 0), "{}", setup.stem.name);
+}
+
 #[test]
 fn zero_tensors_give_zeros() {
     for setup in setups(DIMS) {
-        let zero = |_, _, _| 0.0;
-        let outcome = check(&setup.case(&zero, &zero, &zero));
-        assert!(outcome.out.iter().all(|x| x.to_bits() & 0x7fff_ffff == 0), "{}", setup.stem.name);
+        check_zeros(&setup, 0.0);
         // A channel of V and a token of K.
         let v = |h, n, d| if d == 5 { 0.0 } else { noisy_v(h, n, d) };
         let k = |h, n, d| if n == 3 { 0.0 } else { noisy_k(h, n, d) };
@@ -41,9 +46,7 @@ fn zero_tensors_give_zeros() {
 #[test]
 fn minus_zeros_are_zeros() {
     for setup in setups(DIMS) {
-        let zero = |_, _, _| -0.0;
-        let outcome = check(&setup.case(&zero, &zero, &zero));
-        assert!(outcome.out.iter().all(|x| x.to_bits() & 0x7fff_ffff == 0), "{}", setup.stem.name);
+        check_zeros(&setup, -0.0);
     }
 }
 

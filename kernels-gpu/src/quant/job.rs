@@ -9,6 +9,7 @@ use super::element::Element;
 use super::lanes::TOKENS;
 use super::stats;
 use super::tile::Source;
+use crate::words::{join, split};
 
 /// The work of a round, in shared memory before that of its [`Source`].
 #[derive(Clone, Copy)]
@@ -92,7 +93,7 @@ impl Job {
     /// As for [`Job::publish`].
     #[inline(always)]
     unsafe fn write(&self, slot: u32) {
-        let (low, high) = (self.awaited as u32, (self.awaited >> 32) as u32);
+        let [low, high] = split(self.awaited);
         // SAFETY: the caller vouches for the slot.
         unsafe {
             shared::store_u32x4(slot, [self.role, self.head, self.tile, self.counter]);
@@ -109,7 +110,7 @@ impl Job {
         // SAFETY: the caller vouches for the barrier.
         let ([role, head, tile, counter], [low, high, read_again, _]) =
             unsafe { (shared::load_u32x4(slot), shared::load_u32x4(slot + 16)) };
-        Job { role, head, tile, counter, awaited: low as u64 | (high as u64) << 32, read_again: read_again != 0 }
+        Job { role, head, tile, counter, awaited: join([low, high]), read_again: read_again != 0 }
     }
 
     /// Where the tile of the work at `slot` comes from.

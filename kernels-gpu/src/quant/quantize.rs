@@ -100,7 +100,7 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(p:
             let base = buffer(now);
             // Who has begun the last tile of a head reduces what all of them leave: the others are being finished, and wait for
             // smaller tickets only.
-            let is_last = || {
+            let reduces = || {
                 if thread::reread_thread_idx_x() == 0 {
                     shared::store_u32(is_last, (begun == p.schedule.tiles_kv) as u32);
                 }
@@ -109,12 +109,12 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(p:
             };
             if is(Role::KStatistics) {
                 stats::k::<E, HEAD_DIM>(p, &job, cta, base, position);
-                if is_last() {
+                if reduces() {
                     stats::reduce_k::<E, HEAD_DIM>(p, job.head, cta, thread::reread_thread_idx_x());
                 }
             } else if is(Role::VStatistics) {
                 stats::v::<E, HEAD_DIM>(p, &job, cta, base, position);
-                if is_last() {
+                if reduces() {
                     stats::reduce_v::<E, HEAD_DIM, V_IS_F16>(p, job.head, cta, thread::reread_thread_idx_x());
                 }
             } else if is(Role::Q) {
@@ -138,7 +138,7 @@ pub unsafe fn quantize<E: Element, const HEAD_DIM: u32, const V_IS_F16: bool>(p:
                     } else {
                         v::fp8::fp8::<E, HEAD_DIM, false>(p, &job, cta, base, position, statistics);
                     }
-                    if is_last() {
+                    if reduces() {
                         stats::reduce_rounding::<E, HEAD_DIM>(p, job.head, cta, thread::reread_thread_idx_x());
                     }
                 }
@@ -159,11 +159,12 @@ unsafe fn stage<E: Element, const HEAD_DIM: u32>(slot: u32, buffer: u32, positio
         let (job, source) = (Job::read(slot), Job::read_source(slot));
         // K and V are read twice, and the second read finds them in the cache if nothing else stays there. A policy is a
         // descriptor in uniform registers, where each copy would move one that was chosen before.
-        if job.role == DONE {
-        } else if job.read_again {
-            source.stage::<E, HEAD_DIM, false>(buffer, position, Some(cp_async::evict_last()));
-        } else {
-            source.stage::<E, HEAD_DIM, false>(buffer, position, Some(cp_async::evict_first()));
+        if job.role != DONE {
+            if job.read_again {
+                source.stage::<E, HEAD_DIM, false>(buffer, position, Some(cp_async::evict_last()));
+            } else {
+                source.stage::<E, HEAD_DIM, false>(buffer, position, Some(cp_async::evict_first()));
+            }
         }
     }
     cp_async::commit_group();

@@ -8,6 +8,7 @@ use sage_spec::params::TensorArg;
 
 use super::element::Element;
 use super::lanes::{LANES, PER_THREAD, Position, TOKENS};
+use crate::words::{join, split};
 
 /// Where a CTA's tables lie.
 pub const fn smem<E: Element, const HEAD_DIM: u32>() -> QuantizeSmem {
@@ -55,10 +56,10 @@ impl Source {
     /// 32 bytes at `slot` are 16-byte aligned, and read by nobody until a barrier.
     #[inline(always)]
     pub unsafe fn write(&self, slot: u32) {
-        let (base, stride) = (self.base, self.stride as u64);
+        let ([a, b], [c, d]) = (split(self.base), split(self.stride as u64));
         // SAFETY: the caller vouches for the slot.
         unsafe {
-            shared::store_u32x4(slot, [base as u32, (base >> 32) as u32, stride as u32, (stride >> 32) as u32]);
+            shared::store_u32x4(slot, [a, b, c, d]);
             shared::store_u32x4(slot + 16, [self.first_token, self.tokens, self.head_dim, self.vectorized as u32]);
         }
     }
@@ -72,8 +73,7 @@ impl Source {
         // SAFETY: the caller vouches for the barrier.
         let ([a, b, c, d], [first_token, tokens, head_dim, vectorized]) =
             unsafe { (shared::load_u32x4(slot), shared::load_u32x4(slot + 16)) };
-        let wide = |lo: u32, hi: u32| lo as u64 | (hi as u64) << 32;
-        let (base, stride) = (wide(a, b), wide(c, d) as i64);
+        let (base, stride) = (join([a, b]), join([c, d]) as i64);
         Source { base, stride, first_token, tokens, head_dim, vectorized: vectorized != 0 }
     }
 

@@ -139,7 +139,8 @@ pub unsafe fn store_u32x2(address: u64, value: [u32; 2]) {
 #[inline]
 #[track_caller]
 pub unsafe fn stream_u32(address: u64, value: u32) {
-    store(Location::caller(), address, &value.to_le_bytes());
+    // SAFETY: forwarded contract.
+    unsafe { store_u32(address, value) }
 }
 
 /// `st.global.cs.v2.b32` [st], as [`stream_u32`].
@@ -149,8 +150,8 @@ pub unsafe fn stream_u32(address: u64, value: u32) {
 #[inline]
 #[track_caller]
 pub unsafe fn stream_u32x2(address: u64, value: [u32; 2]) {
-    let value = u64::from(value[1]) << 32 | u64::from(value[0]);
-    store(Location::caller(), address, &value.to_le_bytes());
+    // SAFETY: forwarded contract.
+    unsafe { store_u32x2(address, value) }
 }
 
 /// `st.global.cs.v4.b32` [st], as [`stream_u32`].
@@ -160,7 +161,8 @@ pub unsafe fn stream_u32x2(address: u64, value: [u32; 2]) {
 #[inline]
 #[track_caller]
 pub unsafe fn stream_u32x4(address: u64, value: [u32; 4]) {
-    store(Location::caller(), address, &bytes(value));
+    // SAFETY: forwarded contract.
+    unsafe { store_u32x4(address, value) }
 }
 
 /// `st.global.v4.b32` [st].

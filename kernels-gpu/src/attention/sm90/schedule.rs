@@ -6,6 +6,7 @@ use sage_spec::sm90::{BLOCK_KV, Sm90AttentionParams};
 use sage_spec::tiling;
 
 use super::config::Config;
+use crate::words::{join, split};
 
 const KEYS: u32 = BLOCK_KV as u32;
 
@@ -127,7 +128,8 @@ impl Work {
             let head = work.head_q - batch * p.num_heads_q;
             let first = batch as i64 * p.out.stride_batch + head as i64 * p.out.stride_head;
             let address = p.out.ptr.wrapping_add((first * if p.out_dtype == 2 { 4 } else { 2 }) as u64);
-            shared::store_u32x4(shared + 16, [address as u32, (address >> 32) as u32, work.first_tile, 0]);
+            let (second, [low, high]) = (shared + 16, split(address));
+            shared::store_u32x4(second, [low, high, work.first_tile, 0]);
         }
     }
 
@@ -171,7 +173,7 @@ impl Work {
     #[inline(always)]
     pub unsafe fn load_out(shared: u32) -> u64 {
         // SAFETY: forwarded contract.
-        unsafe { shared::load_u32(shared + 16) as u64 | (shared::load_u32(shared + 20) as u64) << 32 }
+        unsafe { join([shared::load_u32(shared + 16), shared::load_u32(shared + 20)]) }
     }
 }
 

@@ -112,6 +112,23 @@ pub unsafe fn tickets(p: Buffers) {
     }
 }
 
+/// How many CTAs have started before this one, counted by the word `counter`.
+///
+/// # Safety
+/// The word is zero before the launch and nobody else's; all threads of the CTA call it once, `me` is their index.
+#[inline(always)]
+unsafe fn rank_of_cta(counter: u64, me: u32) -> u32 {
+    let smem = shared::dynamic_shared_mem();
+    // SAFETY: the barrier lies between the store and the loads.
+    unsafe {
+        if me == 0 {
+            shared::store_u32(smem, atomic::add_relaxed(counter, 1));
+        }
+        thread::sync_threads();
+        shared::load_u32(smem)
+    }
+}
+
 /// A chain of CTAs, each of which waits for the one before, reads what all of its threads have written and adds to
 /// it. The order is that in which CTAs start, so that nobody waits for one that has not.
 ///
@@ -120,14 +137,10 @@ pub unsafe fn tickets(p: Buffers) {
 /// more; a word a thread is written.
 #[kernel(max_threads = 128)]
 pub unsafe fn chain(p: Buffers) {
-    let (smem, me) = (shared::dynamic_shared_mem(), thread::thread_idx_x());
+    let me = thread::thread_idx_x();
     // SAFETY: forwarded contract; a word of the output is read after its writer's flag was acquired.
     unsafe {
-        if me == 0 {
-            shared::store_u32(smem, atomic::add_relaxed(p.image, 1));
-        }
-        thread::sync_threads();
-        let rank = shared::load_u32(smem);
+        let rank = rank_of_cta(p.image, me);
         let flag = p.image + 4 + rank as u64 * 4;
         let mut sum = me as f32;
         if rank > 0 {
@@ -151,14 +164,10 @@ pub unsafe fn chain(p: Buffers) {
 /// As for [`chain`]; the image has four words of zero and one for each thread.
 #[kernel(max_threads = 128)]
 pub unsafe fn chain_of_words(p: Buffers) {
-    let (smem, me) = (shared::dynamic_shared_mem(), thread::thread_idx_x());
+    let me = thread::thread_idx_x();
     // SAFETY: forwarded contract; words are accessed by atomic operations only.
     unsafe {
-        if me == 0 {
-            shared::store_u32(smem, atomic::add_relaxed(p.image, 1));
-        }
-        thread::sync_threads();
-        let rank = shared::load_u32(smem);
+        let rank = rank_of_cta(p.image, me);
         let word = |rank: u32, thread: u32| p.image + (4 + rank * 128 + thread) as u64 * 4;
         let mut sum = me + 1;
         if rank > 0 {
